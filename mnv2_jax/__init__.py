@@ -1,0 +1,12 @@
+"""MobileNetV2 in JAX and Flax, and the claims of its paper as experiments.
+
+"MobileNetV2: Inverted Residuals and Linear Bottlenecks", Sandler et al., CVPR 2018, arXiv:1801.04381.
+"""
+
+from mnv2_jax.models.blocks import InvertedResidual
+from mnv2_jax.models.layers import make_divisible
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2, unit_strides_for
+
+__version__ = "0.1.0"
+
+__all__ = ["InvertedResidual", "MobileNetV2", "make_divisible", "unit_strides_for"]

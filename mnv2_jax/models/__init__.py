@@ -1,0 +1,1 @@
+"""What is computed: pure flax.linen modules, without training and without data."""

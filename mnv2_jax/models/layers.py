@@ -1,0 +1,347 @@
+"""The vocabulary of the networks: convolutions, batch norm, activations, `make_divisible`.
+
+Images are NHWC. Kernels are HWIO; a depthwise kernel is (height, width, 1, channels), as in
+`lax.conv_general_dilated` with one feature group a channel.
+
+A convolution has two forms that compute the same function. TPUs and GPUs get XLA's native convolution. On
+CPU, where XLA runs a depthwise convolution 15 to 50 times slower than the same nine multiply-adds on shifted
+images, it is written as shifts and matrix products, with its derivatives. The choice is made where the
+program is lowered (`lax.platform_dependent`), so that a program compiled on a CPU host for a TPU gets the
+TPU's form. The CPU forms have reverse-mode derivatives only (`jax.grad`, `jax.vjp`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Rows added above and below, columns added left and right."""
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round a channel count to the nearest multiple of `divisor`, never losing more than 10 %.
+
+    The rule of the paper's own code: round half up, at least one `divisor`, and one `divisor` more where
+    rounding would take away over a tenth (tensorflow/models, research/slim/nets/mobilenet/mobilenet.py).
+
+    Raises:
+        ValueError: if `value` or `divisor` is not positive.
+    """
+    if value <= 0 or divisor <= 0:
+        raise ValueError(f"make_divisible needs positive numbers, got value={value} and divisor={divisor}")
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+# --- Activations -----------------------------------------------------------------------------------------
+
+
+def relu6(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """min(max(x, 0), 6), the paper's non-linearity (Sec. 3.3), with derivative 0 at both corners.
+
+    As a clamp its backward pass is one mask; `jnp.minimum(jnp.maximum(...))` splits gradients at ties.
+    """
+    return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
+
+
+Activation = Literal["linear", "relu6", "relu", "leaky_relu", "elu", "hard_swish", "swish", "tanh"]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda x: x,
+    "relu6": relu6,
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "hard_swish": nn.hard_swish,
+    "swish": nn.swish,
+    "tanh": nn.tanh,
+}
+
+# --- Numeric conventions ---------------------------------------------------------------------------------
+
+ConventionName = Literal["tensorflow", "pytorch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What the paper's TensorFlow code and its PyTorch ports do differently.
+
+    Attributes:
+        symmetric_padding: pad (k-1)/2 on both sides (torchvision), else TensorFlow's SAME, which puts the
+            odd pixel of a strided convolution at the end: (0, 1) for a 3x3 on an even input.
+        epsilon: added to the variance in batch norm.
+        kernel_init: of every convolution.
+        classifier_init: of the last, fully connected layer.
+
+    Source: slim/nets/mobilenet (truncated normal 0.09, epsilon 1e-3) and torchvision/models/mobilenetv2.py
+    (Kaiming normal on fan-out, which is 9C for a depthwise kernel; N(0, 0.01); epsilon 1e-5).
+    """
+
+    symmetric_padding: bool
+    epsilon: float
+    kernel_init: nn.initializers.Initializer
+    classifier_init: nn.initializers.Initializer
+
+    def padding(self, size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+        """Rows (or columns) to add before and after an axis of `size` pixels."""
+        if self.symmetric_padding:
+            return (kernel_size - 1) // 2, (kernel_size - 1) // 2
+        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+        return total // 2, total - total // 2
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "tensorflow": Convention(
+        symmetric_padding=False,
+        epsilon=1e-3,
+        # jax's truncated normal leaves the standard deviation uncorrected for the truncation, as slim's does.
+        kernel_init=nn.initializers.truncated_normal(0.09),
+        classifier_init=nn.initializers.truncated_normal(0.09),
+    ),
+    "pytorch": Convention(
+        symmetric_padding=True,
+        epsilon=1e-5,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        classifier_init=nn.initializers.normal(0.01),
+    ),
+}
+
+# --- Convolutions ----------------------------------------------------------------------------------------
+
+
+def _native_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
+def _taps(x: jax.Array, kernel_size: tuple[int, int], stride: int, padding: Padding) -> list[jax.Array]:
+    """The input as each tap of the kernel sees it: one strided view of the padded input a tap, row by row."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    n, height, width, channels = x.shape
+    rows = (height - kernel_size[0]) // stride + 1
+    columns = (width - kernel_size[1]) // stride + 1
+    return [
+        lax.slice(
+            x,
+            (0, i, j, 0),
+            (n, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, channels),
+            (1, stride, stride, 1),
+        )
+        for i in range(kernel_size[0])
+        for j in range(kernel_size[1])
+    ]
+
+
+def _shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    height, width, _, channels = kernel.shape
+    weights = kernel.reshape(height * width, channels)
+    taps = _taps(x, (height, width), stride, padding)
+    return sum((tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _cpu_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return _shifted_depthwise(x, kernel, stride, padding)
+
+
+def _cpu_depthwise_forward(x, kernel, stride, padding):
+    return _shifted_depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _cpu_depthwise_backward(stride, padding, residuals, dy):
+    x, kernel = residuals
+    height, width, _, channels = kernel.shape
+
+    # The gradient of the input is the same convolution of the spread-out dy with the turned kernel.
+    def spread(axis: int, size: int) -> tuple[int, int, int]:
+        low = size - 1 - padding[axis - 1][0]
+        reach = (dy.shape[axis] - 1) * stride + 1
+        return low, x.shape[axis] + size - 1 - low - reach, stride - 1
+
+    spread_dy = lax.pad(
+        dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0))
+    )
+    dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+
+    # The gradient of the kernel sums over all images. Image after image keeps the working set in cache and
+    # is elementwise, which vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower.
+    def add_image(sums, example):
+        image, image_dy = example
+        taps = _taps(image[None], (height, width), stride, padding)
+        return [total + tap[0] * image_dy for total, tap in zip(sums, taps, strict=True)], None
+
+    zeros = [jnp.zeros(dy.shape[1:], dy.dtype)] * (height * width)
+    sums, _ = lax.scan(add_image, zeros, (x, dy))
+    dkernel = jnp.stack([jnp.sum(total, axis=(0, 1)) for total in sums])
+    return dx, dkernel.reshape(height, width, 1, channels).astype(kernel.dtype)
+
+
+_cpu_depthwise.defvjp(_cpu_depthwise_forward, _cpu_depthwise_backward)
+
+
+@jax.custom_vjp
+def _cpu_pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+def _cpu_pointwise_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _cpu_pointwise_backward(residuals, dy):
+    x, kernel = residuals
+    batch = tuple(range(x.ndim - 1))
+    dx = lax.dot_general(dy, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+    # Written as x^T dy. XLA's own derivative is (dy^T x)^T and first writes dy out transposed.
+    return dx, lax.dot_general(x, dy, ((batch, batch), ((), ())))
+
+
+_cpu_pointwise.defvjp(_cpu_pointwise_forward, _cpu_pointwise_backward)
+
+
+def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    height, width, _, features = kernel.shape
+    patches = jnp.concatenate(_taps(x, (height, width), stride, padding), axis=-1)
+    return _cpu_pointwise(patches, kernel.reshape(-1, features))
+
+
+def convolution(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c d"], stride: int, padding: Padding
+) -> Float[Array, "n h2 w2 d"]:
+    """A full convolution; a 1x1 at stride 1 without padding is a matrix product on every platform."""
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return lax.platform_dependent(x, kernel[0, 0], cpu=_cpu_pointwise, default=jnp.matmul)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_cpu_convolution, stride=stride, padding=padding),
+        default=functools.partial(_native_convolution, stride=stride, padding=padding),
+    )
+
+
+def depthwise_convolution(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], stride: int, padding: Padding
+) -> Float[Array, "n h2 w2 c"]:
+    """Each channel convolved with a filter of its own (Sec. 3.1)."""
+    return lax.platform_dependent(
+        x,
+        kernel,
+        # custom_vjp takes its static arguments by position.
+        cpu=lambda x, kernel: _cpu_depthwise(x, kernel, stride, padding),
+        default=functools.partial(_native_convolution, stride=stride, padding=padding),
+    )
+
+
+class Conv(nn.Module):
+    """A convolution without bias.
+
+    Attributes:
+        features: output channels; of a depthwise convolution, its input channels.
+        kernel_size: side of the square kernel, in pixels.
+        stride: in pixels, along both axes.
+        depthwise: one filter a channel instead of a full convolution.
+        convention: padding and initialiser.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    convention: ConventionName = "tensorflow"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
+        """Convolve."""
+        convention = CONVENTIONS[self.convention]
+        inputs = 1 if self.depthwise else x.shape[-1]
+        kernel = self.param(
+            "kernel", convention.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features)
+        )
+        padding = tuple(convention.padding(size, self.kernel_size, self.stride) for size in x.shape[1:3])
+        convolve = depthwise_convolution if self.depthwise else convolution
+        return convolve(x, kernel, self.stride, padding)
+
+
+# --- Batch norm ------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_normalize(x, scale, bias, epsilon):
+    """Normalise `x` by its own statistics over all but the last axis; returns (y, mean, variance)."""
+    return _batch_normalize_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_normalize_forward(x, scale, bias, epsilon):
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    variance = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+    inverse = lax.rsqrt(variance + epsilon)
+    y = x * (scale * inverse) + (bias - mean * scale * inverse)
+    return (y, mean, variance), (x, scale, mean, inverse)
+
+
+def _batch_normalize_backward(epsilon, residuals, cotangents):
+    # The statistics only feed running averages: nothing flows back through them.
+    dy, _, _ = cotangents
+    x, scale, mean, inverse = residuals
+    count = x.size // x.shape[-1]
+
+    # In two steps, because XLA's CPU compiler fuses a one-step sum with what produces dy, and is then slow.
+    def total(a):
+        return jnp.sum(jnp.sum(a, tuple(range(1, a.ndim - 1))), 0)
+
+    dbias = total(dy)
+    dscale = (total(dy * x) - mean * dbias) * inverse
+    # scale * inverse * (dy - mean(dy) - normalised(x) * mean(dy * normalised(x))), as one multiply-add each.
+    slope = scale * inverse
+    x_slope = -slope * inverse * dscale / count
+    return dy * slope + x * x_slope - (slope * dbias / count + x_slope * mean), dscale, dbias
+
+
+_batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last (Ioffe and Szegedy, arXiv:1502.03167).
+
+    The same function as `flax.linen.BatchNorm` with its defaults, with a backward pass that is half as costly
+    on CPU. The running variance is the biased one, as in TensorFlow and Flax; PyTorch's is unbiased.
+
+    Attributes:
+        momentum: share of the running statistics that one step keeps. It has to suit the length of the run:
+            after few steps 0.999 still evaluates with the initial statistics (tensorflow/tensorflow #36065).
+        epsilon: added to the variance.
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch c"], train: bool) -> Float[Array, "*batch c"]:
+        """Normalise by the batch (`train`) or by the running statistics."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            slope = scale * lax.rsqrt(variance.value + self.epsilon)
+            return x * slope + (bias - mean.value * slope)
+        y, batch_mean, batch_variance = _batch_normalize(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+            variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance
+        return y

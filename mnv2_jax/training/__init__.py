@@ -1,0 +1,1 @@
+"""How parameters change: configuration, optimizer, the step, how it is compiled, the loop."""

@@ -1,0 +1,70 @@
+"""Metrics as records: one JSON object a line, written as they come, read back to continue."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from mnv2_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What one run measured at one step.
+
+    Attributes:
+        arm, seed: the run.
+        step: steps done.
+        split: "train" (mean over the steps since the last record), "validation" or "test" (all of it).
+        wall_seconds: since the run began, evaluation included, compilation not.
+        loss: cross entropy in nats an image.
+        accuracy: fraction of images.
+        images: how many images the two are means over.
+        images_per_second: in training, since the last record; None for evaluations.
+    """
+
+    arm: str
+    seed: int
+    step: int
+    split: str
+    wall_seconds: float
+    loss: float
+    accuracy: float
+    images: int
+    images_per_second: float | None = None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one go, so that a reader or an interruption meets the old or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def to_line(record: Record) -> str:
+    """The record as a line of JSON."""
+    return json.dumps(dataclasses.asdict(record)) + "\n"
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write a whole file of records."""
+    write_atomically(path, "".join(map(to_line, records)))
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a file; none if there is no file. A last line cut short by an interruption is left out.
+
+    Raises:
+        UserError: if another line is no record.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew") from error
+    return records
