@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from PIL import Image
 
 from mnv2_jax.data.catalog import CATALOG, DatasetName, prepared_builder
+from mnv2_jax.errors import UserError
 
 
 class Examples(NamedTuple):
@@ -58,11 +59,20 @@ class Dataset:
         return self.train.images.shape[1:]
 
 
-def load(name: DatasetName, data_files: Path | None = None, data_dir: Path | None = None) -> Dataset:
-    """Prepare a data set if necessary and read all of it.
+def load(
+    name: DatasetName,
+    data_files: Path | None = None,
+    data_dir: Path | None = None,
+    train_images: int | None = None,
+) -> Dataset:
+    """Prepare a data set if necessary and read it.
+
+    Args:
+        name, data_files, data_dir: see `prepared_builder`.
+        train_images: how many of the training split to take, the first ones; None for all.
 
     Raises:
-        UserError: see `prepared_builder`.
+        UserError: see `prepared_builder`; or if there are fewer training images.
     """
     builder = prepared_builder(name, data_files, data_dir)
     entry = CATALOG[name]
@@ -79,10 +89,17 @@ def load(name: DatasetName, data_files: Path | None = None, data_dir: Path | Non
             labels.append(example["label"])
         return Examples(np.stack(images), np.asarray(labels, np.int32))
 
+    train = read(entry.train)
+    if train_images is not None:
+        if not 0 < train_images <= len(train.labels):
+            raise UserError(
+                f"--train-images must be between 1 and the {len(train.labels)} of {name}, got {train_images}"
+            )
+        train = Examples(train.images[:train_images], train.labels[:train_images])
     return Dataset(
         name=name,
         num_classes=builder.info.features["label"].num_classes,
-        train=read(entry.train),
+        train=train,
         validation=read(entry.validation),
         test=read(entry.test),
         augmentation=Augmentation(entry.shift, entry.flip),

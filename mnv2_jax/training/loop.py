@@ -122,7 +122,7 @@ def train(
         interval.append(sums)
         now = time.perf_counter()
         if now - last_progress > PROGRESS_SECONDS:
-            loss = float(np.mean(sums.loss) / config.batch_size)
+            loss = float(np.mean(jax.device_get(sums.loss)) / config.batch_size)
             last_progress = now = time.perf_counter()
             on_progress(Progress(step, loss, len(interval) * config.batch_size * len(seeds) / (now - training_start)))
         if step in stops:
@@ -133,8 +133,8 @@ def train(
                     f"the loss of arm {arm} is not a number by step {step}; take a smaller --learning-rate "
                     f"than {config.learning_rate}"
                 )
-            yield from records("train", step, [Sums(*column) for column in totals.T], speed)
             on_progress(Progress(step, float(totals[0].sum() / totals[2].sum()), speed))
+            yield from records("train", step, [Sums(*column) for column in totals.T], speed)
             yield from records("validation", step, evaluate(programs, state, dataset.validation))
             interval, training_start = [], time.perf_counter()
     on_end(state)

@@ -19,7 +19,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "1,345 training and 452 test images."}  # noqa: RUF012 (TFDS reads a class attribute)
+    RELEASE_NOTES = {"1.0.0": "1,343 training and 454 test images."}  # noqa: RUF012 (TFDS reads a class attribute)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

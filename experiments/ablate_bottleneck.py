@@ -1,0 +1,46 @@
+"""Should the bottleneck be linear? (MobileNetV2, Sec. 3.2 and Fig. 6a)
+
+Question: does a non-linearity after the projection of every block make the network worse?
+Command:  python experiments/ablate_bottleneck.py --activation relu6
+Cost:     @COST@
+Expect:   @EXPECT@
+
+What differs between the arms is one function after each bottleneck; the number of weights is the same.
+"""
+
+import dataclasses
+from typing import Literal
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, study_command
+from mnv2_jax.ablation.study import Arm, PaperResult
+
+PAPER = {"relu6": PaperResult(difference=-0.006, where="Fig. 6a", how="digitized")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script."""
+
+    activation: Literal["relu6", "relu", "leaky_relu", "elu", "hard_swish", "swish", "tanh"] = "relu6"
+    """What is put on the bottleneck, to be compared with nothing (linear)."""
+
+
+def main(options: Options) -> None:
+    """Compare the linear bottleneck with the one that the flags name."""
+    activation = options.activation
+    study_command(
+        options,
+        experiment="ablate_bottleneck",
+        question=f"Is a linear bottleneck better than one followed by {activation}?",
+        claim="Yes: a non-linearity in a narrow layer destroys information, so bottlenecks are linear "
+        "(Sec. 3.2; shown for ReLU6 in Fig. 6a).",
+        arms=[
+            Arm("linear", {"bottleneck_activation": "linear"}),
+            Arm(activation, {"bottleneck_activation": activation}, PAPER.get(activation)),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

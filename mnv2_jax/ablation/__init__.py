@@ -1,0 +1,1 @@
+"""Claims as experiments: arms and seeds, statistics, figures, report."""

@@ -1,0 +1,102 @@
+"""What a person sees while a study runs: a bar in a terminal, plain lines in a file."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from mnv2_jax.training.loop import Progress
+from mnv2_jax.training.metrics import Record
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Reporter:
+    """Shows arm, seed, step, loss, images a second and the time left, and prints a line when a run ends.
+
+    Args:
+        console: where to; by default standard output. A console that is no terminal gets no bar but a line
+            for every logged step.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.trained = 0
+        self._bar: Bar | None = None
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar if there is one."""
+        self.console.print(line, markup=False)
+
+    def start(self, steps: int, groups: int, pending: int, runs: int) -> None:
+        """Begin: `groups` groups of runs, of `steps` steps each, hold the `pending` ones of `runs`."""
+        self._steps, self._groups, self._done_groups = steps, groups, 0
+        self._stepping = 0.0
+        self.trained = pending
+        if pending < runs:
+            self.say(f"{runs - pending} of {runs} runs were finished before.")
+        if groups and self.console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=steps * groups, status="")
+
+    def stop(self) -> None:
+        """End, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def compiling(self, arm: str) -> None:
+        """An arm is being compiled."""
+        self._arm = arm
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{arm}: compiling", status="")
+        else:
+            self.say(f"{arm}: compiling")
+
+    def compiled(self, seconds: float) -> None:
+        """It took `seconds`."""
+        self.say(f"{self._arm}: compiled in {seconds:.0f} s")
+
+    def run(self, arm: str, seeds: Sequence[int]) -> None:
+        """A group of seeds begins."""
+        self._label = f"{arm} seed {', '.join(map(str, dict.fromkeys(seeds)))}"
+        self._run_start = time.perf_counter()
+
+    def step(self, progress: Progress) -> None:
+        """A sign of life from the run."""
+        now = time.perf_counter()
+        done = self._done_groups * self._steps + progress.step
+        per_step = (self._stepping + now - self._run_start) / done
+        left = duration(per_step * (self._steps * self._groups - done))
+        self._status = f"loss {progress.loss:.3f}  {progress.images_per_second:.0f} images/s  {left} left"
+        if self._bar is not None:
+            description = f"{self._label} step {progress.step}/{self._steps}"
+            self._bar.update(self._task, completed=done, description=description, status=self._status)
+
+    def record(self, record: Record) -> None:
+        """A record was written."""
+        label = f"{record.arm} seed {record.seed}"
+        if record.split == "test":
+            self.say(f"{label}: test accuracy {record.accuracy:.1%}, loss {record.loss:.3f}")
+        elif self._bar is None and record.split == "train":
+            self.say(f"{label} step {record.step}/{self._steps}: {self._status}")
+
+    def run_ended(self) -> None:
+        """The group of seeds has done its steps."""
+        self._done_groups += 1
+        self._stepping += time.perf_counter() - self._run_start

@@ -1,0 +1,287 @@
+"""A study: arms that differ in one thing, each trained with the same seeds, and what came out of it.
+
+A study's folder holds `config.json` (what is asked), `metrics.jsonl` (every record of every run),
+`checkpoints/ARM-SEED` (the trained networks), and what is made from these alone: `summary.json`, `figure.png`,
+`figure.svg` and `report.html`. A run is finished when its record of the test split is there; the same study
+started again trains only what is not finished.
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mnv2_jax.ablation.progress import Reporter
+from mnv2_jax.ablation.statistics import compare_paired
+from mnv2_jax.data.resident import Dataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.cost import count_multiply_adds, count_parameters
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.training.checkpoint import save_variables
+from mnv2_jax.training.config import TrainConfig, batch_norm_momentum
+from mnv2_jax.training.loop import compile_programs, train
+from mnv2_jax.training.metrics import Record, read_records, to_line, write_atomically, write_records
+from mnv2_jax.training.parallel import seed_groups, seed_mesh
+
+FILES = ("config.json", "metrics.jsonl", "summary.json", "figure.png", "figure.svg", "report.html")
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperResult:
+    """What the paper found: `difference` in top-1 accuracy (a fraction) to its baseline, `where`, and `how` read."""
+
+    difference: float
+    where: str
+    how: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One network under study.
+
+    Attributes:
+        name: in files and figures.
+        model: what it changes in the study's network, as attributes of `MobileNetV2`.
+        paper: the paper's own result for it, if there is one.
+    """
+
+    name: str
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    paper: PaperResult | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is asked.
+
+    Attributes:
+        experiment: name of the script.
+        question: one sentence, for the report.
+        claim: the paper's answer, with the section, for the report.
+        dataset: name in the catalog.
+        arms: the first is the baseline.
+        model: attributes of `MobileNetV2` that all arms share.
+        training: how each run is trained.
+        seeds: run with seeds 0, 1, ..., seeds - 1.
+        train_images: train on the first of the training split only; None for all.
+    """
+
+    experiment: str
+    question: str
+    claim: str
+    dataset: str
+    arms: tuple[Arm, ...]
+    model: Mapping[str, Any]
+    training: TrainConfig
+    seeds: int
+    train_images: int | None = None
+
+    @property
+    def baseline(self) -> Arm:
+        """The arm that the others are compared with."""
+        return self.arms[0]
+
+
+def identity(study: Study) -> dict[str, Any]:
+    """What makes two studies the same one, flat, as in config.json. More seeds extend a study."""
+    return {
+        "experiment": study.experiment,
+        "dataset": study.dataset,
+        "train_images": study.train_images,
+        "arms": [arm.name for arm in study.arms],
+        **study.model,
+        **dataclasses.asdict(study.training),
+    }
+
+
+def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something else. Writes nothing.
+
+    Raises:
+        UserError: says what differs, or what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder")
+    config_file = folder / "config.json"
+    if not config_file.exists():
+        foreign = [path.name for path in folder.iterdir()] if folder.exists() else []
+        if foreign:
+            raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
+        return
+    if overwrite:
+        return
+    try:
+        known = json.loads(config_file.read_text())
+        differences = [
+            f"{name} is {known.get(name)!r} there and {value!r} here"
+            for name, value in identity(study).items()
+            if known.get(name) != value
+        ]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{config_file} is not a study's ({error}); name another --out or --overwrite it") from error
+    if differences:
+        raise UserError(
+            f"--out {folder} holds another study: {'; '.join(differences)}; name another --out, or --overwrite it"
+        )
+
+
+def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
+    """Make the folder the study's and return the records of its finished runs.
+
+    Raises:
+        UserError: if it cannot be written, or holds something else.
+    """
+    check_folder(study, folder, overwrite)
+    try:
+        if overwrite and folder.exists():
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", json.dumps(identity(study), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+    records = read_records(folder / "metrics.jsonl")
+    finished = {(record.arm, record.seed) for record in records if record.split == "test"}
+    records = [record for record in records if (record.arm, record.seed) in finished]
+    write_records(folder / "metrics.jsonl", records)
+    return records
+
+
+def create_network(study: Study, arm: Arm, dataset: Dataset) -> MobileNetV2:
+    """The network of an arm."""
+    steps = study.training.steps(len(dataset.train.labels))
+    attributes = {**study.model, **arm.model}
+    return MobileNetV2(dataset.num_classes, batch_norm_momentum=batch_norm_momentum(steps), **attributes)
+
+
+def train_arms(study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter) -> list[Record]:
+    """Train what is not finished, arm by arm; every record is on disk before the next is made."""
+    import jax
+
+    records = list(finished)
+    done = {(record.arm, record.seed) for record in finished}
+    pending = {
+        arm.name: [seed for seed in range(study.seeds) if (arm.name, seed) not in done] for arm in study.arms
+    }
+    steps = study.training.steps(len(dataset.train.labels))
+    plan = {name: seed_groups(seeds, jax.device_count()) for name, seeds in pending.items()}
+    reporter.start(steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for arm in study.arms:
+            if not plan[arm.name]:
+                continue
+            reporter.compiling(arm.name)
+            mesh = seed_mesh(len(plan[arm.name][0]))
+            programs = compile_programs(create_network(study, arm, dataset), dataset, study.training, mesh)
+            reporter.compiled(programs.compile_seconds)
+            for group in plan[arm.name]:
+                reporter.run(arm.name, group)
+
+                def save(state, arm=arm, group=group):
+                    for index, seed in enumerate(group):
+                        own = jax.tree.map(lambda leaf, index=index: leaf[index], (state.params, state.batch_stats))
+                        path = folder / CHECKPOINTS / f"{arm.name}-{seed}"
+                        save_variables(path, {"params": own[0], "batch_stats": own[1]})
+
+                written = set()
+                for record in train(programs, arm.name, group, dataset, study.training, reporter.step, save):
+                    # A group may hold a seed twice, to fill the mesh.
+                    key = (record.seed, record.step, record.split)
+                    if key in written:
+                        continue
+                    written.add(key)
+                    file.write(to_line(record))
+                    file.flush()
+                    records.append(record)
+                    reporter.record(record)
+                reporter.run_ended()
+    return records
+
+
+def summarize(
+    study: Study, dataset: Dataset, records: list[Record], command: str, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `summary.json` holds: made from records alone, so that it can be made again. Accuracies are fractions."""
+    seeds = list(range(study.seeds))
+    tests = {(record.arm, record.seed): record for record in records if record.split == "test"}
+    arms = {}
+    for arm in study.arms:
+        network = create_network(study, arm, dataset)
+        arms[arm.name] = {
+            "parameters": count_parameters(network, dataset.image_shape),
+            "multiply_adds": count_multiply_adds(network, dataset.image_shape),
+            "test_accuracy": [tests[arm.name, seed].accuracy for seed in seeds],
+            "test_loss": [tests[arm.name, seed].loss for seed in seeds],
+        }
+    comparisons = []
+    for arm in study.arms[1:]:
+        ours = compare_paired(arms[arm.name]["test_accuracy"], arms[study.baseline.name]["test_accuracy"])
+        comparisons.append(
+            {
+                "arm": arm.name,
+                "baseline": study.baseline.name,
+                "metric": "test_accuracy",
+                **dataclasses.asdict(ours),
+                "ci95": list(ours.ci95),
+                "paper": dataclasses.asdict(arm.paper) if arm.paper else None,
+            }
+        )
+    steps = study.training.steps(len(dataset.train.labels))
+    return {
+        "experiment": study.experiment,
+        "question": study.question,
+        "claim": study.claim,
+        "dataset": study.dataset,
+        "baseline": study.baseline.name,
+        "seeds": seeds,
+        "arms": arms,
+        "comparisons": comparisons,
+        "budget": {
+            "epochs": study.training.epochs,
+            "steps": steps,
+            "images": steps * study.training.batch_size,
+            "train_images": len(dataset.train.labels),
+            "validation_images": len(dataset.validation.labels),
+            "test_images": len(dataset.test.labels),
+        },
+        "model": dict(study.model),
+        "training": dataclasses.asdict(study.training),
+        "command": command,
+        "environment": dict(environment),
+    }
+
+
+def run_study(
+    study: Study,
+    dataset: Dataset,
+    folder: Path,
+    reporter: Reporter,
+    overwrite: bool = False,
+    command: str = "",
+    environment: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[Record]]:
+    """Train what is missing and write `summary.json`; returns the summary and all records of its runs.
+
+    Raises:
+        UserError: for bad settings or a folder that cannot be used; nothing is written then.
+    """
+    if study.seeds < 2:
+        raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
+    study.training.steps(len(dataset.train.labels))
+    finished = open_folder(study, folder, overwrite)
+    began = time.perf_counter()
+    try:
+        records = train_arms(study, dataset, folder, finished, reporter)
+    finally:
+        reporter.stop()
+    names = {arm.name for arm in study.arms}
+    records = [record for record in records if record.arm in names and record.seed < study.seeds]
+    summary = summarize(study, dataset, records, command, environment or {})
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    reporter.say(f"{reporter.trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
+    return summary, records

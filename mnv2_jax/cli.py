@@ -1,0 +1,80 @@
+"""What every command does the same way: read its flags, keep quiet but for itself, fail in one line."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import platformdirs
+import tyro
+
+from mnv2_jax.errors import UserError
+
+Options = TypeVar("Options")
+
+CACHE_BYTES = 1 << 30
+
+
+def parse(options: type[Options], description: str, arguments: list[str] | None = None) -> Options:
+    """Read the command line into a frozen dataclass; each field is a flag, its docstring the help.
+
+    Raises:
+        UserError: for anything that tyro would answer with its box of several lines.
+        SystemExit: after --help.
+    """
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return tyro.cli(options, description=description, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # The box's first paragraph says what is wrong; behind a rule come hints about --help.
+        lines = [line.strip("│╭╮╰╯─ \n") for line in output.getvalue().splitlines()[1:] if "───" not in line]
+        sentences = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+        raise UserError(f"{sentences.rstrip('.')}; --help lists what is known") from None
+
+
+def silence_libraries() -> None:
+    """Leave the terminal to us: no warnings and notices of frameworks. Python's -W brings warnings back."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    import absl.logging
+    import tensorflow_datasets as tfds
+
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    for name in ("jax", "orbax", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache folder, at most 1 GiB, unless JAX was told where already."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def run(main: Callable[[Options], None], options: type[Options], description: str) -> None:
+    """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted."""
+    try:
+        parsed = parse(options, description)
+        silence_libraries()
+        use_compilation_cache()
+        main(parsed)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished runs are kept; the same command continues after them.", file=sys.stderr)
+        sys.exit(130)
