@@ -12,9 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from mnv2_jax.ablation.progress import Reporter
+from mnv2_jax.ablation.progress import Reporter, create_console
 from mnv2_jax.ablation.study import Arm, Study, check_folder, run_study
 from mnv2_jax.data.catalog import CATALOG, DatasetName, Entry
 from mnv2_jax.errors import UserError
@@ -119,7 +117,8 @@ def study_command(
     from mnv2_jax.ablation.report import arms_table, write_report
     from mnv2_jax.data.resident import load
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = create_console()
+    console.print(f"{experiment} on {entry.title}", markup=False)
     dataset = load(options.dataset, options.data_files, train_images=options.train_images)
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     summary, records = run_study(

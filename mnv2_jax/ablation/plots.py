@@ -86,7 +86,9 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
                 100 * paper["difference"], index + 0.28, marker="*", markersize=13, color="black",
                 markerfacecolor="white", linestyle="none",
                 label=f"paper, {paper['where']} ({paper['how']}), ImageNet: {100 * paper['difference']:+.1f}",
+                zorder=4,
             )
+    effects.margins(x=0.08)
     effects.axvline(0, color="0.4", linewidth=1, linestyle=":")
     effects.set_yticks(range(len(comparisons)), [f"{c['arm']}\n− {c['baseline']}" for c in comparisons])
     effects.set_ylim(-0.6, len(comparisons) + 0.1)

@@ -18,6 +18,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def create_console() -> Console:
+    """Standard output; what is no terminal is wide enough for a table in one piece."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+
+
 class Reporter:
     """Shows arm, seed, step, loss, images a second and the time left, and prints a line when a run ends.
 
@@ -27,7 +33,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or create_console()
         self.trained = 0
         self._bar: Bar | None = None
 

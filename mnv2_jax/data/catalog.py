@@ -5,7 +5,9 @@ Every set is a TFDS set in array_record form, prepared on first use into the TFD
 sources. TensorFlow is not needed for any of it.
 """
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -100,7 +102,9 @@ def prepared_builder(
     if builder.is_prepared():
         return builder
     try:
-        builder.download_and_prepare()
+        # TFDS prints where it writes; that is for the caller to say.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
     except UserError:
         raise
     except OSError as error:
