@@ -42,7 +42,9 @@ class PairedComparison:
     verdict: Verdict
 
 
-def compare_paired(arm: Sequence[float], baseline: Sequence[float], higher_is_better: bool = True) -> PairedComparison:
+def compare_paired(
+    arm: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, higher_is_better: bool = True
+) -> PairedComparison:
     """Compare values of an arm with those of the baseline, pair by pair. Deterministic.
 
     Raises:

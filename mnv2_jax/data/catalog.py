@@ -70,7 +70,7 @@ CATALOG: dict[str, Entry] = {
 
 
 def prepared_builder(
-    name: DatasetName, data_files: Path | None = None, data_dir: Path | None = None
+    name: str, data_files: Path | None = None, data_dir: Path | None = None
 ) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set, prepared if it was not.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 from PIL import Image
 
-from mnv2_jax.data.catalog import CATALOG, DatasetName, prepared_builder
+from mnv2_jax.data.catalog import CATALOG, prepared_builder
 from mnv2_jax.errors import UserError
 
 
@@ -46,7 +46,7 @@ class Augmentation:
 class Dataset:
     """A small data set in memory, uint8, its images scaled to the catalog's size."""
 
-    name: DatasetName
+    name: str
     num_classes: int
     train: Examples
     validation: Examples
@@ -60,7 +60,7 @@ class Dataset:
 
 
 def load(
-    name: DatasetName,
+    name: str,
     data_files: Path | None = None,
     data_dir: Path | None = None,
     train_images: int | None = None,

@@ -5,17 +5,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from mnv2_jax.data.resident import Batch
 from mnv2_jax.tasks.classification import Sums, classification_sums
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a run is, between two steps. What is random in a step follows from `data_key` and `step`."""
+    """All that a run is, between two steps. What is random in a step follows from `data_key` and `step`.
 
-    step: Int[Array, "*seeds"]
-    data_key: Key[Array, "*seeds"]
+    JAX also fills such a container with shapes and shardings instead of arrays, hence the wide types.
+    """
+
+    step: PyTree  # Int[Array, ""]
+    data_key: PyTree  # Key[Array, ""]
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree

@@ -1,0 +1,65 @@
+"""Eight CPU devices, strict JAX, small data: what every test runs with."""
+
+import os
+
+# Before JAX starts: CPU whatever else is installed, and eight devices of it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Before mnv2_jax is imported: annotations, shapes among them, are checked at every call.
+install_import_hook("mnv2_jax", "typecheck.check")
+
+FASHION_MNIST = Path(os.environ.get("FASHION_MNIST_FILES", "/usr/share/datasets/fashion-mnist"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    """Programs that several tests compile are compiled once; MNV2_TEST_CACHE keeps them between sessions."""
+    folder = os.environ.get("MNV2_TEST_CACHE") or str(tmp_path_factory.mktemp("xla"))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="session")
+def digits(data_dir):
+    from mnv2_jax.data.resident import load
+
+    return load("digits", data_dir=data_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny(digits):
+    """Digits at 12 pixels and few of them: what a network needs to run, not to learn."""
+    import dataclasses
+
+    from mnv2_jax.data.resident import Examples
+
+    def reduced(examples, count):
+        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.labels[:count])
+
+    return dataclasses.replace(
+        digits,
+        train=reduced(digits.train, 70),
+        validation=reduced(digits.validation, 30),
+        test=reduced(digits.test, 50),
+    )
+
+
+@pytest.fixture(scope="session")
+def fashion_files() -> Path:
+    if not (FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file():
+        pytest.skip(f"no Fashion-MNIST in {FASHION_MNIST} (Debian's dataset-fashion-mnist installs it)")
+    return FASHION_MNIST
