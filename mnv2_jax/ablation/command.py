@@ -65,7 +65,9 @@ def environment() -> dict[str, Any]:
     try:
         commit = subprocess.run(
             ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
@@ -91,7 +93,9 @@ def study_command(
     """
     for name in ("width_multiplier", "expansion"):
         if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}"
+            )
     entry = CATALOG[options.dataset]
     study = Study(
         experiment=experiment,

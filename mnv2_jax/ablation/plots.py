@@ -45,8 +45,12 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
         images = [record.step * summary["training"]["batch_size"] for record in by_seed[0]]
         accuracy = np.array([[record.accuracy for record in run] for run in by_seed])
         curves.plot(images, accuracy.T, linewidth=0.7, alpha=0.45, **style)
-        curves.plot(images, accuracy.mean(axis=0), linewidth=2.6, label=f"{arm} (mean of {len(seeds)})", **style)
-    curves.set(title="Validation accuracy in training", xlabel="training images seen", ylabel="validation accuracy")
+        curves.plot(
+            images, accuracy.mean(axis=0), linewidth=2.6, label=f"{arm} (mean of {len(seeds)})", **style
+        )
+    curves.set(
+        title="Validation accuracy in training", xlabel="training images seen", ylabel="validation accuracy"
+    )
     curves.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     curves.set_ylim(0, 1)
     curves.legend(loc="best", frameon=False)
@@ -56,8 +60,14 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
         runs.plot(range(len(arms)), column, color="0.75", linewidth=0.8, zorder=1)
     for index, row in enumerate(values):
         runs.scatter(
-            np.full(len(row), index), row, s=34, color=COLORS[index % len(COLORS)], marker=MARKERS[index % 7],
-            edgecolors="white", linewidths=0.6, zorder=2,
+            np.full(len(row), index),
+            row,
+            s=34,
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % 7],
+            edgecolors="white",
+            linewidths=0.6,
+            zorder=2,
         )
         runs.hlines(row.mean(), index - 0.2, index + 0.2, color="black", linewidth=1.6, zorder=3)
     runs.set_xticks(range(len(arms)), arms)
@@ -73,18 +83,36 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
         color = COLORS[(index + 1) % len(COLORS)]
         spread = np.linspace(-0.13, 0.13, len(differences))
         effects.scatter(
-            differences, index + spread, s=34, color=color, marker=MARKERS[(index + 1) % 7],
-            edgecolors="white", linewidths=0.6, zorder=2, label="a seed" if index == 0 else None,
+            differences,
+            index + spread,
+            s=34,
+            color=color,
+            marker=MARKERS[(index + 1) % 7],
+            edgecolors="white",
+            linewidths=0.6,
+            zorder=2,
+            label="a seed" if index == 0 else None,
         )
         effects.errorbar(
-            mean, index - 0.28, xerr=[[mean - low], [high - mean]], fmt="o", color="black", capsize=4,
-            label="mean and 95 % interval" if index == 0 else None, zorder=3,
+            mean,
+            index - 0.28,
+            xerr=[[mean - low], [high - mean]],
+            fmt="o",
+            color="black",
+            capsize=4,
+            label="mean and 95 % interval" if index == 0 else None,
+            zorder=3,
         )
         paper = comparison["paper"]
         if paper is not None:
             effects.plot(
-                100 * paper["difference"], index + 0.28, marker="*", markersize=13, color="black",
-                markerfacecolor="white", linestyle="none",
+                100 * paper["difference"],
+                index + 0.28,
+                marker="*",
+                markersize=13,
+                color="black",
+                markerfacecolor="white",
+                linestyle="none",
                 label=f"paper, {paper['where']} ({paper['how']}), ImageNet: {100 * paper['difference']:+.1f}",
                 zorder=4,
             )
@@ -107,7 +135,7 @@ def save(figure: Figure, folder: Path) -> None:
     """Write figure.png and figure.svg, each in one go; the same study gives the same bytes."""
     # SVG ids and dates would otherwise change from one time to the next.
     with matplotlib.rc_context({"svg.hashsalt": "mnv2_jax"}):
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             temporary = folder / f".figure.new.{suffix}"
             figure.savefig(temporary, dpi=150, metadata=metadata)
             temporary.replace(folder / f"figure.{suffix}")

@@ -52,7 +52,15 @@ def write_report(summary: dict[str, Any], folder: Path, title: str) -> None:
 def arms_table(summary: dict[str, Any]) -> Table:
     """The study's numbers, an arm a row."""
     table = Table(title=summary["question"], title_justify="left")
-    for column in ("arm", "test accuracy", "smallest to largest", "difference", "95 % interval", "p", "verdict"):
+    for column in (
+        "arm",
+        "test accuracy",
+        "smallest to largest",
+        "difference",
+        "95 % interval",
+        "p",
+        "verdict",
+    ):
         table.add_column(column, justify="left" if column in ("arm", "verdict") else "right")
     comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
     for name, arm in summary["arms"].items():

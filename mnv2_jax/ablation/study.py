@@ -88,7 +88,7 @@ class Study:
 
 def identity(study: Study) -> dict[str, Any]:
     """What makes two studies the same one, flat, as in config.json. More seeds extend a study."""
-    return {
+    settings = {
         "experiment": study.experiment,
         "dataset": study.dataset,
         "train_images": study.train_images,
@@ -96,6 +96,7 @@ def identity(study: Study) -> dict[str, Any]:
         **study.model,
         **dataclasses.asdict(study.training),
     }
+    return json.loads(json.dumps(settings))  # as it reads back: lists for tuples
 
 
 def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
@@ -110,7 +111,9 @@ def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
     if not config_file.exists():
         foreign = [path.name for path in folder.iterdir()] if folder.exists() else []
         if foreign:
-            raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
+            raise UserError(
+                f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder"
+            )
         return
     if overwrite:
         return
@@ -122,7 +125,9 @@ def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
             if known.get(name) != value
         ]
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{config_file} is not a study's ({error}); name another --out or --overwrite it") from error
+        raise UserError(
+            f"{config_file} is not a study's ({error}); name another --out or --overwrite it"
+        ) from error
     if differences:
         raise UserError(
             f"--out {folder} holds another study: {'; '.join(differences)}; name another --out, or --overwrite it"
@@ -144,7 +149,9 @@ def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(identity(study), indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+        raise UserError(
+            f"--out {folder} cannot be written ({error.strerror}); name another folder"
+        ) from error
     records = read_records(folder / "metrics.jsonl")
     finished = {(record.arm, record.seed) for record in records if record.split == "test"}
     records = [record for record in records if (record.arm, record.seed) in finished]
@@ -159,7 +166,9 @@ def create_network(study: Study, arm: Arm, dataset: Dataset) -> MobileNetV2:
     return MobileNetV2(dataset.num_classes, batch_norm_momentum=batch_norm_momentum(steps), **attributes)
 
 
-def train_arms(study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter) -> list[Record]:
+def train_arms(
+    study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter
+) -> list[Record]:
     """Train what is not finished, arm by arm; every record is on disk before the next is made."""
     import jax
 
@@ -170,7 +179,9 @@ def train_arms(study: Study, dataset: Dataset, folder: Path, finished: list[Reco
     }
     steps = study.training.steps(len(dataset.train.labels))
     plan = {name: seed_groups(seeds, jax.device_count()) for name, seeds in pending.items()}
-    reporter.start(steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds)
+    reporter.start(
+        steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds
+    )
     with (folder / "metrics.jsonl").open("a") as file:
         for arm in study.arms:
             if not plan[arm.name]:
@@ -184,7 +195,9 @@ def train_arms(study: Study, dataset: Dataset, folder: Path, finished: list[Reco
 
                 def save(state, arm=arm, group=group):
                     for index, seed in enumerate(group):
-                        own = jax.tree.map(lambda leaf, index=index: leaf[index], (state.params, state.batch_stats))
+                        own = jax.tree.map(
+                            lambda leaf, index=index: leaf[index], (state.params, state.batch_stats)
+                        )
                         path = folder / CHECKPOINTS / f"{arm.name}-{seed}"
                         save_variables(path, {"params": own[0], "batch_stats": own[1]})
 
@@ -283,5 +296,7 @@ def run_study(
     records = [record for record in records if record.arm in names and record.seed < study.seeds]
     summary = summarize(study, dataset, records, command, environment or {})
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    reporter.say(f"{reporter.trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
+    reporter.say(
+        f"{reporter.trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included."
+    )
     return summary, records

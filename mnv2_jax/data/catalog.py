@@ -56,7 +56,9 @@ def _fashion_mnist_from_files(*, data_files: Path, **kwargs) -> tfds.core.Datase
 
 
 CATALOG: dict[str, Entry] = {
-    "digits": Entry("handwritten digits (scikit-learn)", Digits, image_size=28, source_size=8, flip=False, shift=2),
+    "digits": Entry(
+        "handwritten digits (scikit-learn)", Digits, image_size=28, source_size=8, flip=False, shift=2
+    ),
     "fashion_mnist": Entry(
         "Fashion-MNIST",
         FashionMNIST,
@@ -107,11 +109,9 @@ def prepared_builder(
             builder.download_and_prepare()
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{name} cannot be prepared in {builder.data_dir}: {error}") from error
     except Exception as error:
         if entry.files_builder is None or data_files is not None:
-            raise
+            raise UserError(f"{name} cannot be prepared in {builder.data_dir}: {error}") from error
         # Whatever a download fails of (name resolution, a proxy, a checksum), the remedy is the same.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         names = ", ".join(f"{file.name}.gz" for file in FILES.values())

@@ -34,7 +34,9 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
         """Apply the three in turn."""
-        x = Conv(self.features, self.kernel_size, self.stride, self.depthwise, self.convention, name="conv")(x)
+        x = Conv(self.features, self.kernel_size, self.stride, self.depthwise, self.convention, name="conv")(
+            x
+        )
         epsilon = CONVENTIONS[self.convention].epsilon
         x = BatchNorm(self.batch_norm_momentum, epsilon, name="norm")(x, train)
         return ACTIVATIONS[self.activation](x)

@@ -149,7 +149,9 @@ def _shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Pa
     height, width, _, channels = kernel.shape
     weights = kernel.reshape(height * width, channels)
     taps = _taps(x, (height, width), stride, padding)
-    return sum((tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0])
+    return sum(
+        (tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0]
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -64,6 +64,7 @@ class MobileNetV2(nn.Module):
             blocks of the stages with 24, 32, 64 and 160 channels). For small images; see `unit_strides_for`.
         convention: "tensorflow", the paper's, or "pytorch": padding, epsilon and initialisers.
         batch_norm_momentum: share of the running statistics that one step keeps.
+        stages: the table between stem and head; rows with another expansion than 1 take `expansion`.
     """
 
     num_classes: int = 1000
@@ -73,6 +74,7 @@ class MobileNetV2(nn.Module):
     unit_strides: int = 0
     convention: ConventionName = "tensorflow"
     batch_norm_momentum: float = 0.99
+    stages: tuple[Stage, ...] = STAGES
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n classes"]:
@@ -92,7 +94,7 @@ class MobileNetV2(nn.Module):
 
         x = ConvNorm(scaled(32), 3, effective(2), **common, name="stem")(images, train)
         index = 0
-        for stage in STAGES:
+        for stage in self.stages:
             for repeat in range(stage.repeats):
                 x = InvertedResidual(
                     scaled(stage.channels),

@@ -66,5 +66,7 @@ def read_records(path: Path) -> list[Record]:
         try:
             records.append(Record(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew") from error
+            raise UserError(
+                f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew"
+            ) from error
     return records

@@ -6,7 +6,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -15,7 +14,18 @@ import pytest
 from mnv2_jax.models.layers import ACTIVATIONS
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--seeds", "2", "--epochs", "1", "--width-multiplier", "0.1", "--expansion", "2", "--train-images", "64"]
+TINY = [
+    "--seeds",
+    "2",
+    "--epochs",
+    "1",
+    "--width-multiplier",
+    "0.1",
+    "--expansion",
+    "2",
+    "--train-images",
+    "64",
+]
 
 
 @pytest.fixture
@@ -59,7 +69,20 @@ def test_from_flags_to_files_and_again(command, digits, tmp_path):
     assert "inconclusive" in output
     assert "figure.png" in output
     # Nothing in the output but what we print.
-    known = ("ablate_bottleneck on", "linear", "relu6", "4 runs trained", "", "Is a linear", "┏", "┃", "┡", "│", "└", "runs/")
+    known = (
+        "ablate_bottleneck on",
+        "linear",
+        "relu6",
+        "4 runs trained",
+        "",
+        "Is a linear",
+        "┏",
+        "┃",
+        "┡",
+        "│",
+        "└",
+        "runs/",
+    )
     assert [line for line in output.splitlines() if not line.startswith(known[:4] + known[5:]) and line] == []
 
     before = (folder / "summary.json").read_bytes()
@@ -75,7 +98,7 @@ def test_from_flags_to_files_and_again(command, digits, tmp_path):
 
 def test_a_terminal_gets_a_bar_with_arm_seed_step_loss_speed_and_time_left(command, digits, tmp_path):
     ours, theirs = pty.openpty()
-    process = command.start("--activation", "relu", *TINY, stdout=theirs, stderr=theirs)
+    process = command.start("--activation", "relu6", *TINY, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""
     while True:
@@ -89,23 +112,25 @@ def test_a_terminal_gets_a_bar_with_arm_seed_step_loss_speed_and_time_left(comma
     os.close(ours)
     assert process.wait(60) == 0
     text = seen.decode()
-    for part in ("linear seed 0 step", "relu seed 1 step", "loss", "images/s", "left", "━"):
+    for part in ("linear seed 0 step", "relu6 seed 1 step", "loss", "images/s", "left", "━"):
         assert part in text
 
 
 def test_interrupt_ends_cleanly_and_says_how_to_go_on(command, digits, tmp_path):
     process = command.start(
-        "--activation", "relu6", *TINY, "--epochs", "500", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        "--activation", "relu6", *TINY, "--seeds", "200", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     for line in process.stdout:
-        if "step" in line:
+        if "test accuracy" in line:
             break
     process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command continues" in errors
     assert "Traceback" not in output + errors
+    code, output, _ = command("--activation", "relu6", *TINY)
+    assert code == 0
+    assert "of 4 runs were finished before" in output
 
 
 @pytest.mark.parametrize(

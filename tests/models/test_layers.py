@@ -24,7 +24,9 @@ def test_make_divisible(value, expected):
 def test_make_divisible_never_loses_more_than_a_tenth():
     values = np.arange(1, 400) * 0.35
     rounded = [make_divisible(value) for value in values]
-    assert all(result % 8 == 0 and result >= 0.9 * value for value, result in zip(values, rounded, strict=True))
+    assert all(
+        result % 8 == 0 and result >= 0.9 * value for value, result in zip(values, rounded, strict=True)
+    )
 
 
 @pytest.mark.parametrize("value", [0, -8])
@@ -118,6 +120,8 @@ def test_batch_norm_is_flax_batch_norm(train):
 )
 def test_initial_kernels(convention, depthwise, deviation):
     conv = Conv(64, 3, depthwise=depthwise, convention=convention)
-    kernels = [conv.init(jax.random.key(seed), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"] for seed in range(8)]
+    kernels = [
+        conv.init(jax.random.key(seed), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"] for seed in range(8)
+    ]
     assert kernels[0].shape == (3, 3, 1 if depthwise else 64, 64)
     assert np.std(np.stack(kernels)) == pytest.approx(deviation, rel=0.05)

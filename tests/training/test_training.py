@@ -9,6 +9,7 @@ import pytest
 from mnv2_jax import MobileNetV2
 from mnv2_jax.data.resident import Batch, training_batch
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.mobilenet_v2 import Stage
 from mnv2_jax.tasks.classification import classification_sums
 from mnv2_jax.training import loop
 from mnv2_jax.training.checkpoint import load_variables, save_variables
@@ -20,7 +21,8 @@ from mnv2_jax.training.parallel import seed_groups, seed_mesh
 from mnv2_jax.training.step import TrainState, eval_step, init_state, train_step
 
 CONFIG = TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
-NETWORK = MobileNetV2(10, 0.1, expansion=2, unit_strides=3)
+# Two blocks instead of seventeen: compiled in seconds.
+NETWORK = MobileNetV2(10, 0.1, unit_strides=1, stages=(Stage(1, 16, 1, 1), Stage(2, 24, 1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_batch_norm_momentum_suits_the_length_of_the_run(steps, momentum):
 
 
 def test_weight_decay_spares_depthwise_kernels_norms_and_biases(tiny):
-    variables = jax.eval_shape(NETWORK.init, jax.random.key(0), jnp.zeros((1, *tiny.image_shape)))
+    variables = jax.eval_shape(MobileNetV2(10).init, jax.random.key(0), jnp.zeros((1, *tiny.image_shape)))
     decayed = {
         "/".join(entry.key for entry in path)
         for path, on in jax.tree_util.tree_leaves_with_path(decays(variables["params"]))
@@ -142,7 +144,13 @@ def test_seeds_side_by_side_are_the_runs_that_they_are_alone(programs, tiny):
 def test_a_run_is_logged_evaluated_and_tested(programs, tiny):
     records = list(train(programs, "a", [0, 1], tiny, CONFIG))
     of_one = [(r.step, r.split, r.images) for r in records if r.seed == 1]
-    assert of_one == [(2, "train", 32), (2, "validation", 30), (4, "train", 32), (4, "validation", 30), (4, "test", 50)]
+    assert of_one == [
+        (2, "train", 32),
+        (2, "validation", 30),
+        (4, "train", 32),
+        (4, "validation", 30),
+        (4, "test", 50),
+    ]
 
 
 def test_arms_are_paired_by_seed(tiny):
@@ -158,7 +166,12 @@ def test_arms_are_paired_by_seed(tiny):
             state = init_state(seed, network, optimizer, tiny.image_shape)
             batch = training_batch(state.data_key, state.step, examples, 16, tiny.augmentation)
             later, _ = train_step(state, batch, network, optimizer)
-            return state, later.data_key, batch, training_batch(later.data_key, later.step, examples, 16, tiny.augmentation)
+            return (
+                state,
+                later.data_key,
+                batch,
+                training_batch(later.data_key, later.step, examples, 16, tiny.augmentation),
+            )
 
         state, later_key, *both = start(7)
         assert (later_key == state.data_key).all()
@@ -188,7 +201,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_so(programs, tiny):
         state, sums = programs.train(state, examples)
         return state, sums._replace(loss=sums.loss * np.nan)
 
-    with pytest.raises(UserError, match="loss of arm a is not a number by step 2; take a smaller --learning-rate"):
+    with pytest.raises(
+        UserError, match="loss of arm a is not a number by step 2; take a smaller --learning-rate"
+    ):
         list(train(programs._replace(train=broken), "a", [0, 1], tiny, CONFIG))
 
 
@@ -217,4 +232,8 @@ def test_checkpoint_returns_what_was_saved(tmp_path):
     variables = {"params": {"a": jnp.arange(6.0).reshape(2, 3)}, "batch_stats": {"b": jnp.ones(2)}}
     save_variables(tmp_path / "x", variables)
     save_variables(tmp_path / "x", jax.tree.map(lambda leaf: leaf + 1, variables))
-    jax.tree.map(np.testing.assert_array_equal, load_variables(tmp_path / "x"), jax.tree.map(lambda a: a + 1, variables))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_variables(tmp_path / "x"),
+        jax.tree.map(lambda a: a + 1, variables),
+    )
