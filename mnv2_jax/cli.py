@@ -76,7 +76,5 @@ def run(main: Callable[[Options], None], options: type[Options], description: st
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. Finished runs are kept; the same command continues after them.", file=sys.stderr
-        )
+        print("\nInterrupted. Finished runs are kept; the same command continues after them.", file=sys.stderr)
         sys.exit(130)

@@ -48,9 +48,7 @@ def tiny(digits):
     from mnv2_jax.data.resident import Examples
 
     def reduced(examples, count):
-        return Examples(
-            np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.labels[:count]
-        )
+        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.labels[:count])
 
     return dataclasses.replace(
         digits,

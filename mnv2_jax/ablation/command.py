@@ -93,9 +93,7 @@ def study_command(
     """
     for name in ("width_multiplier", "expansion"):
         if not getattr(options, name) > 0:
-            raise UserError(
-                f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}"
-            )
+            raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}")
     entry = CATALOG[options.dataset]
     study = Study(
         experiment=experiment,
@@ -125,9 +123,7 @@ def study_command(
     console.print(f"{experiment} on {entry.title}", markup=False)
     dataset = load(options.dataset, options.data_files, train_images=options.train_images)
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    summary, records = run_study(
-        study, dataset, folder, Reporter(console), options.overwrite, command, environment()
-    )
+    summary, records = run_study(study, dataset, folder, Reporter(console), options.overwrite, command, environment())
     plots.save(plots.draw(summary, records, entry.title), folder)
     write_report(summary, folder, entry.title)
     console.print()

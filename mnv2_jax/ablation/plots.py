@@ -45,12 +45,8 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
         images = [record.step * summary["training"]["batch_size"] for record in by_seed[0]]
         accuracy = np.array([[record.accuracy for record in run] for run in by_seed])
         curves.plot(images, accuracy.T, linewidth=0.7, alpha=0.45, **style)
-        curves.plot(
-            images, accuracy.mean(axis=0), linewidth=2.6, label=f"{arm} (mean of {len(seeds)})", **style
-        )
-    curves.set(
-        title="Validation accuracy in training", xlabel="training images seen", ylabel="validation accuracy"
-    )
+        curves.plot(images, accuracy.mean(axis=0), linewidth=2.6, label=f"{arm} (mean of {len(seeds)})", **style)
+    curves.set(title="Validation accuracy in training", xlabel="training images seen", ylabel="validation accuracy")
     curves.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     curves.set_ylim(0, 1)
     curves.legend(loc="best", frameon=False)

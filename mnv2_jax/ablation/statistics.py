@@ -51,9 +51,7 @@ def compare_paired(
         ValueError: if the lengths differ or there are fewer than two pairs.
     """
     if len(arm) != len(baseline) or len(arm) < 2:
-        raise ValueError(
-            f"a paired comparison needs two or more pairs, got {len(arm)} and {len(baseline)} values"
-        )
+        raise ValueError(f"a paired comparison needs two or more pairs, got {len(arm)} and {len(baseline)} values")
     # Differences of fractions: rounding keeps 0.9 - 0.8 and 0.8 - 0.7 the tie that they are.
     differences = np.round(np.asarray(arm, np.float64) - np.asarray(baseline, np.float64), 12)
     mean = float(differences.mean())

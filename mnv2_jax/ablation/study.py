@@ -111,9 +111,7 @@ def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
     if not config_file.exists():
         foreign = [path.name for path in folder.iterdir()] if folder.exists() else []
         if foreign:
-            raise UserError(
-                f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder"
-            )
+            raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
         return
     if overwrite:
         return
@@ -125,9 +123,7 @@ def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
             if known.get(name) != value
         ]
     except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{config_file} is not a study's ({error}); name another --out or --overwrite it"
-        ) from error
+        raise UserError(f"{config_file} is not a study's ({error}); name another --out or --overwrite it") from error
     if differences:
         raise UserError(
             f"--out {folder} holds another study: {'; '.join(differences)}; name another --out, or --overwrite it"
@@ -149,9 +145,7 @@ def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(identity(study), indent=2) + "\n")
     except OSError as error:
-        raise UserError(
-            f"--out {folder} cannot be written ({error.strerror}); name another folder"
-        ) from error
+        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
     records = read_records(folder / "metrics.jsonl")
     finished = {(record.arm, record.seed) for record in records if record.split == "test"}
     records = [record for record in records if (record.arm, record.seed) in finished]
@@ -174,14 +168,10 @@ def train_arms(
 
     records = list(finished)
     done = {(record.arm, record.seed) for record in finished}
-    pending = {
-        arm.name: [seed for seed in range(study.seeds) if (arm.name, seed) not in done] for arm in study.arms
-    }
+    pending = {arm.name: [seed for seed in range(study.seeds) if (arm.name, seed) not in done] for arm in study.arms}
     steps = study.training.steps(len(dataset.train.labels))
     plan = {name: seed_groups(seeds, jax.device_count()) for name, seeds in pending.items()}
-    reporter.start(
-        steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds
-    )
+    reporter.start(steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds)
     with (folder / "metrics.jsonl").open("a") as file:
         for arm in study.arms:
             if not plan[arm.name]:
@@ -195,9 +185,7 @@ def train_arms(
 
                 def save(state, arm=arm, group=group):
                     for index, seed in enumerate(group):
-                        own = jax.tree.map(
-                            lambda leaf, index=index: leaf[index], (state.params, state.batch_stats)
-                        )
+                        own = jax.tree.map(lambda leaf, index=index: leaf[index], (state.params, state.batch_stats))
                         path = folder / CHECKPOINTS / f"{arm.name}-{seed}"
                         save_variables(path, {"params": own[0], "batch_stats": own[1]})
 
@@ -222,7 +210,7 @@ def summarize(
     """What `summary.json` holds: made from records alone, so that it can be made again. Accuracies are fractions."""
     seeds = list(range(study.seeds))
     tests = {(record.arm, record.seed): record for record in records if record.split == "test"}
-    arms = {}
+    arms: dict[str, dict[str, Any]] = {}
     for arm in study.arms:
         network = create_network(study, arm, dataset)
         arms[arm.name] = {
@@ -296,7 +284,5 @@ def run_study(
     records = [record for record in records if record.arm in names and record.seed < study.seeds]
     summary = summarize(study, dataset, records, command, environment or {})
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    reporter.say(
-        f"{reporter.trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included."
-    )
+    reporter.say(f"{reporter.trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
     return summary, records

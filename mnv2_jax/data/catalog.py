@@ -56,9 +56,7 @@ def _fashion_mnist_from_files(*, data_files: Path, **kwargs) -> tfds.core.Datase
 
 
 CATALOG: dict[str, Entry] = {
-    "digits": Entry(
-        "handwritten digits (scikit-learn)", Digits, image_size=28, source_size=8, flip=False, shift=2
-    ),
+    "digits": Entry("handwritten digits (scikit-learn)", Digits, image_size=28, source_size=8, flip=False, shift=2),
     "fashion_mnist": Entry(
         "Fashion-MNIST",
         FashionMNIST,

@@ -84,9 +84,7 @@ def load(
         for example in source:
             image = example["image"]
             if image.shape[:2] != size:
-                image = np.asarray(Image.fromarray(image[..., 0]).resize(size, Image.Resampling.BILINEAR))[
-                    ..., None
-                ]
+                image = np.asarray(Image.fromarray(image[..., 0]).resize(size, Image.Resampling.BILINEAR))[..., None]
             images.append(image)
             labels.append(example["label"])
         return Examples(np.stack(images), np.asarray(labels, np.int32))
@@ -161,6 +159,4 @@ def evaluation_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
         missing = batch_size - len(labels)
         weights = np.pad(np.ones(len(labels), np.float32), (0, missing))
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        yield Batch(
-            np.asarray(images, np.float32) / np.float32(127.5) - 1, np.pad(labels, (0, missing)), weights
-        )
+        yield Batch(np.asarray(images, np.float32) / np.float32(127.5) - 1, np.pad(labels, (0, missing)), weights)

@@ -1,5 +1,7 @@
 """The blocks that the networks are made of."""
 
+import functools
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -34,9 +36,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
         """Apply the three in turn."""
-        x = Conv(self.features, self.kernel_size, self.stride, self.depthwise, self.convention, name="conv")(
-            x
-        )
+        x = Conv(self.features, self.kernel_size, self.stride, self.depthwise, self.convention, name="conv")(x)
         epsilon = CONVENTIONS[self.convention].epsilon
         x = BatchNorm(self.batch_norm_momentum, epsilon, name="norm")(x, train)
         return ACTIVATIONS[self.activation](x)
@@ -67,12 +67,14 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
         """Apply the block."""
-        common = dict(convention=self.convention, batch_norm_momentum=self.batch_norm_momentum)
+        conv_norm = functools.partial(
+            ConvNorm, convention=self.convention, batch_norm_momentum=self.batch_norm_momentum
+        )
         inputs = x.shape[-1]
         inner, y = inputs, x
         if self.expansion != 1:
             inner = make_divisible(self.expansion * inputs)
-            y = ConvNorm(inner, **common, name="expand")(y, train)
-        y = ConvNorm(inner, 3, self.stride, depthwise=True, **common, name="depthwise")(y, train)
-        y = ConvNorm(self.features, activation=self.bottleneck_activation, **common, name="project")(y, train)
+            y = conv_norm(inner, name="expand")(y, train)
+        y = conv_norm(inner, 3, self.stride, depthwise=True, name="depthwise")(y, train)
+        y = conv_norm(self.features, activation=self.bottleneck_activation, name="project")(y, train)
         return x + y if self.stride == 1 and inputs == self.features else y

@@ -149,9 +149,7 @@ def _shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Pa
     height, width, _, channels = kernel.shape
     weights = kernel.reshape(height * width, channels)
     taps = _taps(x, (height, width), stride, padding)
-    return sum(
-        (tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0]
-    )
+    return sum((tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -173,9 +171,7 @@ def _cpu_depthwise_backward(stride, padding, residuals, dy):
         reach = (dy.shape[axis] - 1) * stride + 1
         return low, x.shape[axis] + size - 1 - low - reach, stride - 1
 
-    spread_dy = lax.pad(
-        dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0))
-    )
+    spread_dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0)))
     dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
 
     # The gradient of the kernel sums over all images. Image after image keeps the working set in cache and

@@ -1,5 +1,6 @@
 """MobileNetV2: the (t, c, n, s) table and the network."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -79,7 +80,10 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n classes"]:
         """Classify; `train` normalises by the batch and updates the collection "batch_stats"."""
-        common = dict(convention=self.convention, batch_norm_momentum=self.batch_norm_momentum)
+        conv_norm, block = (
+            functools.partial(module, convention=self.convention, batch_norm_momentum=self.batch_norm_momentum)
+            for module in (ConvNorm, InvertedResidual)
+        )
         remaining_unit_strides = self.unit_strides
 
         def effective(stride: int) -> int:
@@ -92,20 +96,19 @@ class MobileNetV2(nn.Module):
         def scaled(channels: int) -> int:
             return make_divisible(channels * self.width_multiplier)
 
-        x = ConvNorm(scaled(32), 3, effective(2), **common, name="stem")(images, train)
+        x = conv_norm(scaled(32), 3, effective(2), name="stem")(images, train)
         index = 0
         for stage in self.stages:
             for repeat in range(stage.repeats):
-                x = InvertedResidual(
+                x = block(
                     scaled(stage.channels),
                     expansion=1 if stage.expansion == 1 else self.expansion,
                     stride=effective(stage.stride) if repeat == 0 else 1,
                     bottleneck_activation=self.bottleneck_activation,
-                    **common,
                     name=f"block_{index}",
                 )(x, train)
                 index += 1
-        x = ConvNorm(max(1280, scaled(1280)), **common, name="head")(x, train)
+        x = conv_norm(max(1280, scaled(1280)), name="head")(x, train)
         x = jnp.mean(x, axis=(1, 2))
         classifier_init = CONVENTIONS[self.convention].classifier_init
         return nn.Dense(self.num_classes, kernel_init=classifier_init, name="classifier")(x)

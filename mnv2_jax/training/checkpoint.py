@@ -18,7 +18,5 @@ def load_variables(path: Path) -> PyTree:
     with ocp.StandardCheckpointer() as checkpointer:
         shapes = checkpointer.metadata(path.absolute()).item_metadata
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
-        )
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
         return checkpointer.restore(path.absolute(), target)

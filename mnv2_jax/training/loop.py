@@ -124,9 +124,7 @@ def train(
         if now - last_progress > PROGRESS_SECONDS:
             loss = float(np.mean(jax.device_get(sums.loss)) / config.batch_size)
             last_progress = now = time.perf_counter()
-            on_progress(
-                Progress(step, loss, len(interval) * config.batch_size * len(seeds) / (now - training_start))
-            )
+            on_progress(Progress(step, loss, len(interval) * config.batch_size * len(seeds) / (now - training_start)))
         if step in stops:
             totals = np.asarray(jax.device_get(interval), np.float64).sum(axis=0)
             speed = len(interval) * config.batch_size * len(seeds) / (time.perf_counter() - training_start)

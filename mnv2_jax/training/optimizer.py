@@ -22,9 +22,7 @@ def decays(params) -> dict:
 def create_optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `steps` steps."""
     warmup_steps = max(1, round(config.warmup * steps))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, warmup_steps, max(steps, warmup_steps + 1)
-    )
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup_steps, max(steps, warmup_steps + 1))
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=decays),
         optax.sgd(schedule, momentum=config.momentum, nesterov=True),

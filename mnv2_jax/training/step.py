@@ -56,9 +56,7 @@ def train_step(
     gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
-    ), sums
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
 
 
 def eval_step(state: TrainState, batch: Batch, model: nn.Module) -> Sums:

@@ -49,9 +49,7 @@ def test_agrees_with_scipy():
     arm, baseline = rng.normal(0.1, 1, 9), rng.normal(0, 1, 9)
     result = compare_paired(arm, baseline)
     d = np.round(arm - baseline, 12)
-    interval = scipy.stats.bootstrap(
-        (d,), np.mean, method="BCa", rng=np.random.default_rng(0)
-    ).confidence_interval
+    interval = scipy.stats.bootstrap((d,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
     assert result.ci95 == (interval.low, interval.high)
     # The same exact test by hand, over all sign patterns.
     signs = np.array(np.meshgrid(*[[-1, 1]] * 9)).reshape(9, -1)

@@ -39,9 +39,7 @@ ENVIRONMENT = {"jax": "0", "device": "cpu", "device_count": 8, "git": "abc"}
 def run(tiny, folder, study=STUDY, **options):
     log = io.StringIO()
     reporter = Reporter(Console(file=log, width=100))
-    summary, records = run_study(
-        study, tiny, folder, reporter, command="python x", environment=ENVIRONMENT, **options
-    )
+    summary, records = run_study(study, tiny, folder, reporter, command="python x", environment=ENVIRONMENT, **options)
     return summary, records, reporter.trained, log.getvalue()
 
 
@@ -190,9 +188,7 @@ def test_one_program_an_arm(tiny, tmp_path, monkeypatch):
     from mnv2_jax.ablation import study as module
 
     calls = []
-    monkeypatch.setattr(
-        module, "compile_programs", lambda *a, f=module.compile_programs: calls.append(a) or f(*a)
-    )
+    monkeypatch.setattr(module, "compile_programs", lambda *a, f=module.compile_programs: calls.append(a) or f(*a))
     run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=12))
     assert len(calls) == 2
 
@@ -218,9 +214,7 @@ def test_figure_and_report_are_made_from_the_files_and_twice_the_same(finished, 
     for word in ("http://", "https://"):
         # Names of XML vocabularies in the SVG are no links.
         outside = [part.split('"')[0] for part in page.split(word)[1:]]
-        assert all(
-            address.startswith(("www.w3.org", "purl.org", "creativecommons.org")) for address in outside
-        )
+        assert all(address.startswith(("www.w3.org", "purl.org", "creativecommons.org")) for address in outside)
     assert "<script" not in page
     assert " src=" not in page
 
@@ -229,9 +223,7 @@ def test_figure_marks_the_paper_and_every_run(finished):
     figure = plots.draw(finished[1], finished[2], "digits")
     curves, runs, effects = figure.axes
     assert len(curves.lines) == 2 * (2 + 1)
-    assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][
-        :1
-    ] == [2]
+    assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][:1] == [2]
     labels = [text.get_text() for text in effects.get_legend().get_texts()]
     assert any("Fig. 6a (digitized)" in label and "-0.6" in label for label in labels)
     plots.plt.close(figure)

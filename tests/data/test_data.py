@@ -34,11 +34,7 @@ def test_digits_are_split_fixed_stratified_and_whole(digits):
     assert digits.train.images.dtype == np.uint8
     assert len(digits.validation.labels) == 134
     # Images that stand in two splits would be counted twice here.
-    pixels = [
-        images.tobytes()
-        for split in (digits.train, digits.validation, digits.test)
-        for images in split.images
-    ]
+    pixels = [images.tobytes() for split in (digits.train, digits.validation, digits.test) for images in split.images]
     assert len(set(pixels)) == len({image.tobytes() for image in load_digits().images})
 
 
@@ -82,9 +78,7 @@ def test_augmentation_of_an_image_does_not_depend_on_the_size_of_the_batch(digit
 def test_augmentation_moves_by_at_most_the_shift_and_mirrors_half():
     image = np.zeros((1, 9, 9, 1), np.uint8)
     image[0, 4, 3] = 200
-    moved = np.asarray(
-        augment(jax.random.key(0), jnp.repeat(jnp.asarray(image), 400, 0), Augmentation(2, True))
-    )
+    moved = np.asarray(augment(jax.random.key(0), jnp.repeat(jnp.asarray(image), 400, 0), Augmentation(2, True)))
     _, rows, columns, _ = np.nonzero(moved)
     assert len(rows) == 400
     assert set(rows) == {2, 3, 4, 5, 6}
@@ -227,9 +221,7 @@ def test_without_network_the_error_says_what_to_do(tmp_path, monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(fashion_mnist.FashionMNIST, "_split_generators", no_network)
-    with pytest.raises(
-        UserError, match=r"cannot be downloaded \(.*no route to host.*\); .* --data-files DIR"
-    ):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*no route to host.*\); .* --data-files DIR"):
         load("fashion_mnist", data_dir=tmp_path / "tfds")
 
 

@@ -24,9 +24,7 @@ def test_make_divisible(value, expected):
 def test_make_divisible_never_loses_more_than_a_tenth():
     values = np.arange(1, 400) * 0.35
     rounded = [make_divisible(value) for value in values]
-    assert all(
-        result % 8 == 0 and result >= 0.9 * value for value, result in zip(values, rounded, strict=True)
-    )
+    assert all(result % 8 == 0 and result >= 0.9 * value for value, result in zip(values, rounded, strict=True))
 
 
 @pytest.mark.parametrize("value", [0, -8])
@@ -66,9 +64,7 @@ def test_the_cpu_form_is_the_native_convolution(kind, size, stride, convention):
     ours = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
 
     y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, stride, padding), x, kernel)
-    native_y, native_pull = jax.vjp(
-        lambda x, kernel: layers._native_convolution(x, kernel, stride, padding), x, kernel
-    )
+    native_y, native_pull = jax.vjp(lambda x, kernel: layers._native_convolution(x, kernel, stride, padding), x, kernel)
     assert y.shape == native_y.shape
     np.testing.assert_allclose(y, native_y, atol=1e-5)
     for gradient, native_gradient in zip(pull(y), native_pull(y), strict=True):
@@ -120,8 +116,6 @@ def test_batch_norm_is_flax_batch_norm(train):
 )
 def test_initial_kernels(convention, depthwise, deviation):
     conv = Conv(64, 3, depthwise=depthwise, convention=convention)
-    kernels = [
-        conv.init(jax.random.key(seed), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"] for seed in range(8)
-    ]
+    kernels = [conv.init(jax.random.key(seed), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"] for seed in range(8)]
     assert kernels[0].shape == (3, 3, 1 if depthwise else 64, 64)
     assert np.std(np.stack(kernels)) == pytest.approx(deviation, rel=0.05)

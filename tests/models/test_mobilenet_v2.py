@@ -37,12 +37,10 @@ def test_class_count_and_convention_of_the_paper_code():
 
 
 @pytest.mark.parametrize(
-    "resolution, multiply_adds", [(192, 221.32e6), (160, 154.08e6), (128, 99.07e6), (96, 56.29e6)]
+    ("resolution", "multiply_adds"), [(192, 221.32e6), (160, 154.08e6), (128, 99.07e6), (96, 56.29e6)]
 )
 def test_multiply_adds_at_every_published_resolution(resolution, multiply_adds):
-    assert count_multiply_adds(MobileNetV2(), (resolution, resolution, 3)) == pytest.approx(
-        multiply_adds, abs=0.005e6
-    )
+    assert count_multiply_adds(MobileNetV2(), (resolution, resolution, 3)) == pytest.approx(multiply_adds, abs=0.005e6)
 
 
 def test_layers_cost_what_the_paper_table_says():
@@ -111,9 +109,7 @@ def test_shortcut_only_at_stride_1_and_equal_channels(stride, features, shortcut
     np.testing.assert_array_equal(y, x if shortcut else jnp.zeros_like(y))
 
 
-@pytest.mark.parametrize(
-    ("activation", "low", "high"), [("relu6", 0, 6), ("relu", 0, None), ("linear", None, None)]
-)
+@pytest.mark.parametrize(("activation", "low", "high"), [("relu6", 0, 6), ("relu", 0, None), ("linear", None, None)])
 def test_bottleneck_activation_is_what_follows_the_projection(activation, low, high):
     block = InvertedResidual(16, stride=1, bottleneck_activation=activation)
     x = 5 * jax.random.normal(jax.random.key(0), (2, 8, 8, 8))

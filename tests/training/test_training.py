@@ -201,9 +201,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_says_so(programs, tiny):
         state, sums = programs.train(state, examples)
         return state, sums._replace(loss=sums.loss * np.nan)
 
-    with pytest.raises(
-        UserError, match="loss of arm a is not a number by step 2; take a smaller --learning-rate"
-    ):
+    with pytest.raises(UserError, match="loss of arm a is not a number by step 2; take a smaller --learning-rate"):
         list(train(programs._replace(train=broken), "a", [0, 1], tiny, CONFIG))
 
 

@@ -118,8 +118,6 @@ class FashionMNIST(tfds.image_classification.FashionMNIST, skip_registration=Tru
     def _generate_examples(
         self, split: str, paths: Mapping[tuple[str, str], Any]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        images, labels = (
-            read_idx(Path(paths[split, kind]), FILES[split, kind]) for kind in ("image", "label")
-        )
+        images, labels = (read_idx(Path(paths[split, kind]), FILES[split, kind]) for kind in ("image", "label"))
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": encode_png(image[..., None]), "label": int(label)}
