@@ -58,7 +58,7 @@ def use_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, at most 1 GiB, unless JAX was told where already."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)

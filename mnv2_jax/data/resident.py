@@ -29,9 +29,9 @@ class Examples(NamedTuple):
 class Batch(NamedTuple):
     """What a step works on. Weight 0 marks padding, which counts nowhere."""
 
-    images: Float[Array, "n h w c"]  # in [-1, 1]
-    labels: Int[Array, " n"]
-    weights: Float[Array, " n"]
+    images: Float[Array | np.ndarray, "n h w c"]  # in [-1, 1]
+    labels: Int[Array | np.ndarray, " n"]
+    weights: Float[Array | np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
-        return self.train.images.shape[1:]
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
 
 
 def load(

@@ -268,9 +268,9 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", convention.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features)
         )
-        padding = tuple(convention.padding(size, self.kernel_size, self.stride) for size in x.shape[1:3])
+        rows, columns = (convention.padding(size, self.kernel_size, self.stride) for size in x.shape[1:3])
         convolve = depthwise_convolution if self.depthwise else convolution
-        return convolve(x, kernel, self.stride, padding)
+        return convolve(x, kernel, self.stride, (rows, columns))
 
 
 # --- Batch norm ------------------------------------------------------------------------------------------

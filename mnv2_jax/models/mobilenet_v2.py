@@ -80,10 +80,9 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n classes"]:
         """Classify; `train` normalises by the batch and updates the collection "batch_stats"."""
-        conv_norm, block = (
-            functools.partial(module, convention=self.convention, batch_norm_momentum=self.batch_norm_momentum)
-            for module in (ConvNorm, InvertedResidual)
-        )
+        convention, momentum = self.convention, self.batch_norm_momentum
+        conv_norm = functools.partial(ConvNorm, convention=convention, batch_norm_momentum=momentum)
+        block = functools.partial(InvertedResidual, convention=convention, batch_norm_momentum=momentum)
         remaining_unit_strides = self.unit_strides
 
         def effective(stride: int) -> int:

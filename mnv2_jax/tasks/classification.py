@@ -13,7 +13,7 @@ class Sums(NamedTuple):
 
     loss: Float[Array, "*runs"]
     correct: Float[Array, "*runs"]
-    count: Float[Array, "*runs"]
+    images: Float[Array, "*runs"]
 
 
 def classification_sums(

@@ -114,8 +114,8 @@ def train(
     def records(split: str, step: int, sums: Sequence[Sums], speed: float | None = None) -> Iterator[Record]:
         seconds = time.perf_counter() - start
         for seed, run in zip(seeds, sums, strict=True):
-            loss, accuracy = float(run.loss / run.count), float(run.correct / run.count)
-            yield Record(arm, seed, step, split, seconds, loss, accuracy, int(run.count), speed)
+            loss, accuracy = float(run.loss / run.images), float(run.correct / run.images)
+            yield Record(arm, seed, step, split, seconds, loss, accuracy, int(run.images), speed)
 
     for step in range(1, steps + 1):
         state, sums = programs.train(state, programs.train_examples)

@@ -27,7 +27,7 @@ def seed_mesh(size: int) -> Mesh:
 
 def over_seeds(
     function: Callable, mesh: Mesh, in_specs: Sequence[PartitionSpec], donate: Sequence[int] = ()
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Compile a function of one run to a function of one run on each device of the mesh.
 
     Args:

@@ -51,7 +51,7 @@ def train_step(
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
         sums = classification_sums(logits, batch.labels, batch.weights)
-        return sums.loss / sums.count, (sums, updates["batch_stats"])
+        return sums.loss / sums.images, (sums, updates["batch_stats"])
 
     gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -62,5 +62,5 @@ def train_step(
 def eval_step(state: TrainState, batch: Batch, model: nn.Module) -> Sums:
     """Metrics of a batch with the running statistics."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = model.apply(variables, batch.images, train=False)
+    logits: Array = model.apply(variables, batch.images, train=False)  # type: ignore[assignment]
     return classification_sums(logits, batch.labels, batch.weights)

@@ -41,14 +41,14 @@ def test_constant_logits_score_exactly_the_share_of_their_class():
     """16 images, 2 of class 0, and logits that are all alike: the tie goes to class 0."""
     labels = jnp.array([0, 0] + [1] * 9 + [2] * 5)
     sums = classification_sums(jnp.zeros((16, 3)), labels, jnp.ones(16))
-    assert (float(sums.correct), float(sums.count)) == (2, 16)
+    assert (float(sums.correct), float(sums.images)) == (2, 16)
     assert float(sums.loss) == pytest.approx(16 * math.log(3))
 
 
 def test_padding_counts_nowhere():
     logits = jnp.array([[0.0, 9.0], [9.0, 0.0], [0.0, 9.0]])
     sums = classification_sums(logits, jnp.array([1, 1, 1]), jnp.array([1.0, 1.0, 0.0]))
-    assert (float(sums.correct), float(sums.count)) == (1, 2)
+    assert (float(sums.correct), float(sums.images)) == (1, 2)
 
 
 @pytest.mark.parametrize("batch_size", [7, 16, 50, 64])
@@ -64,7 +64,7 @@ def test_the_whole_test_set_counts_whatever_the_batch(programs, tiny, monkeypatc
     fake = programs._replace(evaluate=lambda _, batch: jax.tree.map(lambda a: jnp.stack([a, a]), step(batch)))
     monkeypatch.setattr(loop, "EVALUATION_BATCH", batch_size)
     for sums in evaluate(fake, state, tiny.test):
-        assert sums.count == 50
+        assert sums.images == 50
         assert sums.correct == np.sum(tiny.test.labels == 3) > 0
 
 

@@ -91,10 +91,10 @@ def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:
     missing = [FILES[key].name for key, path in found.items() if path is None]
     if missing:
         raise UserError(f"{folder} lacks {', '.join(missing)} (plain or .gz), expected from Fashion-MNIST")
-    return found
+    return {key: path for key, path in found.items() if path is not None}
 
 
-class FashionMNIST(tfds.image_classification.FashionMNIST, skip_registration=True):
+class FashionMNIST(tfds.image_classification.FashionMNIST, skip_registration=True):  # type: ignore[call-arg]
     """TFDS's `fashion_mnist`, prepared without TensorFlow from a folder of IDX files or from a download.
 
     Args:
