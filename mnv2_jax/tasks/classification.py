@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -17,7 +18,9 @@ class Sums(NamedTuple):
 
 
 def classification_sums(
-    logits: Float[Array, "n classes"], labels: Int[Array, " n"], weights: Float[Array, " n"]
+    logits: Float[Array, "n classes"],
+    labels: Int[Array | np.ndarray, " n"],
+    weights: Float[Array | np.ndarray, " n"],
 ) -> Sums:
     """Cross entropy in nats, and the images whose largest logit is the label's; ties go to the lower class."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
