@@ -69,7 +69,7 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
     runs.set_xticks(range(len(arms)), arms)
     runs.set_xlim(-0.5, len(arms) - 0.5)
     runs.set(title="Test accuracy, a line a seed", xlabel="after the bottleneck", ylabel="test accuracy")
-    runs.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    runs.yaxis.set_major_formatter(PercentFormatter(1))
 
     comparisons = summary["comparisons"]
     for index, comparison in enumerate(comparisons):
