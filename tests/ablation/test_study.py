@@ -184,12 +184,12 @@ def test_a_null_study_is_inconclusive(tiny, tmp_path):
 
 
 def test_one_program_an_arm(tiny, tmp_path, monkeypatch):
-    """Twelve seeds on eight devices are two groups, but each program is compiled once an arm."""
+    """Nine seeds on eight devices are two groups, but each program is compiled once an arm."""
     from mnv2_jax.ablation import study as module
 
     calls = []
     monkeypatch.setattr(module, "compile_programs", lambda *a, f=module.compile_programs: calls.append(a) or f(*a))
-    run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=12))
+    run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=9))
     assert len(calls) == 2
 
 
