@@ -162,9 +162,7 @@ def test_a_terminal_gets_a_bar_and_interrupt_ends_cleanly_and_says_how_to_go_on(
         (["--out", "/proc/mine"], "--out /proc/mine cannot be written"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_2_and_nothing_written(
-    in_this_process, digits, tmp_path, capfd, flags, says
-):
+def test_bad_input_is_one_line_and_exit_2_and_nothing_written(in_this_process, digits, tmp_path, capfd, flags, says):
     assert in_this_process(*flags) == 2
     output, errors = capfd.readouterr()
     assert says in errors
@@ -175,7 +173,7 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_written(
 
 
 def test_a_process_of_bad_input_ends_the_same_way(command, digits, tmp_path):
-    code, output, errors = command("--batch-size", "5000")
+    code, _, errors = command("--batch-size", "5000")
     assert code == 2
     assert errors == "error: --batch-size 5000 is more than the 1209 images of the training split; take 1209 or fewer\n"
     assert list(tmp_path.iterdir()) == []
