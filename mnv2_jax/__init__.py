@@ -3,10 +3,22 @@
 "MobileNetV2: Inverted Residuals and Linear Bottlenecks", Sandler et al., CVPR 2018, arXiv:1801.04381.
 """
 
-from mnv2_jax.models.blocks import InvertedResidual
+from mnv2_jax.models.blocks import DepthwiseSeparable, InvertedResidual
+from mnv2_jax.models.create import create_model, list_models
 from mnv2_jax.models.layers import make_divisible
-from mnv2_jax.models.mobilenet_v2 import MobileNetV2, unit_strides_for
+from mnv2_jax.models.mobilenet_v1 import MobileNetV1
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.models.strides import unit_strides_for
 
 __version__ = "0.1.0"
 
-__all__ = ["InvertedResidual", "MobileNetV2", "make_divisible", "unit_strides_for"]
+__all__ = [
+    "DepthwiseSeparable",
+    "InvertedResidual",
+    "MobileNetV1",
+    "MobileNetV2",
+    "create_model",
+    "list_models",
+    "make_divisible",
+    "unit_strides_for",
+]

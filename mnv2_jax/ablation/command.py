@@ -16,7 +16,7 @@ from mnv2_jax.ablation.progress import Reporter, create_console
 from mnv2_jax.ablation.study import Arm, Study, check_folder, run_study
 from mnv2_jax.data.catalog import CATALOG, DatasetName, Entry
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.mobilenet_v2 import unit_strides_for
+from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.training.config import TrainConfig
 
 

@@ -1,8 +1,10 @@
 """The blocks that the networks are made of."""
 
-import functools
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mnv2_jax.models.layers import (
@@ -20,26 +22,36 @@ class ConvNorm(nn.Module):
     """Convolution, batch norm, activation: "conv" in the paper's tables.
 
     Attributes:
-        features, kernel_size, stride, depthwise: see `Conv`.
+        features, kernel_size, stride, dilation, depthwise: see `Conv`.
         activation: a name in `ACTIVATIONS`.
-        convention, batch_norm_momentum: see `MobileNetV2`.
+        convention, batch_norm_momentum, dtype: see `ImageClassifier`.
     """
 
     features: int
     kernel_size: int = 1
     stride: int = 1
+    dilation: int = 1
     depthwise: bool = False
     activation: Activation = "relu6"
     convention: ConventionName = "tensorflow"
     batch_norm_momentum: float = 0.99
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
         """Apply the three in turn."""
-        x = Conv(self.features, self.kernel_size, self.stride, self.depthwise, self.convention, name="conv")(x)
-        epsilon = CONVENTIONS[self.convention].epsilon
-        x = BatchNorm(self.batch_norm_momentum, epsilon, name="norm")(x, train)
-        return ACTIVATIONS[self.activation](x)
+        conv = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.depthwise,
+            self.convention,
+            self.dtype,
+            name="conv",
+        )
+        norm = BatchNorm(self.batch_norm_momentum, CONVENTIONS[self.convention].epsilon, name="norm")
+        return ACTIVATIONS[self.activation](norm(conv(x), train))
 
 
 class InvertedResidual(nn.Module):
@@ -53,28 +65,59 @@ class InvertedResidual(nn.Module):
         features: channels of the output bottleneck.
         expansion: t, the inner width over the input's channels; the inner width is made divisible by 8.
         stride: of the depthwise convolution, in pixels.
+        dilation: of the depthwise convolution, in pixels.
         bottleneck_activation: a name in `ACTIVATIONS`, applied before the shortcut is added.
-        convention, batch_norm_momentum: see `MobileNetV2`.
+        conv_norm: makes the three layers; a `functools.partial` of `ConvNorm` sets what they have in common.
     """
 
     features: int
     expansion: float = 6.0
     stride: int = 1
+    dilation: int = 1
     bottleneck_activation: Activation = "linear"
-    convention: ConventionName = "tensorflow"
-    batch_norm_momentum: float = 0.99
+    conv_norm: Callable[..., nn.Module] = ConvNorm
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
-        """Apply the block."""
-        conv_norm = functools.partial(
-            ConvNorm, convention=self.convention, batch_norm_momentum=self.batch_norm_momentum
-        )
+    def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
+        """What each layer puts out: "expand" (not with an expansion of 1), "depthwise", and "output", the block's."""
         inputs = x.shape[-1]
         inner, y = inputs, x
+        ends = {}
         if self.expansion != 1:
             inner = make_divisible(self.expansion * inputs)
-            y = conv_norm(inner, name="expand")(y, train)
-        y = conv_norm(inner, 3, self.stride, depthwise=True, name="depthwise")(y, train)
-        y = conv_norm(self.features, activation=self.bottleneck_activation, name="project")(y, train)
-        return x + y if self.stride == 1 and inputs == self.features else y
+            y = ends["expand"] = self.conv_norm(inner, name="expand")(y, train)
+        depthwise = self.conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
+        y = ends["depthwise"] = depthwise(y, train)
+        y = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")(y, train)
+        ends["output"] = x + y if self.stride == 1 and inputs == self.features else y
+        return ends
+
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
+        """Apply the block."""
+        return self.endpoints(x, train)["output"]
+
+
+class DepthwiseSeparable(nn.Module):
+    """The block of MobileNetV1: a 3x3 depthwise convolution, then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
+
+    Attributes:
+        features: channels of the output.
+        stride, dilation: of the depthwise convolution, in pixels.
+        conv_norm: makes the two layers; see `InvertedResidual`.
+    """
+
+    features: int
+    stride: int = 1
+    dilation: int = 1
+    conv_norm: Callable[..., nn.Module] = ConvNorm
+
+    @nn.compact
+    def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
+        """What each layer puts out: "depthwise", and "output", the block's."""
+        depthwise = self.conv_norm(x.shape[-1], 3, self.stride, self.dilation, depthwise=True, name="depthwise")
+        y = depthwise(x, train)
+        return {"depthwise": y, "output": self.conv_norm(self.features, name="pointwise")(y, train)}
+
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
+        """Apply the block."""
+        return self.endpoints(x, train)["output"]

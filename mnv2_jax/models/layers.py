@@ -13,12 +13,13 @@ TPU's form. The CPU forms have reverse-mode derivatives only (`jax.grad`, `jax.v
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -89,11 +90,12 @@ class Convention:
     kernel_init: nn.initializers.Initializer
     classifier_init: nn.initializers.Initializer
 
-    def padding(self, size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    def padding(self, size: int, kernel_size: int, stride: int, dilation: int = 1) -> tuple[int, int]:
         """Rows (or columns) to add before and after an axis of `size` pixels."""
+        reach = (kernel_size - 1) * dilation
         if self.symmetric_padding:
-            return (kernel_size - 1) // 2, (kernel_size - 1) // 2
-        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+            return reach // 2, reach // 2
+        total = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0)
         return total // 2, total - total // 2
 
 
@@ -116,23 +118,33 @@ CONVENTIONS: dict[str, Convention] = {
 # --- Convolutions ----------------------------------------------------------------------------------------
 
 
-def _native_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+class Window(NamedTuple):
+    """How a kernel moves over an image: step, distance between its taps, and padding of both axes, in pixels."""
+
+    stride: int = 1
+    dilation: int = 1
+    padding: Padding = ((0, 0), (0, 0))
+
+
+def _native_convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(stride, stride),
-        padding=padding,
+        window_strides=(window.stride, window.stride),
+        padding=window.padding,
+        rhs_dilation=(window.dilation, window.dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 
-def _taps(x: jax.Array, kernel_size: tuple[int, int], stride: int, padding: Padding) -> list[jax.Array]:
+def _taps(x: jax.Array, kernel_size: tuple[int, int], window: Window) -> list[jax.Array]:
     """The input as each tap of the kernel sees it: one strided view of the padded input a tap, row by row."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     n, height, width, channels = x.shape
-    rows = (height - kernel_size[0]) // stride + 1
-    columns = (width - kernel_size[1]) // stride + 1
+    stride, dilation = window.stride, window.dilation
+    rows = (height - (kernel_size[0] - 1) * dilation - 1) // stride + 1
+    columns = (width - (kernel_size[1] - 1) * dilation - 1) // stride + 1
     return [
         lax.slice(
             x,
@@ -140,48 +152,49 @@ def _taps(x: jax.Array, kernel_size: tuple[int, int], stride: int, padding: Padd
             (n, i + (rows - 1) * stride + 1, j + (columns - 1) * stride + 1, channels),
             (1, stride, stride, 1),
         )
-        for i in range(kernel_size[0])
-        for j in range(kernel_size[1])
+        for i in range(0, kernel_size[0] * dilation, dilation)
+        for j in range(0, kernel_size[1] * dilation, dilation)
     ]
 
 
-def _shifted_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _shifted_depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     height, width, _, channels = kernel.shape
     weights = kernel.reshape(height * width, channels)
-    taps = _taps(x, (height, width), stride, padding)
+    taps = _taps(x, (height, width), window)
     return sum((tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _cpu_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    return _shifted_depthwise(x, kernel, stride, padding)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cpu_depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    return _shifted_depthwise(x, kernel, window)
 
 
-def _cpu_depthwise_forward(x, kernel, stride, padding):
-    return _shifted_depthwise(x, kernel, stride, padding), (x, kernel)
+def _cpu_depthwise_forward(x, kernel, window):
+    return _shifted_depthwise(x, kernel, window), (x, kernel)
 
 
-def _cpu_depthwise_backward(stride, padding, residuals, dy):
+def _cpu_depthwise_backward(window, residuals, dy):
     x, kernel = residuals
     height, width, _, channels = kernel.shape
 
     # The gradient of the input is the same convolution of the spread-out dy with the turned kernel.
     def spread(axis: int, size: int) -> tuple[int, int, int]:
-        low = size - 1 - padding[axis - 1][0]
-        reach = (dy.shape[axis] - 1) * stride + 1
-        return low, x.shape[axis] + size - 1 - low - reach, stride - 1
+        span = (size - 1) * window.dilation
+        low = span - window.padding[axis - 1][0]
+        reach = (dy.shape[axis] - 1) * window.stride + 1
+        return low, x.shape[axis] + span - low - reach, window.stride - 1
 
     spread_dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0)))
-    dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+    dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], Window(dilation=window.dilation))
 
-    # The gradient of the kernel sums over all images. Image after image keeps the working set in cache and
-    # is elementwise, which vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower.
+    # The gradient of the kernel sums over all images, in float32. Image after image keeps the working set in
+    # cache and is elementwise, which vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower.
     def add_image(sums, example):
         image, image_dy = example
-        taps = _taps(image[None], (height, width), stride, padding)
-        return [total + tap[0] * image_dy for total, tap in zip(sums, taps, strict=True)], None
+        taps = _taps(image[None], (height, width), window)
+        return [total + tap[0].astype(jnp.float32) * image_dy for total, tap in zip(sums, taps, strict=True)], None
 
-    zeros = [jnp.zeros(dy.shape[1:], dy.dtype)] * (height * width)
+    zeros = [jnp.zeros(dy.shape[1:], jnp.float32)] * (height * width)
     sums, _ = lax.scan(add_image, zeros, (x, dy))
     dkernel = jnp.stack([jnp.sum(total, axis=(0, 1)) for total in sums])
     return dx, dkernel.reshape(height, width, 1, channels).astype(kernel.dtype)
@@ -204,42 +217,43 @@ def _cpu_pointwise_backward(residuals, dy):
     batch = tuple(range(x.ndim - 1))
     dx = lax.dot_general(dy, kernel, (((x.ndim - 1,), (1,)), ((), ())))
     # Written as x^T dy. XLA's own derivative is (dy^T x)^T and first writes dy out transposed.
-    return dx, lax.dot_general(x, dy, ((batch, batch), ((), ())))
+    dkernel = lax.dot_general(x, dy, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    return dx, dkernel.astype(kernel.dtype)
 
 
 _cpu_pointwise.defvjp(_cpu_pointwise_forward, _cpu_pointwise_backward)
 
 
-def _cpu_convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _cpu_convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     height, width, _, features = kernel.shape
-    patches = jnp.concatenate(_taps(x, (height, width), stride, padding), axis=-1)
+    patches = jnp.concatenate(_taps(x, (height, width), window), axis=-1)
     return _cpu_pointwise(patches, kernel.reshape(-1, features))
 
 
 def convolution(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c d"], stride: int, padding: Padding
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c d"], window: Window
 ) -> Float[Array, "n h2 w2 d"]:
-    """A full convolution; a 1x1 at stride 1 without padding is a matrix product on every platform."""
-    if kernel.shape[:2] == (1, 1) and stride == 1:
+    """A full convolution; a 1x1 at stride 1 is a matrix product on every platform."""
+    if kernel.shape[:2] == (1, 1) and window.stride == 1:
         return lax.platform_dependent(x, kernel[0, 0], cpu=_cpu_pointwise, default=jnp.matmul)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_cpu_convolution, stride=stride, padding=padding),
-        default=functools.partial(_native_convolution, stride=stride, padding=padding),
+        cpu=functools.partial(_cpu_convolution, window=window),
+        default=functools.partial(_native_convolution, window=window),
     )
 
 
 def depthwise_convolution(
-    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], stride: int, padding: Padding
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
 ) -> Float[Array, "n h2 w2 c"]:
     """Each channel convolved with a filter of its own (Sec. 3.1)."""
     return lax.platform_dependent(
         x,
         kernel,
         # custom_vjp takes its static arguments by position.
-        cpu=lambda x, kernel: _cpu_depthwise(x, kernel, stride, padding),
-        default=functools.partial(_native_convolution, stride=stride, padding=padding),
+        cpu=lambda x, kernel: _cpu_depthwise(x, kernel, window),
+        default=functools.partial(_native_convolution, window=window),
     )
 
 
@@ -250,15 +264,19 @@ class Conv(nn.Module):
         features: output channels; of a depthwise convolution, its input channels.
         kernel_size: side of the square kernel, in pixels.
         stride: in pixels, along both axes.
+        dilation: distance between neighbouring taps of the kernel, in pixels.
         depthwise: one filter a channel instead of a full convolution.
         convention: padding and initialiser.
+        dtype: of the computation; the kernel is stored in float32.
     """
 
     features: int
     kernel_size: int = 1
     stride: int = 1
+    dilation: int = 1
     depthwise: bool = False
     convention: ConventionName = "tensorflow"
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
@@ -268,9 +286,12 @@ class Conv(nn.Module):
         kernel = self.param(
             "kernel", convention.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features)
         )
-        rows, columns = (convention.padding(size, self.kernel_size, self.stride) for size in x.shape[1:3])
+        rows, columns = (
+            convention.padding(size, self.kernel_size, self.stride, self.dilation) for size in x.shape[1:3]
+        )
         convolve = depthwise_convolution if self.depthwise else convolution
-        return convolve(x, kernel, self.stride, (rows, columns))
+        window = Window(self.stride, self.dilation, (rows, columns))
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), window)
 
 
 # --- Batch norm ------------------------------------------------------------------------------------------
@@ -278,17 +299,21 @@ class Conv(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _batch_normalize(x, scale, bias, epsilon):
-    """Normalise `x` by its own statistics over all but the last axis; returns (y, mean, variance)."""
+    """Normalise `x` by its own statistics over all but the last axis; returns (y, mean, variance).
+
+    Whatever the type of `x` and `y`, statistics and gradients of the parameters are summed in float32.
+    """
     return _batch_normalize_forward(x, scale, bias, epsilon)[0]
 
 
 def _batch_normalize_forward(x, scale, bias, epsilon):
     axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    variance = jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axes)
+    variance = jnp.maximum(jnp.mean(jnp.square(wide), axes) - jnp.square(mean), 0)
     inverse = lax.rsqrt(variance + epsilon)
-    y = x * (scale * inverse) + (bias - mean * scale * inverse)
-    return (y, mean, variance), (x, scale, mean, inverse)
+    y = wide * (scale * inverse) + (bias - mean * scale * inverse)
+    return (y.astype(x.dtype), mean, variance), (x, scale, mean, inverse)
 
 
 def _batch_normalize_backward(epsilon, residuals, cotangents):
@@ -296,6 +321,8 @@ def _batch_normalize_backward(epsilon, residuals, cotangents):
     dy, _, _ = cotangents
     x, scale, mean, inverse = residuals
     count = x.size // x.shape[-1]
+    dtype = x.dtype
+    x, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
 
     # In two steps, because XLA's CPU compiler fuses a one-step sum with what produces dy, and is then slow.
     def total(a):
@@ -306,7 +333,8 @@ def _batch_normalize_backward(epsilon, residuals, cotangents):
     # scale * inverse * (dy - mean(dy) - normalised(x) * mean(dy * normalised(x))), as one multiply-add each.
     slope = scale * inverse
     x_slope = -slope * inverse * dscale / count
-    return dy * slope + x * x_slope - (slope * dbias / count + x_slope * mean), dscale, dbias
+    dx = dy * slope + x * x_slope - (slope * dbias / count + x_slope * mean)
+    return dx.astype(dtype), dscale, dbias
 
 
 _batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
@@ -316,7 +344,8 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last (Ioffe and Szegedy, arXiv:1502.03167).
 
     The same function as `flax.linen.BatchNorm` with its defaults, with a backward pass that is half as costly
-    on CPU. The running variance is the biased one, as in TensorFlow and Flax; PyTorch's is unbiased.
+    on CPU. The running variance is the biased one, as in TensorFlow and Flax; PyTorch's is unbiased. The
+    output has the type of the input; parameters and statistics are float32.
 
     Attributes:
         momentum: share of the running statistics that one step keeps. It has to suit the length of the run:
@@ -337,7 +366,7 @@ class BatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if not train:
             slope = scale * lax.rsqrt(variance.value + self.epsilon)
-            return x * slope + (bias - mean.value * slope)
+            return (x * slope + (bias - mean.value * slope)).astype(x.dtype)
         y, batch_mean, batch_variance = _batch_normalize(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
