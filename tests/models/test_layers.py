@@ -63,8 +63,8 @@ def test_the_cpu_form_is_the_native_convolution(kind, size, stride, convention):
     padding = tuple(rule(extent, side, stride) for extent in x.shape[1:3])
     ours = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
 
-    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, stride, padding), x, kernel)
-    native_y, native_pull = jax.vjp(lambda x, kernel: layers._native_convolution(x, kernel, stride, padding), x, kernel)
+    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
+    native_y, native_pull = jax.vjp(lambda x, kernel: layers._native_convolution(x, kernel, window), x, kernel)
     assert y.shape == native_y.shape
     np.testing.assert_allclose(y, native_y, atol=1e-5)
     for gradient, native_gradient in zip(pull(y), native_pull(y), strict=True):
