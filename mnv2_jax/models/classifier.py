@@ -40,6 +40,10 @@ class ImageClassifier(nn.Module):
     batch_norm_momentum: float = 0.99
     dtype: DTypeLike = jnp.float32
 
+    def scaled(self, channels: int) -> int:
+        """Channels of a layer that has `channels` at width 1."""
+        raise NotImplementedError
+
     def endpoints(self, images: Float[Array, "n h w c"], train: bool = False) -> Mapping[str, Array]:
         """Every named intermediate result, "pooled" and "logits" the last of them.
 

@@ -36,23 +36,23 @@ class MobileNetV1(ImageClassifier):
 
     blocks: tuple[tuple[int, int], ...] = BLOCKS
 
+    def scaled(self, channels: int) -> int:
+        """Channels of a layer that has `channels` at width 1."""
+        return max(8, int(channels * self.width_multiplier))
+
     @nn.compact
     def endpoints(self, images: Float[Array, "n h w c"], train: bool = False) -> Mapping[str, Array]:
         """Feature maps by name: "stem", "block_0/depthwise", "block_0", ..., "pooled", "logits"."""
-
-        def scaled(channels: int) -> int:
-            return max(8, int(channels * self.width_multiplier))
-
         moves = strides_and_dilations(
             [2, *(stride for _, stride in self.blocks)], self.unit_strides, self.output_stride
         )
         conv_norm = self.conv_norm
         ends: dict[str, Array] = {}
-        x = ends["stem"] = conv_norm(scaled(32), 3, *moves[0], name="stem")(images, train)
+        x = ends["stem"] = conv_norm(self.scaled(32), 3, *moves[0], name="stem")(images, train)
         for index, ((channels, _), (stride, dilation)) in enumerate(zip(self.blocks, moves[1:], strict=True)):
-            block = DepthwiseSeparable(scaled(channels), stride, dilation, conv_norm, name=f"block_{index}").endpoints(
-                x, train
-            )
+            block = DepthwiseSeparable(
+                self.scaled(channels), stride, dilation, conv_norm, name=f"block_{index}"
+            ).endpoints(x, train)
             x = ends[f"block_{index}"] = block["output"]
             ends[f"block_{index}/depthwise"] = block["depthwise"]
         return {**ends, **self.classify(x, train)}

@@ -50,21 +50,21 @@ class MobileNetV2(ImageClassifier):
     bottleneck_activation: Activation = "linear"
     stages: tuple[Stage, ...] = STAGES
 
+    def scaled(self, channels: int) -> int:
+        """Channels of a layer that has `channels` at width 1."""
+        return make_divisible(channels * self.width_multiplier)
+
     @nn.compact
     def endpoints(self, images: Float[Array, "n h w c"], train: bool = False) -> Mapping[str, Array]:
         """Feature maps by name: "stem", "block_1/expand", "block_1/depthwise", "block_1", ..., "head", "logits"."""
-
-        def scaled(channels: int) -> int:
-            return make_divisible(channels * self.width_multiplier)
-
         rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
         moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
         conv_norm = self.conv_norm
         ends: dict[str, Array] = {}
-        x = ends["stem"] = conv_norm(scaled(32), 3, *moves[0], name="stem")(images, train)
+        x = ends["stem"] = conv_norm(self.scaled(32), 3, *moves[0], name="stem")(images, train)
         for index, ((stage, _), (stride, dilation)) in enumerate(zip(rows, moves[1:], strict=True)):
             block = InvertedResidual(
-                scaled(stage.channels),
+                self.scaled(stage.channels),
                 expansion=1 if stage.expansion == 1 else self.expansion,
                 stride=stride,
                 dilation=dilation,
@@ -75,5 +75,5 @@ class MobileNetV2(ImageClassifier):
             x = block.pop("output")
             ends.update({f"block_{index}/{name}": value for name, value in block.items()})
             ends[f"block_{index}"] = x
-        x = ends["head"] = conv_norm(max(1280, scaled(1280)), name="head")(x, train)
+        x = ends["head"] = conv_norm(max(1280, self.scaled(1280)), name="head")(x, train)
         return {**ends, **self.classify(x, train)}

@@ -1,0 +1,60 @@
+"""Trained networks on disk. The one place that knows Orbax."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from mnv2_jax.errors import UserError
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `save_checkpoint` may have written this folder."""
+    return (path / "description").is_dir() and (path / "variables").is_dir()
+
+
+def save_checkpoint(path: Path, variables: PyTree, description: Mapping[str, Any]) -> None:
+    """Write a network's variables ("params" and "batch_stats") and what JSON can hold about it, both or neither.
+
+    What was at `path` is replaced.
+    """
+    parts = ocp.args.Composite(
+        variables=ocp.args.StandardSave(variables), description=ocp.args.JsonSave(dict(description))
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path.absolute(), parts, force=True)
+
+
+def load_description(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was told about the network.
+
+    Raises:
+        UserError: if there is no such checkpoint, or it is damaged.
+    """
+    return _restore(path, description=ocp.args.JsonRestore())["description"]
+
+
+def load_variables(path: Path, shapes: PyTree) -> PyTree:
+    """Read the variables that `save_checkpoint` wrote, as arrays on the default device.
+
+    Args:
+        path: the checkpoint's folder.
+        shapes: `jax.ShapeDtypeStruct`s of the same structure; what is on disk has to fit them.
+
+    Raises:
+        UserError: if it does not fit, or is damaged.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    return _restore(path, variables=ocp.args.StandardRestore(target))["variables"]
+
+
+def _restore(path: Path, **parts: Any) -> Any:
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path.absolute(), ocp.args.Composite(**parts))
+    except Exception as error:  # Orbax lets errors of every library below it through
+        raise UserError(f"the checkpoint {path} cannot be read: {error}") from error

@@ -1,0 +1,134 @@
+"""From an image file to a network's input, as each source of weights does it in evaluation."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from mnv2_jax.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input of `resolution` pixels a side.
+
+    Attributes:
+        method: "crop_then_resize" takes the central part and scales it to a square (TF-slim); "resize_then_crop"
+            scales the shorter side and takes the central square (PyTorch); "resize" scales the whole image to a
+            square, whatever its shape (Keras).
+        crop: share of each side that is left by the crop.
+        interpolation: "bilinear" or "bicubic", both averaging when they reduce (Pillow); "sampled_bilinear" is
+            TensorFlow 1's, which does not.
+        mean, std: a channel, of values in 0 to 1: they are subtracted and divided by.
+    """
+
+    method: Literal["crop_then_resize", "resize_then_crop", "resize"]
+    crop: float
+    interpolation: Literal["bilinear", "bicubic", "sampled_bilinear"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def describe(self, resolution: int) -> str:
+        """In words."""
+        interpolation = self.interpolation.replace("_", " ")
+        geometry = {
+            "crop_then_resize": f"central {self.crop:.1%} of each side, {interpolation} to {resolution} pixels",
+            "resize_then_crop": f"shorter side {interpolation} to {self.shorter_side(resolution)}, "
+            f"central {resolution} pixels",
+            "resize": f"whole image {interpolation} to {resolution} by {resolution} pixels",
+        }[self.method]
+        scale = "values in -1 to 1" if self.mean == self.std == HALF else f"mean {self.mean}, std {self.std}"
+        return f"{geometry}, {scale}"
+
+    def shorter_side(self, resolution: int) -> int:
+        """To how many pixels the shorter side is scaled before the crop."""
+        return int(resolution / self.crop)
+
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    # tensorflow/models, research/slim/preprocessing/inception_preprocessing.py
+    "tensorflow": Preprocessing("crop_then_resize", 0.875, "sampled_bilinear", HALF, HALF),
+    # keras.applications.mobilenet_v2.preprocess_input, with the image loaded to the network's size.
+    "keras": Preprocessing("resize", 1.0, "bilinear", HALF, HALF),
+    # torchvision/models/mobilenetv2.py: IMAGENET1K_V1 with 256 pixels, V2 with 232.
+    "torchvision": Preprocessing("resize_then_crop", 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
+    "torchvision_v2": Preprocessing("resize_then_crop", 224 / 232, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
+    # timm's default configurations.
+    "timm": Preprocessing("resize_then_crop", 0.875, "bicubic", IMAGENET_MEAN, IMAGENET_STD),
+    "timm_v1": Preprocessing("resize_then_crop", 0.875, "bicubic", HALF, HALF),
+    # The image processor of Google's checkpoints.
+    "transformers": Preprocessing("resize_then_crop", 0.875, "bilinear", HALF, HALF),
+}
+
+
+def read_image(path: Path, channels: int = 3) -> Image.Image:
+    """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB; transparency is left out.
+
+    Raises:
+        UserError: if it is no image, is damaged, or is larger than Pillow finds safe.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode.startswith("I"):
+                    # Pillow would cut 16-bit grey off at 255 instead of scaling it.
+                    image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+                return image.convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+
+
+def preprocess(
+    image: Image.Image, how: Preprocessing, resolution: int
+) -> Float[np.ndarray, "{resolution} {resolution} c"]:
+    """The network's input of an image."""
+    square = (resolution, resolution)
+    if how.method == "crop_then_resize":
+        left, top = (int((size - size * how.crop) / 2) for size in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
+        array = _resize(image, square, how)
+    elif how.method == "resize_then_crop":
+        shorter, longer = sorted(image.size)
+        target = how.shorter_side(resolution)
+        other = int(target * longer / shorter)
+        width, height = (target, other) if image.width <= image.height else (other, target)
+        array = _resize(image, (width, height), how)
+        # Half a pixel is rounded to even, as in torchvision.
+        top, left = round((height - resolution) / 2), round((width - resolution) / 2)
+        array = array[top : top + resolution, left : left + resolution]
+    else:
+        array = _resize(image, square, how)
+    array = array.reshape(resolution, resolution, -1)
+    channels = array.shape[-1]
+    return (array - np.float32(how.mean[:channels])) / np.float32(how.std[:channels])
+
+
+def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> np.ndarray:
+    """Scale to (width, height); values in 0 to 1."""
+    if how.interpolation == "sampled_bilinear":
+        return _sampled_bilinear(np.asarray(image, np.float32) / 255, size)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    return np.asarray(image.resize(size, filters[how.interpolation]), np.float32) / 255
+
+
+def _sampled_bilinear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """TensorFlow 1's `resize_bilinear`: output pixel i is read at i * (input size / output size)."""
+    for axis, target in ((0, size[1]), (1, size[0])):
+        source = array.shape[axis]
+        position = np.arange(target, dtype=np.float32) * np.float32(source / target)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, source - 1)
+        share = (position - low).reshape([-1 if index == axis else 1 for index in range(array.ndim)])
+        array = array.take(low, axis) * (1 - share) + array.take(high, axis) * share
+    return array.astype(np.float32)

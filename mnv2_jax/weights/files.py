@@ -1,0 +1,172 @@
+"""Tensors out of files, and into them. A file is never trusted: sizes are checked before anything is read.
+
+Nothing in a file is run. PyTorch's own format is a pickle: it is read with `weights_only`, which refuses all
+but tensors and plain containers.
+"""
+
+import contextlib
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mnv2_jax.errors import UserError
+
+MOST_BYTES = 1 << 30
+"""More than any network here takes many times over; what declares more is refused unread."""
+
+STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where training scripts keep a network's tensors in a larger checkpoint; averaged ones first."""
+
+
+def check_size(path: Path, size: int) -> None:
+    """Refuse what a file declares to hold, if that is too much.
+
+    Raises:
+        UserError: over `MOST_BYTES`.
+    """
+    if size > MOST_BYTES:
+        raise UserError(f"{path} declares {size / 2**30:.1f} GiB of tensors; no network here has a tenth of that")
+
+
+@contextlib.contextmanager
+def readable(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a library says of a damaged file into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # every library has its own errors, and they change
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as {what}; it may be truncated ({reason[:200]})") from error
+
+
+def kind_of(path: Path) -> str:
+    """What a path holds, told from its content: "safetensors", "torch", "keras", "hdf5", "tf", or "checkpoint".
+
+    Raises:
+        UserError: if there is nothing, or nothing known.
+    """
+    if path.is_dir():
+        if (path / "description").is_dir():
+            return "checkpoint"
+        if (path / "checkpoint").is_file():
+            return "tf"
+        raise UserError(f"{path} is a folder, but no checkpoint of this package or of TensorFlow; name a file")
+    if Path(f"{path}.index").is_file() or path.suffix == ".index":
+        return "tf"
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    if head.startswith(b"\x89HDF"):
+        return "hdf5"
+    if head.startswith(b"PK"):
+        with readable(path, "a zip archive"), zipfile.ZipFile(path) as archive:
+            return "keras" if "config.json" in archive.namelist() else "torch"
+    if head[8:9] == b"{":
+        return "safetensors"
+    if head.startswith(b"\x80"):
+        return "torch"
+    raise UserError(f"{path} holds no weights known here: no safetensors, PyTorch, Keras or TensorFlow file")
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor by name. The library checks the header against the size of the file."""
+    with readable(path, "a safetensors file"), safetensors.safe_open(path, framework="numpy") as file:
+        check_size(path, path.stat().st_size)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Every tensor of a state dict by name, and the key of the larger checkpoint that it was taken from, or "".
+
+    Raises:
+        UserError: for a pickle with anything but tensors in it, and where PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is PyTorch's format, which only PyTorch reads: pip install torch, or save it as .safetensors"
+        ) from None
+    if zipfile.is_zipfile(path):
+        with readable(path, "a zip archive"), zipfile.ZipFile(path) as archive:
+            check_size(path, sum(member.file_size for member in archive.infolist()))
+    with readable(path, "a PyTorch file"):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "weights_only" not in str(error).lower():
+                raise
+            raise UserError(
+                f"{path} holds more than tensors, and to read it could run code; it is refused. Save the network's "
+                "state_dict() alone"
+            ) from error
+    key = ""
+    if isinstance(content, Mapping):
+        for key in STATE_DICT_KEYS:
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+        else:
+            key = ""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a state dict")
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    # Strides of 0 let a small file declare a tensor of any size.
+    check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+    with readable(path, "a PyTorch file"):
+        return {str(name): _from_torch(tensor) for name, tensor in tensors.items()}, key
+
+
+def _from_torch(tensor: Any) -> np.ndarray:
+    # NumPy has no bfloat16 of its own.
+    return (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous().numpy()
+
+
+def read_tensorflow(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a TensorFlow checkpoint by name; `path` is its prefix, its .index file, or its folder."""
+    try:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import tensorflow as tf
+    except ImportError:
+        raise UserError(
+            f"{path} is a TensorFlow checkpoint, which only TensorFlow reads: pip install 'mnv2-jax[tensorflow]'"
+        ) from None
+    with readable(path, "a TensorFlow checkpoint"):
+        prefix: str | None = str(path).removesuffix(".index")
+        if path.is_dir():
+            prefix = tf.train.latest_checkpoint(str(path))
+        reader = tf.train.load_checkpoint(prefix)
+        types = reader.get_variable_to_dtype_map()
+        numbers = {name: shape for name, shape in reader.get_variable_to_shape_map().items() if types[name].is_floating}
+        check_size(path, sum(types[name].size * int(np.prod(shape)) for name, shape in numbers.items()))
+        return {name: reader.get_tensor(name) for name in numbers}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write tensors by name."""
+    safetensors.numpy.save_file(dict(tensors), path)
+
+
+def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a state dict.
+
+    Raises:
+        UserError: where PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"only PyTorch writes its own format ({path}): pip install torch, or name a .safetensors file"
+        ) from None
+    torch.save({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}, path)

@@ -1,0 +1,257 @@
+"""Keras's MobileNetV1 and V2 (keras/src/applications), and the files that Keras writes.
+
+Those files are HDF5. In the older form each variable lies under its layer's name. In the form of Keras 3 a
+layer's group is called after its class and counted, and its variables are numbered; newer versions note the
+layer's name beside them, for older ones it follows from the model's configuration or from the order of layers.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from mnv2_jax.models.classifier import ImageClassifier
+from mnv2_jax.weights.files import check_size, readable
+from mnv2_jax.weights.mapping import Layout, Source, Tensors, entries
+
+KERAS = Source(
+    name="keras",
+    title="Keras",
+    tables={
+        "mobilenet_v1": {
+            "stem": ("conv1", "conv1_bn"),
+            "block/depthwise": ("conv_dw_{after}", "conv_dw_{after}_bn"),
+            "block/pointwise": ("conv_pw_{after}", "conv_pw_{after}_bn"),
+            "classifier": ("conv_preds",),
+        },
+        "mobilenet_v2": {
+            "stem": ("Conv1", "bn_Conv1"),
+            "plain/depthwise": ("expanded_conv_depthwise", "expanded_conv_depthwise_BN"),
+            "plain/project": ("expanded_conv_project", "expanded_conv_project_BN"),
+            "block/expand": ("block_{i}_expand", "block_{i}_expand_BN"),
+            "block/depthwise": ("block_{i}_depthwise", "block_{i}_depthwise_BN"),
+            "block/project": ("block_{i}_project", "block_{i}_project_BN"),
+            "head": ("Conv_1", "Conv_1_bn"),
+            "classifier": ("predictions",),
+        },
+    },
+    convention="tensorflow",
+    preprocessing={"mobilenet_v1": "keras", "mobilenet_v2": "keras"},
+    kernel=("/kernel", Layout((0, 1, 2, 3))),
+    # (height, width, channels, 1) there.
+    depthwise=("/kernel", Layout((0, 1, 3, 2))),
+    # MobileNet's is a 1x1 convolution, MobileNetV2's a dense layer.
+    classifier={"mobilenet_v1": ("/kernel", Layout((0, 1), squeeze=True)), "mobilenet_v2": ("/kernel", Layout((0, 1)))},
+    norm=("/gamma", "/beta", "/moving_mean", "/moving_variance"),
+    bias="/bias",
+)
+
+VARIABLES = {
+    "conv2d": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+"""A layer's variables in Keras's order, by the name of its group without the count."""
+
+TRANSPARENT = ("InputLayer", "Dropout", "Flatten", "Reshape", "Activation", "Softmax")
+"""Layers between features and logits that leave both as they are when a network is evaluated."""
+
+
+class KerasFile(NamedTuple):
+    """What a Keras file holds.
+
+    Attributes:
+        tensors: by "LAYER/VARIABLE", nested models flattened.
+        layers: (class, name) of every layer in the order of the model, nested models flattened; empty where the
+            file has the weights only.
+        image_size: side of the input in pixels, where the file says it.
+    """
+
+    tensors: Tensors
+    layers: tuple[tuple[str, str], ...]
+    image_size: int | None
+
+
+# --- Reading ---------------------------------------------------------------------------------------------
+
+
+def read_keras(path: Path, kind: str) -> KerasFile:
+    """Read a `.keras` archive (`kind` "keras"), a `.weights.h5`, or the older `.h5` with or without the model.
+
+    Raises:
+        UserError: for a damaged file, and one that declares too much.
+    """
+    if kind == "keras":
+        with readable(path, "a Keras archive"), zipfile.ZipFile(path) as archive:
+            check_size(path, sum(member.file_size for member in archive.infolist()))
+            config = json.loads(archive.read("config.json"))
+            with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
+                return _keras_file(path, file, config["config"])
+    with readable(path, "an HDF5 file"), h5py.File(path) as file:
+        config = file.attrs.get("model_config")
+        return _keras_file(path, file.get("model_weights", file), json.loads(config)["config"] if config else None)
+
+
+def _keras_file(path: Path, group: h5py.Group, config: dict[str, Any] | None) -> KerasFile:
+    datasets: dict[tuple[str, ...], h5py.Dataset] = {}
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        parts = tuple(name.split("/"))
+        if isinstance(item, h5py.Dataset) and not parts[0].startswith("optimizer"):
+            datasets[parts] = item
+
+    group.visititems(collect)
+    # A dataset can declare any shape and store none of it.
+    check_size(path, sum(dataset.nbytes for dataset in datasets.values()))
+    numbered = {parts: dataset for parts, dataset in datasets.items() if parts[-2:-1] == ("vars",)}
+    if numbered:
+        tensors = _numbered_tensors(group, numbered, config)
+    else:
+        names = {parts: "/".join(parts[-2:]).removesuffix(":0") for parts in datasets}
+        tensors = {names[parts].replace("depthwise_kernel", "kernel"): data[()] for parts, data in datasets.items()}
+    layers = tuple((kind, name) for _, kind, name in _layers(config)) if config else ()
+    return KerasFile(tensors, layers, _image_size(config) if config else None)
+
+
+def _layers(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """(groups, class, name) of every layer, models inside the model flattened; its groups as Keras 3 counts them."""
+    counts: Counter[str] = Counter()
+    for layer in config.get("layers", ()):
+        kind, inner = layer["class_name"], layer["config"]
+        # "DepthwiseConv2D" becomes "depthwise_conv2d": a capital begins a word only before a small letter.
+        snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", kind).lower()
+        groups = (*above, f"{snake}_{counts[snake]}" if counts[snake] else snake)
+        counts[snake] += 1
+        if "layers" in inner:
+            yield from _layers(inner, groups)
+        else:
+            yield groups, kind, inner.get("name", layer.get("name", ""))
+
+
+def _image_size(config: Mapping[str, Any]) -> int | None:
+    for layer in config.get("layers", ()):
+        shape = layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
+        if shape and len(shape) == 4 and shape[1] == shape[2]:
+            return shape[1]
+    return None
+
+
+def _numbered_tensors(
+    group: h5py.Group, datasets: Mapping[tuple[str, ...], h5py.Dataset], config: Mapping[str, Any] | None
+) -> Tensors:
+    # Older versions of Keras call the group of a model's layers "_layer_checkpoint_dependencies".
+    containers = ("layers", "_layer_checkpoint_dependencies")
+    from_config = {groups: name for groups, _, name in _layers(config)} if config else {}
+    tensors = {}
+    for parts, dataset in datasets.items():
+        groups = tuple(part for part in parts[:-2] if part not in containers)
+        kind = re.sub(r"_\d+$", "", groups[-1]) if groups else ""
+        name = group["/".join(parts[:-1])].attrs.get("name") or from_config.get(groups) or groups[-1]
+        variables, index = VARIABLES.get(kind, ()), int(parts[-1])
+        tensors[f"{name}/{variables[index] if index < len(variables) else index}"] = dataset[()]
+    return tensors
+
+
+def group_names(model: ImageClassifier) -> dict[str, str]:
+    """Layer by group, for the layers with variables of Keras's own model in the form of Keras 3."""
+    counts: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for entry in entries(KERAS, model):
+        layer = entry.theirs.split("/")[0]
+        if layer in names.values():
+            continue
+        if entry.ours[1] == "classifier":
+            kind = "conv2d" if entry.layout.squeeze else "dense"
+        elif entry.ours[-2] == "norm":
+            kind = "batch_normalization"
+        else:
+            kind = "depthwise_conv2d" if entry.ours[2] == "depthwise" else "conv2d"
+        names[f"{kind}_{counts[kind]}" if counts[kind] else kind] = layer
+        counts[kind] += 1
+    return names
+
+
+def name_by_order(tensors: Tensors, model: ImageClassifier) -> Tensors:
+    """Give layers that are only known by class and count the names that Keras's own model gives them."""
+    names = group_names(model)
+    split = {name: name.split("/", 1) for name in tensors}
+    return {f"{names.get(layer, layer)}/{variable}": tensors[name] for name, (layer, variable) in split.items()}
+
+
+def adapt_head(file: KerasFile, model: ImageClassifier) -> tuple[Tensors, list[str]]:
+    """The backbone out of a larger model, and its head where that is pooling, dropout and one dense layer.
+
+    Args:
+        file: as read.
+        model: any of the right kind; its names count, not its sizes.
+
+    Returns:
+        Tensors by the names of Keras's own model, and what there is to say of the rest.
+    """
+    backbone = {entry.theirs.split("/")[0] for entry in entries(KERAS, model) if entry.ours[1] != "classifier"}
+    (classifier,) = {entry.theirs.split("/")[0] for entry in entries(KERAS, model) if entry.ours[1] == "classifier"}
+    layers = list(dict.fromkeys(name.split("/")[0] for name in file.tensors))
+    inside = {name: tensor for name, tensor in file.tensors.items() if name.split("/")[0] in backbone}
+    others = [layer for layer in layers if layer not in backbone]
+    if others == [classifier]:
+        return file.tensors, []
+
+    names = [name for _, name in file.layers]
+    last = max((names.index(name) for name in backbone if name in names), default=-1)
+    first = min((names.index(name) for name in backbone if name in names), default=0)
+    before = [(kind, name) for kind, name in file.layers[:first] if kind != "InputLayer"]
+    behind = [(kind, name) for kind, name in file.layers[last + 1 :] if kind not in (*TRANSPARENT, "ReLU")]
+    notes = [f"not taken, in front of the network: {_listing(before)}"] if before else []
+
+    on_top = [layer for layer in others if layer not in {name for _, name in before}]
+    kernel, bias = (
+        file.tensors.get(f"{on_top[0]}/{part}") if len(on_top) == 1 else None for part in ("kernel", "bias")
+    )
+    simple = [kind for kind, _ in behind] == ["GlobalAveragePooling2D", "Dense"] or not file.layers
+    if simple and kernel is not None and bias is not None and kernel.ndim == 2:
+        squeeze = KERAS.classifier["mobilenet_v1" if classifier == "conv_preds" else "mobilenet_v2"][1].squeeze
+        inside[f"{classifier}/kernel"] = kernel[None, None] if squeeze else kernel
+        inside[f"{classifier}/bias"] = bias
+        notes.append(f"the classifier is the dense layer {on_top[0]!r} with {kernel.shape[1]} outputs")
+        return inside, notes
+    left_out = behind or [("layer", name) for name in on_top]
+    if left_out:
+        notes.append(f"not taken, behind the network: {_listing(left_out)}")
+    return inside, notes
+
+
+def _listing(layers: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{kind} {name!r}" for kind, name in layers)
+
+
+# --- Writing ---------------------------------------------------------------------------------------------
+
+
+def write_keras(path: Path, tensors: Tensors, model: ImageClassifier) -> None:
+    """Write weights that Keras's own model loads: the form of Keras 3 (`.weights.h5`), or the older one (`.h5`)."""
+    by_layer: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for name, tensor in tensors.items():
+        layer, variable = name.split("/")
+        by_layer.setdefault(layer, []).append((variable, tensor))
+    with h5py.File(path, "w") as file:
+        if path.name.endswith(".weights.h5"):
+            for group, layer in group_names(model).items():
+                variables = file.create_group(f"layers/{group}/vars")
+                variables.attrs["name"] = layer
+                for index, (_, tensor) in enumerate(by_layer[layer]):
+                    variables[str(index)] = tensor
+            return
+        file.attrs["layer_names"] = list(by_layer)
+        for layer, variables in by_layer.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{variable}:0" for variable, _ in variables]
+            for variable, tensor in variables:
+                group[f"{layer}/{variable}:0"] = tensor

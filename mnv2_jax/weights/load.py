@@ -1,0 +1,254 @@
+"""Trained networks from any source that is known, as one kind of object."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.checkpoint import load_description, load_variables, save_checkpoint
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.classifier import ImageClassifier
+from mnv2_jax.models.create import create_model, model_settings
+from mnv2_jax.weights import files, keras, mapping, tf_slim
+from mnv2_jax.weights.keras import KERAS
+from mnv2_jax.weights.mapping import Source, Tensors
+from mnv2_jax.weights.tf_slim import TF_SLIM
+from mnv2_jax.weights.timm import TIMM
+from mnv2_jax.weights.torchvision import TORCHVISION
+from mnv2_jax.weights.transformers import TRANSFORMERS
+
+SOURCES: dict[str, Source] = {source.name: source for source in (TORCHVISION, TIMM, TRANSFORMERS, KERAS, TF_SLIM)}
+
+ENOUGH_NAMES = 0.5
+"""Share of a source's names that a file must have to be taken for its."""
+
+
+class Weights(NamedTuple):
+    """A trained network and what one needs to use it.
+
+    Attributes:
+        model: the network.
+        variables: its "params" and "batch_stats".
+        source: where they come from: a name in `SOURCES`, or an experiment's.
+        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`.
+        resolution: side of its images in pixels.
+        class_names: one an output; None if they are not known.
+        notes: what was decided in reading them, a sentence each.
+    """
+
+    model: ImageClassifier
+    variables: dict[str, Any]
+    source: str
+    preprocessing: str
+    resolution: int
+    class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet (ILSVRC 2012) in the order of their WordNet numbers, in WordNet's words."""
+    return tuple((Path(__file__).parent / "imagenet.txt").read_text().splitlines())
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Write a checkpoint that `load_weights` reads without further arguments; what was at `path` is replaced."""
+    description = {
+        "model": model_settings(weights.model),
+        "image_channels": mapping.flatten(weights.variables)["params", "stem", "conv", "kernel"].shape[2],
+        "source": weights.source,
+        "preprocessing": weights.preprocessing,
+        "resolution": weights.resolution,
+        "class_names": weights.class_names,
+    }
+    save_checkpoint(path, weights.variables, description)
+
+
+def load_weights(path: str | Path, source: str | None = None, drop_background: bool = False) -> Weights:
+    """Read trained weights; what they are and how wide the network is, is told from the file.
+
+    Args:
+        path: a checkpoint of this package; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth`
+            (needs PyTorch); a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs TensorFlow).
+        source: refuse a file of another source than this one of `SOURCES`.
+        drop_background: leave out class 0 of a network with 1001, which the paper's code keeps for "background".
+
+    Raises:
+        UserError: says which tensor is missing, left over, misshapen or not a number, or what else is wrong.
+    """
+    path = Path(path)
+    if source is not None and source not in SOURCES:
+        raise UserError(f"there is no source {source!r}; known are {', '.join(SOURCES)}")
+    if not path.exists() and not Path(f"{path}.index").exists():
+        raise UserError(f"{path} does not exist; expected a checkpoint's folder or a file of weights")
+    kind = files.kind_of(path)
+    try:
+        weights = _load_checkpoint(path, source) if kind == "checkpoint" else _load_foreign(path, kind, source)
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+    return _without_background(path, weights) if drop_background else weights
+
+
+def _load_checkpoint(path: Path, source: str | None) -> Weights:
+    description = load_description(path)
+    try:
+        model = create_model(**description["model"])
+        channels = description["image_channels"]
+        names = description["class_names"]
+        weights = Weights(
+            model,
+            {},
+            description["source"],
+            description["preprocessing"],
+            description["resolution"],
+            tuple(names) if names else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"its description is not of a network known here ({error})") from error
+    if source is not None:
+        raise UserError(f"a checkpoint of this package, not weights of {SOURCES[source].title}; leave --source out")
+    return weights._replace(variables=load_variables(path, mapping.variable_shapes(model, channels)))
+
+
+def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
+    notes: list[str] = []
+    resolution: int | None = None
+    keras_file = None
+    if kind in ("keras", "hdf5"):
+        keras_file = keras.read_keras(path, kind)
+        tensors, candidates, resolution = keras_file.tensors, [KERAS], keras_file.image_size
+    elif kind == "tf":
+        tensors, averages = tf_slim.choose_averages(files.read_tensorflow(path))
+        candidates = [TF_SLIM]
+        if averages:
+            notes.append(f"moving averages are taken for {averages} tensors")
+    else:
+        candidates = [TORCHVISION, TIMM, TRANSFORMERS]
+        if kind == "torch":
+            tensors, key = files.read_torch(path)
+            if key:
+                notes.append(f"of the checkpoint's parts, {key!r} is taken")
+        else:
+            tensors = files.read_safetensors(path)
+
+    found = []
+    for source in candidates:
+        named = mapping.strip_prefix(source, tensors)
+        named = {name: tensor for name, tensor in named.items() if not name.endswith(source.ignored)}
+        if source is KERAS:
+            named = _named_keras(named)
+        name, share = mapping.guess(source, named)
+        found.append((share, source, name, named))
+    share, source, name, named = max(found, key=lambda entry: entry[0])
+    if share < ENOUGH_NAMES:
+        known = ", ".join(candidate.title for candidate in candidates)
+        some = ", ".join(sorted(tensors)[:3])
+        raise UserError(f"its tensors ({some}, ...) are not those of a MobileNet of {known}")
+    if wanted is not None and source.name != wanted:
+        raise UserError(
+            f"these are weights of {source.title}, not of {SOURCES[wanted].title}; use --source {source.name}"
+        )
+    if keras_file is not None:
+        standard = create_model(name)
+        named, said = keras.adapt_head(keras_file._replace(tensors=named), standard)
+        notes += said
+
+    model, channels = mapping.infer_model(source, name, named)
+    variables = mapping.fill(source, model, channels, named)
+    classes = model.num_classes
+    if not classes:
+        notes.append("there is no classifier: the output is the pooled features")
+    elif classes not in (1000, 1001):
+        notes.append(f"the classifier has {classes} classes")
+    return Weights(
+        model,
+        jax.tree.map(jnp.asarray, variables),
+        source.name,
+        source.preprocessing[name],
+        resolution or _config_image_size(path) or 224,
+        _class_names(path, classes),
+        tuple(notes),
+    )
+
+
+def _named_keras(tensors: Tensors) -> Tensors:
+    """Names for the layers of a file that only counts them."""
+    if "depthwise_conv2d/kernel" not in tensors:
+        return tensors
+    count = sum(name.startswith("depthwise_conv2d") for name in tensors)
+    return keras.name_by_order(tensors, create_model("mobilenet_v1" if count == 13 else "mobilenet_v2"))
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """What Hugging Face keeps beside the weights."""
+    try:
+        config = json.loads((path.parent / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) and "model_type" in config else {}
+
+
+def _config_image_size(path: Path) -> int | None:
+    size = _config_beside(path).get("image_size")
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _class_names(path: Path, classes: int) -> tuple[str, ...] | None:
+    labels = _config_beside(path).get("id2label")
+    if isinstance(labels, dict) and len(labels) == classes:
+        return tuple(str(labels.get(str(index), index)) for index in range(classes))
+    if classes == 1000:
+        return imagenet_classes()
+    if classes == 1001:
+        return ("background", *imagenet_classes())
+    return None
+
+
+def _without_background(path: Path, weights: Weights) -> Weights:
+    if weights.model.num_classes != 1001:
+        raise UserError(f"{path} has {weights.model.num_classes} classes, and only 1001 hold a background to drop")
+    classifier = jax.tree.map(lambda leaf: leaf[..., 1:], weights.variables["params"]["classifier"])
+    params = {**weights.variables["params"], "classifier": classifier}
+    names = weights.class_names[1:] if weights.class_names else None
+    return weights._replace(
+        model=weights.model.clone(num_classes=1000),
+        variables={**weights.variables, "params": params},
+        class_names=names,
+        notes=(*weights.notes, "class 0, the background, is left out"),
+    )
+
+
+def export_weights(path: Path, weights: Weights, target: str) -> None:
+    """Write weights as torchvision (`.safetensors`, or `.pth` with PyTorch) or Keras (`.weights.h5`, `.h5`) has them.
+
+    Raises:
+        UserError: for another target or suffix, and a network that the target has no names for.
+    """
+    suffixes = {"torchvision": (".safetensors", ".pth"), "keras": (".weights.h5", ".h5")}
+    if target not in suffixes:
+        raise UserError(f"there is no target {target!r}; known are {', '.join(suffixes)}")
+    if not path.name.endswith(suffixes[target]):
+        raise UserError(f"{path} should end in {' or '.join(suffixes[target])}, for {SOURCES[target].title}")
+    source = SOURCES[target]
+    name = model_settings(weights.model)["name"]
+    if name not in source.tables:
+        raise UserError(f"{source.title} has no {name}; it has {', '.join(source.tables)}")
+    if weights.model.convention != source.convention:
+        raise UserError(
+            f"these weights are of the {weights.model.convention} convention, and {source.title} computes with the "
+            f"{source.convention} one: the same numbers would be another function"
+        )
+    other = {"bottleneck_activation": "linear", "unit_strides": 0, "output_stride": None}
+    changed = [setting for setting, usual in other.items() if getattr(weights.model, setting, usual) != usual]
+    if changed:
+        raise UserError(f"{source.title}'s {name} has no setting {', '.join(changed)}: it would be another function")
+    tensors = mapping.export(source, weights.model, weights.variables)
+    if target == "keras":
+        keras.write_keras(path, tensors, weights.model)
+        return
+    norms = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
+    counters = {f"{norm}.num_batches_tracked": np.zeros((), np.int64) for norm in norms}
+    write = files.write_safetensors if path.suffix == ".safetensors" else files.write_torch
+    write(path, {**tensors, **counters})

@@ -1,0 +1,329 @@
+"""From somebody else's tensors to our parameter tree and back: one table a source, read in both directions.
+
+A table has a row for each kind of layer, with their names for it as `str.format` patterns over the block's
+position. Our layers are those of the network's own parameter tree.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.classifier import ImageClassifier
+from mnv2_jax.models.create import MODELS, create_model
+from mnv2_jax.models.layers import ConventionName
+from mnv2_jax.models.mobilenet_v1 import MobileNetV1
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+
+Tensors = dict[str, np.ndarray]
+
+Row = tuple[str, ...]
+"""Their names of a layer: (convolution, batch norm), or (classifier,)."""
+
+Table = Mapping[str, Row]
+"""Rows by our name of the layer: "stem", "head", "classifier", "block/expand", ... "plain/..." is for blocks without
+an expansion layer, where they are called otherwise."""
+
+
+class Layout(NamedTuple):
+    """How one of their arrays becomes ours: first `shape`, if they keep axes of size 1 that we do not; then `axes`."""
+
+    axes: tuple[int, ...]
+    squeeze: bool = False
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """Their array in our layout."""
+        if self.squeeze:
+            array = array.reshape(array.shape[-2:])
+        return np.ascontiguousarray(array.transpose(self.axes))
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        """Our array in their layout."""
+        array = array.transpose(np.argsort(self.axes))
+        if self.squeeze:
+            array = array[None, None]
+        return np.ascontiguousarray(array)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that theirs has when ours has `shape`."""
+        theirs = tuple(shape[axis] for axis in np.argsort(self.axes))
+        return (1, 1, *theirs) if self.squeeze else theirs
+
+
+VECTOR = Layout((0,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A code base whose weights we read.
+
+    Attributes:
+        name: as `--source` takes it.
+        title: as people know it.
+        tables: a table a model, by our name of the model.
+        convention: the numeric convention that its networks are written in.
+        preprocessing: name of what its networks expect, a model (see `mnv2_jax.data.preprocessing`).
+        kernel, depthwise: (suffix of the tensor's name, layout) of the convolutions' kernels.
+        classifier: the same of the classifier's kernel, by our name of the model.
+        norm: their suffixes for our scale, bias, mean and var.
+        bias: their suffix for the classifier's bias.
+        ignored: ends of names that hold nothing of the network.
+    """
+
+    name: str
+    title: str
+    tables: Mapping[str, Table]
+    convention: ConventionName
+    preprocessing: Mapping[str, str]
+    kernel: tuple[str, Layout]
+    depthwise: tuple[str, Layout]
+    classifier: Mapping[str, tuple[str, Layout]]
+    norm: tuple[str, str, str, str]
+    bias: str
+    ignored: tuple[str, ...] = ()
+
+
+class Entry(NamedTuple):
+    """One tensor: our path in the variables, their name, and how one becomes the other."""
+
+    ours: tuple[str, ...]
+    theirs: str
+    layout: Layout
+    shape: tuple[int, ...]  # of ours
+
+
+@functools.cache
+def variable_shapes(model: ImageClassifier, channels: int = 3) -> dict[str, Any]:
+    """The network's variables as `jax.ShapeDtypeStruct`s."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+    return dict(jax.eval_shape(lambda: model.lazy_init(jax.random.key(0), images)))
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Leaves by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The tree of leaves by path."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def _positions(model: ImageClassifier) -> list[dict[str, int]]:
+    """What the patterns of a table may name of each block: its number, and its place in its stage."""
+    if isinstance(model, MobileNetV2):
+        places = [(stage, repeat) for stage, row in enumerate(model.stages) for repeat in range(row.repeats)]
+    else:
+        assert isinstance(model, MobileNetV1)
+        places = []
+        for channels, previous in zip(model.blocks, (None, *model.blocks[:-1]), strict=True):
+            same = previous is not None and channels[0] == previous[0]
+            stage, repeat = places[-1] if places else (-1, 0)
+            places.append((stage, repeat + 1) if same else (stage + 1, 0))
+    return [
+        {
+            "i": index,
+            "before": index - 1,
+            "after": index + 1,
+            "even": 2 * index,
+            "odd": 2 * index + 1,
+            "stage": stage,
+            "repeat": repeat,
+            "last": len(places) + 1,
+        }
+        for index, (stage, repeat) in enumerate(places)
+    ]
+
+
+def _order(path: tuple[str, ...]) -> tuple[int, int, int, int]:
+    """Sorts paths as the network runs, and within a norm: scale, bias, mean, var."""
+    unit = path[1]
+    block = int(unit.removeprefix("block_")) if unit.startswith("block_") else -1
+    units, layers = ("stem", "block", "head", "classifier"), ("expand", "depthwise", "project", "pointwise")
+    leaves = ("kernel", "scale", "bias", "mean", "var")
+    layer = layers.index(path[2]) if block >= 0 else 0
+    return units.index(unit.split("_")[0]), block, layer, leaves.index(path[-1])
+
+
+def entries(source: Source, model: ImageClassifier, channels: int = 3) -> list[Entry]:
+    """The source's table written out for one network: every leaf of its variables once, layer after layer."""
+    name = next(name for name, kind in MODELS.items() if type(model) is kind)
+    table, positions = source.tables[name], _positions(model)
+    shapes = {path: leaf.shape for path, leaf in flatten(variable_shapes(model, channels)).items()}
+    result = []
+    for path in sorted(shapes, key=_order):
+        layer, leaf, shape = path[1:-1], path[-1], shapes[path]
+        if layer == ("classifier",):
+            (their,) = table["classifier"]
+            suffix, layout = source.classifier[name] if leaf == "kernel" else (source.bias, VECTOR)
+        else:
+            unit, kind = layer[:-1], layer[-1]
+            position = positions[-1]
+            key = "/".join(unit)
+            if unit[0].startswith("block_"):
+                position = positions[int(unit[0].removeprefix("block_"))]
+                plain = ("params", unit[0], "expand", "conv", "kernel") not in shapes
+                key = f"plain/{unit[1]}" if plain and f"plain/{unit[1]}" in table else f"block/{unit[1]}"
+            conv, norm = table[key]
+            their = (conv if kind == "conv" else norm).format(**position)
+            if kind == "norm":
+                suffix, layout = source.norm[("scale", "bias", "mean", "var").index(leaf)], VECTOR
+            else:
+                suffix, layout = source.depthwise if unit[-1] == "depthwise" else source.kernel
+        result.append(Entry(path, their + suffix, layout, shape))
+    return result
+
+
+# --- Theirs to ours --------------------------------------------------------------------------------------
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def strip_prefix(source: Source, tensors: Tensors) -> Tensors:
+    """Names as the table has them: wrappers put one prefix in front of all ("module.", "model.", ...)."""
+    best: tuple[int, str] = (0, "")
+    for table in source.tables.values():
+        stem = table["stem"][0] + source.kernel[0]
+        for name in tensors:
+            if name.endswith(stem):
+                prefix = name.removesuffix(stem)
+                best = max(best, (sum(other.startswith(prefix) for other in tensors), prefix))
+    prefix = best[1]
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def guess(source: Source, tensors: Tensors) -> tuple[str, float]:
+    """The model whose names these are, and the share of its layers' names that are there."""
+    found = []
+    for name in source.tables:
+        names = {entry.theirs for entry in entries(source, create_model(name, num_classes=0))}
+        found.append((len(names & tensors.keys()) / len(names), name))
+    share, name = max(found)
+    return name, share
+
+
+COMMON_WIDTHS = (1.0, 1.4, 1.3, 0.75, 0.5, 0.35, 0.25)
+# Rounding makes several multipliers the same network: the published ones first, then the rounder ones.
+WIDTHS = tuple(
+    dict.fromkeys(
+        (*COMMON_WIDTHS, *np.arange(0.05, 3, 0.05).round(2).tolist(), *np.arange(0.01, 3, 0.01).round(2).tolist())
+    )
+)
+
+
+def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[ImageClassifier, int]:
+    """The network that these tensors are of, and the channels of its images.
+
+    Every tensor has a say, so that one with a wrong shape is found by name later instead of misleading here.
+
+    Raises:
+        UserError: where no width multiplier gives these channels.
+    """
+    (classifier,) = source.tables[name]["classifier"]
+    suffix, layout = source.classifier[name]
+    head = tensors.get(classifier + suffix)
+    plausible = head is not None and head.ndim == (4 if layout.squeeze else 2)
+    settings: dict[str, Any] = {"convention": source.convention}
+    settings["num_classes"] = layout.to_ours(head).shape[-1] if plausible and head is not None else 0
+    standard = entries(source, create_model(name, **settings))
+    by_path = {entry.ours: entry for entry in standard}
+
+    stem = by_path["params", "stem", "conv", "kernel"]
+    channels = 3
+    if stem.theirs in tensors and tensors[stem.theirs].ndim == 4:
+        channels = stem.layout.to_ours(tensors[stem.theirs]).shape[2]
+    expand = by_path.get(("params", "block_1", "expand", "conv", "kernel"))
+    if expand is not None and expand.theirs in tensors and tensors[expand.theirs].ndim == 4:
+        _, _, inputs, outputs = expand.layout.to_ours(tensors[expand.theirs]).shape
+        settings["expansion"] = outputs / inputs
+
+    # Batch norm's vectors give the widths of all blocks.
+    found = {
+        entry.ours[1:-2]: tensors[entry.theirs].shape[0]
+        for entry in standard
+        if entry.ours[-1] == "scale" and entry.theirs in tensors and tensors[entry.theirs].ndim == 1
+    }
+    models = (create_model(name, width_multiplier=width, **settings) for width in WIDTHS)
+    scored = ((sum(found.get(unit) == size for unit, size in output_widths(model).items()), model) for model in models)
+    units = len(output_widths(create_model(name)))
+    best, model = 0, None
+    for score, candidate in scored:
+        if score > best:
+            best, model = score, candidate
+        if score == units:
+            break
+    if model is None or best < 0.8 * units:
+        sizes = ", ".join(f"{'/'.join(unit)} {size}" for unit, size in list(found.items())[:4])
+        raise UserError(f"no width multiplier gives the channels of this {name} ({sizes}, ...)")
+    return model, channels
+
+
+def output_widths(model: ImageClassifier) -> dict[tuple[str, ...], int]:
+    """Channels of the layers that end the network's stem, blocks and head."""
+    widths: dict[tuple[str, ...], int] = {("stem",): model.scaled(32)}
+    if isinstance(model, MobileNetV2):
+        channels = [row.channels for row in model.stages for _ in range(row.repeats)]
+        widths |= {(f"block_{index}", "project"): model.scaled(width) for index, width in enumerate(channels)}
+        widths["head",] = max(1280, model.scaled(1280))
+    elif isinstance(model, MobileNetV1):
+        widths |= {(f"block_{i}", "pointwise"): model.scaled(width) for i, (width, _) in enumerate(model.blocks)}
+    return widths
+
+
+def fill(source: Source, model: ImageClassifier, channels: int, tensors: Tensors) -> dict[str, Any]:
+    """Our variables from their tensors: every tensor used once, every variable filled once.
+
+    Raises:
+        UserError: names the tensors that are missing, too many, of another shape, or not all numbers.
+    """
+    wanted = entries(source, model, channels)
+    names = [entry.theirs for entry in wanted]
+    missing = set(names) - tensors.keys()
+    if missing:
+        raise UserError(f"tensors are missing: {_listed(missing)}")
+    extra = tensors.keys() - set(names)
+    if extra:
+        raise UserError(f"tensors are left over that belong to no layer: {_listed(extra)}")
+    leaves = {}
+    for entry in wanted:
+        tensor = tensors[entry.theirs]
+        expected = entry.layout.their_shape(entry.shape)
+        if tensor.shape != expected:
+            raise UserError(f"{entry.theirs} has shape {tensor.shape}, expected {expected}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(f"{entry.theirs} holds {tensor.dtype}, expected floating-point numbers")
+        leaf = entry.layout.to_ours(tensor).astype(np.float32)
+        if not np.isfinite(leaf).all():
+            raise UserError(f"{entry.theirs} holds values that are not finite numbers")
+        if entry.ours[-1] == "var" and (leaf < 0).any():
+            raise UserError(f"{entry.theirs} holds negative variances")
+        leaves[entry.ours] = leaf
+    return unflatten(leaves)
+
+
+# --- Ours to theirs --------------------------------------------------------------------------------------
+
+
+def export(source: Source, model: ImageClassifier, variables: Mapping[str, Any]) -> Tensors:
+    """Their tensors from our variables, in the order of the network."""
+    leaves = flatten(variables)
+    channels = leaves["params", "stem", "conv", "kernel"].shape[2]
+    return {
+        entry.theirs: entry.layout.to_theirs(np.asarray(leaves[entry.ours], np.float32))
+        for entry in entries(source, model, channels)
+    }

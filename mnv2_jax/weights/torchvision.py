@@ -1,0 +1,35 @@
+"""torchvision's MobileNetV2 (torchvision/models/mobilenetv2.py)."""
+
+from mnv2_jax.weights.mapping import Layout, Source
+
+# PyTorch's kernels are OIHW, a depthwise one (C, 1, H, W): the same turn makes HWIO of both. Linear layers are OI.
+KERNEL = (".weight", Layout((2, 3, 1, 0)))
+LINEAR = (".weight", Layout((1, 0)))
+NORM = (".weight", ".bias", ".running_mean", ".running_var")
+# A counter that PyTorch keeps beside the running statistics.
+COUNTER = ".num_batches_tracked"
+
+TORCHVISION = Source(
+    name="torchvision",
+    title="torchvision",
+    tables={
+        "mobilenet_v2": {
+            "stem": ("features.0.0", "features.0.1"),
+            "plain/depthwise": ("features.{after}.conv.0.0", "features.{after}.conv.0.1"),
+            "plain/project": ("features.{after}.conv.1", "features.{after}.conv.2"),
+            "block/expand": ("features.{after}.conv.0.0", "features.{after}.conv.0.1"),
+            "block/depthwise": ("features.{after}.conv.1.0", "features.{after}.conv.1.1"),
+            "block/project": ("features.{after}.conv.2", "features.{after}.conv.3"),
+            "head": ("features.{last}.0", "features.{last}.1"),
+            "classifier": ("classifier.1",),
+        }
+    },
+    convention="pytorch",
+    preprocessing={"mobilenet_v2": "torchvision"},
+    kernel=KERNEL,
+    depthwise=KERNEL,
+    classifier={"mobilenet_v2": LINEAR},
+    norm=NORM,
+    bias=".bias",
+    ignored=(COUNTER,),
+)
