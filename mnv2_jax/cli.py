@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import platformdirs
 import tyro
@@ -20,7 +20,9 @@ Options = TypeVar("Options")
 CACHE_BYTES = 1 << 30
 
 
-def parse(options: type[Options], description: str, arguments: list[str] | None = None) -> Options:
+def parse(
+    options: type[Options], description: str, arguments: list[str] | None = None, program: str | None = None
+) -> Options:
     """Read the command line into a frozen dataclass; each field is a flag, its docstring the help.
 
     Raises:
@@ -30,7 +32,7 @@ def parse(options: type[Options], description: str, arguments: list[str] | None 
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(options, description=description, args=arguments)
+            return tyro.cli(options, description=description, args=arguments, prog=program)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -65,16 +67,35 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def run(main: Callable[[Options], None], options: type[Options], description: str) -> None:
-    """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted."""
+def fail(error: UserError) -> NoReturn:
+    """Say what was wrong in one line and end with exit code 2."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(
+    main: Callable[[Options], None],
+    options: type[Options],
+    description: str,
+    arguments: list[str] | None = None,
+    program: str | None = None,
+) -> None:
+    """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted.
+
+    Args:
+        main: the command.
+        options: its flags, for `parse`.
+        description: the first lines of its help.
+        arguments: in place of the process's own.
+        program: what the help calls it.
+    """
     try:
-        parsed = parse(options, description)
+        parsed = parse(options, description, arguments, program)
         silence_libraries()
         use_compilation_cache()
         main(parsed)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
     except KeyboardInterrupt:
         print("\nInterrupted. Finished runs are kept; the same command continues after them.", file=sys.stderr)
         sys.exit(130)

@@ -20,11 +20,11 @@ from mnv2_jax.data.resident import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
-from mnv2_jax.training.checkpoint import save_variables
 from mnv2_jax.training.config import TrainConfig, batch_norm_momentum
 from mnv2_jax.training.loop import compile_programs, train
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_atomically, write_records
 from mnv2_jax.training.parallel import seed_groups, seed_mesh
+from mnv2_jax.weights.load import Weights, save_weights
 
 FILES = ("config.json", "metrics.jsonl", "summary.json", "figure.png", "figure.svg", "report.html")
 CHECKPOINTS = "checkpoints"
@@ -160,6 +160,19 @@ def create_network(study: Study, arm: Arm, dataset: Dataset) -> MobileNetV2:
     return MobileNetV2(dataset.num_classes, batch_norm_momentum=batch_norm_momentum(steps), **attributes)
 
 
+def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[str, Any]) -> Weights:
+    """A trained network with what it takes to use it on other images."""
+    return Weights(
+        create_network(study, arm, dataset),
+        variables,
+        source=study.experiment,
+        # The whole image scaled, to -1 to 1: as the data set's own images were.
+        preprocessing="keras",
+        resolution=dataset.image_shape[0],
+        class_names=dataset.class_names,
+    )
+
+
 def train_arms(
     study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter
 ) -> list[Record]:
@@ -186,8 +199,9 @@ def train_arms(
                 def save(state, arm=arm, group=group):
                     for index, seed in enumerate(group):
                         own = jax.tree.map(lambda leaf, index=index: leaf[index], (state.params, state.batch_stats))
-                        path = folder / CHECKPOINTS / f"{arm.name}-{seed}"
-                        save_variables(path, {"params": own[0], "batch_stats": own[1]})
+                        variables = {"params": own[0], "batch_stats": own[1]}
+                        weights = trained_weights(study, arm, dataset, variables)
+                        save_weights(folder / CHECKPOINTS / f"{arm.name}-{seed}", weights)
 
                 written = set()
                 for record in train(programs, arm.name, group, dataset, study.training, reporter.step, save):

@@ -80,7 +80,8 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path) as file:
+                image: Image.Image = file
                 if image.mode.startswith("I"):
                     # Pillow would cut 16-bit grey off at 255 instead of scaling it.
                     image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
@@ -111,7 +112,8 @@ def preprocess(
         array = _resize(image, square, how)
     array = array.reshape(resolution, resolution, -1)
     channels = array.shape[-1]
-    return (array - np.float32(how.mean[:channels])) / np.float32(how.std[:channels])
+    mean, std = (np.array(values[:channels], np.float32) for values in (how.mean, how.std))
+    return (array - mean) / std
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> np.ndarray:

@@ -47,11 +47,16 @@ class Dataset:
     """A small data set in memory, uint8, its images scaled to the catalog's size."""
 
     name: str
-    num_classes: int
+    class_names: tuple[str, ...]
     train: Examples
     validation: Examples
     test: Examples
     augmentation: Augmentation
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -99,7 +104,7 @@ def load(
         train = Examples(train.images[:train_images], train.labels[:train_images])
     return Dataset(
         name=name,
-        num_classes=builder.info.features["label"].num_classes,
+        class_names=tuple(builder.info.features["label"].names),
         train=train,
         validation=read(entry.validation),
         test=read(entry.test),

@@ -38,7 +38,7 @@ class LayerCost:
     def operator(self) -> str:
         """What the layer is, as the paper writes it."""
         if len(self.kernel_shape) == 2:
-            return "fully connected"
+            return "dense"
         height, width, inputs, _ = self.kernel_shape
         kind = "dwise" if inputs == 1 and self.input_shape[-1] > 1 else "conv2d"
         return f"{kind} {height}x{width}"
@@ -161,7 +161,7 @@ def table_rows(layers: Sequence[LayerCost]) -> list[TableRow]:
         else:
             operator = "depthwise separable"
         channels = last.output_shape[-1]
-        if operator == "fully connected":
+        if operator == "dense":
             height, width, _ = features = every[index - 1].output_shape
             rows.append(TableRow(features, f"avgpool {height}x{width}", None, features[-1], 1, None))
             rows.append(TableRow((1, 1, features[-1]), "conv2d 1x1", None, channels, 1, None))

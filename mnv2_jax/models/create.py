@@ -37,6 +37,8 @@ def create_model(name: str, **settings: Any) -> ImageClassifier:
         settings["stages"] = tuple(Stage(*stage) for stage in settings["stages"])
     if "blocks" in settings:
         settings["blocks"] = tuple((channels, stride) for channels, stride in settings["blocks"])
+    if "dtype" in settings:
+        settings["dtype"] = jnp.dtype(settings["dtype"])
     return MODELS[name](**settings)
 
 

@@ -47,6 +47,11 @@ class Weights(NamedTuple):
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of its images: 3, or 1 for grey ones."""
+        return self.variables["params"]["stem"]["conv"]["kernel"].shape[2]
+
 
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 classes of ImageNet (ILSVRC 2012) in the order of their WordNet numbers, in WordNet's words."""
@@ -57,7 +62,7 @@ def save_weights(path: Path, weights: Weights) -> None:
     """Write a checkpoint that `load_weights` reads without further arguments; what was at `path` is replaced."""
     description = {
         "model": model_settings(weights.model),
-        "image_channels": mapping.flatten(weights.variables)["params", "stem", "conv", "kernel"].shape[2],
+        "image_channels": weights.image_channels,
         "source": weights.source,
         "preprocessing": weights.preprocessing,
         "resolution": weights.resolution,
@@ -166,7 +171,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
         model,
         jax.tree.map(jnp.asarray, variables),
         source.name,
-        source.preprocessing[name],
+        _preprocessing(path, source, name),
         resolution or _config_image_size(path) or 224,
         _class_names(path, classes),
         tuple(notes),
@@ -179,6 +184,11 @@ def _named_keras(tensors: Tensors) -> Tensors:
         return tensors
     count = sum(name.startswith("depthwise_conv2d") for name in tensors)
     return keras.name_by_order(tensors, create_model("mobilenet_v1" if count == 13 else "mobilenet_v2"))
+
+
+def _preprocessing(path: Path, source: Source, name: str) -> str:
+    # Only the name that torchvision gives the file tells its second weights from its first.
+    return "torchvision_v2" if source is TORCHVISION and "7ebf99e0" in path.name else source.preprocessing[name]
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from mnv2_jax.ablation.statistics import compare_paired
 from mnv2_jax.ablation.study import Arm, PaperResult, Study, run_study
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.mobilenet_v2 import Stage
-from mnv2_jax.training.checkpoint import load_variables
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.weights.load import load_weights
 
 # Two blocks instead of seventeen: compiled in seconds.
 TINY_STAGES = (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2))
@@ -128,9 +128,11 @@ def test_more_seeds_extend_a_study(copy, finished, tiny):
 
 
 def test_trained_networks_are_kept(finished):
-    variables = load_variables(finished[0] / "checkpoints" / "relu6-1")
-    assert set(variables) == {"params", "batch_stats"}
-    assert variables["params"]["classifier"]["bias"].shape == (10,)
+    weights = load_weights(finished[0] / "checkpoints" / "relu6-1")
+    assert weights.model.bottleneck_activation == "relu6"
+    assert weights.class_names == tuple("0123456789")
+    assert set(weights.variables) == {"params", "batch_stats"}
+    assert weights.variables["params"]["classifier"]["bias"].shape == (10,)
 
 
 def test_another_study_is_not_overwritten_unless_asked(copy, tiny):

@@ -74,6 +74,28 @@ def test_the_cpu_form_is_the_native_convolution(kind, stride, dilation, size, co
         np.testing.assert_allclose(gradient, native_gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["depthwise", "pointwise"])
+def test_gradients_of_kernels_are_summed_in_float32_whatever_the_type(kind):
+    """A sum of 32,768 products of ones would stop at 256 in bfloat16."""
+    x = jnp.ones((32, 32, 32, 2), jnp.bfloat16)
+    kernel = jnp.ones((1, 1, 1 if kind == "depthwise" else 2, 2), jnp.bfloat16)
+    convolve = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
+    gradient = jax.grad(lambda kernel: convolve(x, kernel, Window()).astype(jnp.float32).sum())(kernel)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient, jnp.full(kernel.shape, 32768))
+
+
+def test_batch_norm_of_bfloat16_has_float32_statistics():
+    x = (normal(0, 64, 8, 8, 3) * 3 + 100).astype(jnp.bfloat16)
+    norm = BatchNorm(momentum=0.0)
+    variables = norm.init(jax.random.key(0), x, train=False)
+    y, updates = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], wide.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(updates["batch_stats"]["var"], wide.var((0, 1, 2)), rtol=1e-2)
+
+
 def test_tpu_and_gpu_get_the_native_depthwise_convolution():
     """One form is lowered for a platform, chosen by the platform: nothing of the other is left in the text."""
     x, kernel = normal(0, 1, 8, 8, 4), normal(1, 3, 3, 1, 4)

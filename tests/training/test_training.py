@@ -12,7 +12,6 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.mobilenet_v2 import Stage
 from mnv2_jax.tasks.classification import classification_sums
 from mnv2_jax.training import loop
-from mnv2_jax.training.checkpoint import load_variables, save_variables
 from mnv2_jax.training.config import TrainConfig, batch_norm_momentum
 from mnv2_jax.training.loop import compile_programs, evaluate, train
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_records
@@ -224,14 +223,3 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
     path.write_text(to_line(RECORD) + "{}\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is no record"):
         read_records(path)
-
-
-def test_checkpoint_returns_what_was_saved(tmp_path):
-    variables = {"params": {"a": jnp.arange(6.0).reshape(2, 3)}, "batch_stats": {"b": jnp.ones(2)}}
-    save_variables(tmp_path / "x", variables)
-    save_variables(tmp_path / "x", jax.tree.map(lambda leaf: leaf + 1, variables))
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        load_variables(tmp_path / "x"),
-        jax.tree.map(lambda a: a + 1, variables),
-    )

@@ -1,0 +1,31 @@
+"""`python -m mnv2_jax COMMAND`: what one does with a network that needs no script of its own."""
+
+import importlib
+import sys
+
+from mnv2_jax import cli
+from mnv2_jax.errors import UserError
+
+COMMANDS = {
+    "summary": "a network's layers, parameters, multiply-adds and memory",
+    "convert": "weights of another code base into a checkpoint, and back",
+    "predict": "the classes of images",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names; each is a module of `mnv2_jax.commands`."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: python -m mnv2_jax COMMAND [--help]\n")
+        for known, purpose in COMMANDS.items():
+            print(f"  {known:10}{purpose}")
+        return
+    if name not in COMMANDS:
+        cli.fail(UserError(f"there is no command {name!r}; known are {', '.join(COMMANDS)}"))
+    command = importlib.import_module(f"mnv2_jax.commands.{name}")
+    cli.run(command.main, command.Options, command.__doc__ or "", arguments, f"python -m mnv2_jax {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Weights of another code base into a checkpoint of this one, which loads without further arguments; and back.
+
+Into a checkpoint: --input takes torchvision's, timm's or Hugging Face's .safetensors or .pth, Keras's .keras,
+.weights.h5 or .h5, or a TF-slim checkpoint; what it is and how wide the network is, is told from the file.
+Back: --target torchvision or keras writes a file that their own loader takes.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+from mnv2_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this command. What follows a field is its help."""
+
+    input: Path
+    """File of weights, prefix of a TF-slim checkpoint, or checkpoint's folder."""
+    output: Path
+    """Folder of the checkpoint to write; with --target, the file (.safetensors, .pth; .weights.h5, .h5)."""
+    source: Literal["torchvision", "timm", "transformers", "keras", "tf_slim"] | None = None
+    """Refuse a file of any other source than this."""
+    target: Literal["checkpoint", "torchvision", "keras"] = "checkpoint"
+    """What to write."""
+    drop_background: bool = False
+    """Leave out class 0 of a network with 1001 classes, which is the background."""
+    class_names: Path | None = None
+    """Text file with the name of each class, one a line; ImageNet's for 1000 classes if not given."""
+    preprocessing: str | None = None
+    """What the images need; told from the source if not given (torchvision_v2 is told from its file's name)."""
+    resolution: int | None = None
+    """Side of the images in pixels; told from the file if not given, else 224."""
+    overwrite: bool = False
+    """Replace what is at --output."""
+
+
+def main(options: Options) -> None:
+    """Convert what the flags name."""
+    from mnv2_jax.data.preprocessing import PREPROCESSING
+    from mnv2_jax.weights.load import export_weights, load_weights, save_weights
+
+    output = options.output
+    if options.preprocessing is not None and options.preprocessing not in PREPROCESSING:
+        raise UserError(f"there is no preprocessing {options.preprocessing!r}; known are {', '.join(PREPROCESSING)}")
+    if options.resolution is not None and options.resolution <= 0:
+        raise UserError(f"--resolution must be greater than 0, got {options.resolution}")
+    if output.exists() and not options.overwrite:
+        raise UserError(f"--output {output} exists; name another, or --overwrite it")
+    if output.exists() and output.is_dir() != (options.target == "checkpoint"):
+        raise UserError(f"--output {output} is a {'folder' if output.is_dir() else 'file'}; name another")
+
+    weights = load_weights(options.input, options.source, options.drop_background)
+    if options.preprocessing:
+        weights = weights._replace(preprocessing=options.preprocessing)
+    if options.resolution:
+        weights = weights._replace(resolution=options.resolution)
+    if options.class_names is not None:
+        weights = weights._replace(class_names=read_class_names(options.class_names, weights.model.num_classes))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if options.target == "checkpoint":
+            save_weights(output, weights)
+        else:
+            # The suffix says the form, so it stays at the end.
+            beside = output.with_name(f".{os.getpid()}-{output.name}")
+            try:
+                export_weights(beside, weights, options.target)
+                os.replace(beside, output)
+            finally:
+                beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror})") from error
+
+    model = weights.model
+    name = type(model).__name__
+    print(f"{name}, width {model.width_multiplier:g}, {model.num_classes} classes, of {weights.source}")
+    print(f"preprocessing {weights.preprocessing}: {PREPROCESSING[weights.preprocessing].describe(weights.resolution)}")
+    for note in weights.notes:
+        print(note)
+    print(output)
+
+
+def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
+    """One name a line.
+
+    Raises:
+        UserError: if there are not as many as classes.
+    """
+    try:
+        names = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class-names {path} cannot be read ({error})") from error
+    if len(names) != classes:
+        raise UserError(f"--class-names {path} has {len(names)} lines, expected one for each of {classes} classes")
+    return names

@@ -1,0 +1,141 @@
+"""The classes of images, with the preprocessing that belongs to the weights.
+
+--weights takes a checkpoint (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED) or any file that
+`convert` takes. --array takes a batch that is preprocessed already.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mnv2_jax.errors import UserError
+
+BATCH = 32
+"""Images that are in memory at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this command. What follows a field is its help."""
+
+    weights: Path
+    """A checkpoint's folder, or a file of weights."""
+    image: tuple[Path, ...] = ()
+    """Images, or folders of images."""
+    array: Path | None = None
+    """A NumPy file with a preprocessed batch: (images, height, width, channels), float32."""
+    top: int = 5
+    """How many of the most probable classes to name."""
+    json: bool = False
+    """Print one JSON object; the logits are in it."""
+    resolution: int | None = None
+    """Side of the network's input in pixels; the weights' own if not given."""
+
+
+def main(options: Options) -> None:
+    """Predict what the flags name."""
+    if bool(options.image) == (options.array is not None):
+        raise UserError("name the images with --image, or a preprocessed batch with --array, one of the two")
+    if options.top < 1:
+        raise UserError(f"--top must be 1 or more, got {options.top}")
+    if options.resolution is not None and options.resolution < 1:
+        raise UserError(f"--resolution must be 1 or more, got {options.resolution}")
+    files = list(find_images(options.image))
+
+    import jax
+
+    from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+    from mnv2_jax.weights.load import load_weights
+
+    weights = load_weights(options.weights)
+    if not weights.model.num_classes:
+        raise UserError(f"{options.weights} has no classifier, so it predicts no classes")
+    channels = weights.image_channels
+    if options.array is not None:
+        batch = read_array(options.array, channels)
+        names = [f"{options.array}[{index}]" for index in range(len(batch))]
+        batches = iter([batch])
+        said = "none: --array is taken as it is"
+    else:
+        how, resolution = PREPROCESSING[weights.preprocessing], options.resolution or weights.resolution
+        names = [str(file) for file in files]
+        groups = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+        batches = (
+            np.stack([preprocess(read_image(file, channels), how, resolution) for file in group]) for group in groups
+        )
+        said = f"{weights.preprocessing}: {how.describe(resolution)}"
+    print(f"preprocessing {said}", file=sys.stderr if options.json else sys.stdout)
+
+    apply = jax.jit(weights.model.apply)
+    logits = np.concatenate([np.asarray(apply(weights.variables, batch)) for batch in batches])
+    predictions = [
+        prediction(name, row, weights.class_names, options.top) for name, row in zip(names, logits, strict=True)
+    ]
+    if options.json:
+        print(json.dumps({"predictions": predictions}, indent=2))
+        return
+    for entry in predictions:
+        print(f"\n{entry['input']}")
+        for guess in entry["top"]:
+            print(f"{guess['probability']:8.2%}  {guess['label'] or guess['class']}")
+
+
+def find_images(paths: tuple[Path, ...]) -> Iterator[Path]:
+    """The images that paths name; a folder stands for those in it, in alphabetical order.
+
+    Raises:
+        UserError: for a path that is not there, and a folder without images.
+    """
+    from mnv2_jax.data.preprocessing import IMAGE_SUFFIXES
+
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"--image {path} does not exist")
+        if not path.is_dir():
+            yield path
+            continue
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not inside:
+            raise UserError(f"--image {path} is a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+        yield from inside
+
+
+def read_array(path: Path, channels: int) -> np.ndarray:
+    """A batch from a NumPy file.
+
+    Raises:
+        UserError: if it is none, or none that fits the network.
+    """
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--array {path} cannot be read as a NumPy file ({error})") from error
+    expected = f"(images, height, width, {channels}) of float32"
+    if not isinstance(array, np.ndarray) or array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
+        raise UserError(f"--array {path} holds {getattr(array, 'shape', 'several arrays')}, expected {expected}")
+    if array.dtype != np.float32:
+        raise UserError(f"--array {path} holds {array.dtype}, expected {expected}")
+    return np.asarray(array)
+
+
+def prediction(name: str, logits: np.ndarray, class_names: tuple[str, ...] | None, top: int) -> dict:
+    """What is said of one image."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return {
+        "input": name,
+        "logits": logits.tolist(),
+        "top": [
+            {
+                "class": int(index),
+                "label": class_names[index] if class_names else None,
+                "probability": float(probabilities[index]),
+            }
+            for index in best
+        ],
+    }
