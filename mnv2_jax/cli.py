@@ -97,5 +97,5 @@ def run(
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished runs are kept; the same command continues after them.", file=sys.stderr)
+        print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
         sys.exit(130)

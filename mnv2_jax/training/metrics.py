@@ -38,7 +38,7 @@ class Record:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file in one go, so that a reader or an interruption meets the old or the new one, whole."""
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -76,7 +76,7 @@ def load_weights(path: str | Path, source: str | None = None, drop_background: b
 
     Args:
         path: a checkpoint of this package; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth`
-            (needs PyTorch); a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs TensorFlow).
+            (needs PyTorch), or Hugging Face's folder; a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs TensorFlow).
         source: refuse a file of another source than this one of `SOURCES`.
         drop_background: leave out class 0 of a network with 1001, which the paper's code keeps for "background".
 
@@ -88,6 +88,8 @@ def load_weights(path: str | Path, source: str | None = None, drop_background: b
         raise UserError(f"there is no source {source!r}; known are {', '.join(SOURCES)}")
     if not path.exists() and not Path(f"{path}.index").exists():
         raise UserError(f"{path} does not exist; expected a checkpoint's folder or a file of weights")
+    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
+        path = path / "model.safetensors"  # a folder of Hugging Face's
     kind = files.kind_of(path)
     try:
         weights = _load_checkpoint(path, source) if kind == "checkpoint" else _load_foreign(path, kind, source)

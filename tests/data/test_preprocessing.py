@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+from mnv2_jax.errors import UserError
+
+GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 2), np.arange(0, 160, 2), [7])[:2], -1)[:, :, 0].astype(np.uint8)
+RGB = Image.fromarray(np.dstack([GRADIENT, np.full(GRADIENT.shape[:2], 7, np.uint8)]))  # 120 by 80 pixels
+
+
+@pytest.mark.parametrize("name", list(PREPROCESSING))
+def test_shape_type_and_range(name):
+    x = preprocess(RGB, PREPROCESSING[name], 32)
+    assert (x.shape, x.dtype) == ((32, 32, 3), np.float32)
+    assert preprocess(RGB.convert("L"), PREPROCESSING[name], 32).shape == (32, 32, 1)
+    assert "32 pixels" in PREPROCESSING[name].describe(32) or "32 by 32" in PREPROCESSING[name].describe(32)
+    black, white = (preprocess(Image.new("RGB", (50, 40), c), PREPROCESSING[name], 32) for c in ("black", "white"))
+    mean, std = PREPROCESSING[name].mean, PREPROCESSING[name].std
+    np.testing.assert_allclose(black[0, 0], [-m / s for m, s in zip(mean, std, strict=True)], rtol=1e-6)
+    np.testing.assert_allclose(white[9, 9], [(1 - m) / s for m, s in zip(mean, std, strict=True)], rtol=1e-5)
+
+
+def test_an_image_of_the_network_s_size_is_only_scaled_where_nothing_is_cropped():
+    x = preprocess(RGB.resize((32, 32)), PREPROCESSING["keras"], 32)
+    np.testing.assert_allclose(x, np.asarray(RGB.resize((32, 32)), np.float32) / 127.5 - 1, atol=1e-6)
+
+
+def test_what_each_geometry_sees():
+    """Red rises from 0 to 238 over the width, green from 0 to 158 over the height."""
+
+    def seen(name):
+        x = (
+            preprocess(RGB, PREPROCESSING[name], 32) * np.float32(PREPROCESSING[name].std)
+            + np.float32(PREPROCESSING[name].mean)
+        ) * 255
+        return x[0, 0, 0], x[0, -1, 0], x[0, 0, 1], x[-1, 0, 1]
+
+    np.testing.assert_allclose(seen("keras"), (2, 236, 1, 157), atol=3)  # all of it
+    np.testing.assert_allclose(seen("tensorflow"), (14, 217, 10, 143), atol=3)  # 87.5 % of each side
+    np.testing.assert_allclose(seen("transformers"), (50, 188, 10, 148), atol=4)  # a square of 70 pixels
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_images_of_any_kind_become_rgb_or_grey(mode, tmp_path):
+    path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
+    RGB.convert(mode).save(path)
+    assert read_image(path).mode == "RGB"
+    assert read_image(path, channels=1).mode == "L"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+def test_files_of_any_kind(suffix, tmp_path):
+    RGB.save(tmp_path / f"x.{suffix}")
+    assert read_image(tmp_path / f"x.{suffix}").size == (120, 80)
+
+
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path):
+    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "x.png")), 128)
+
+
+def test_what_is_no_image(tmp_path, monkeypatch):
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="x.png cannot be read as an image"):
+        read_image(tmp_path / "x.png")
+    RGB.save(tmp_path / "y.png")
+    (tmp_path / "y.png").write_bytes((tmp_path / "y.png").read_bytes()[:200])
+    with pytest.raises(UserError, match="y.png cannot be read as an image"):
+        read_image(tmp_path / "y.png")
+    RGB.save(tmp_path / "z.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="z.png cannot be read as an image"):
+        read_image(tmp_path / "z.png")
