@@ -11,8 +11,6 @@ terminal and, with a figure of both networks layer by layer, to runs/paper_table
 
 import csv
 import dataclasses
-import functools
-import gc
 import io
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -214,15 +212,9 @@ def entries(table: str) -> list[list[str]]:
 # --- What the modules say ----------------------------------------------------------------------------------
 
 
-@functools.cache
 def layers(name: str, width: float = 1.0, resolution: int = 224) -> tuple[LayerCost, ...]:
-    """The layers of a network, counted once, however many tables need them."""
-    # Tracing makes many objects and lets few of them go: looking for garbage meanwhile takes a quarter of the time.
-    gc.disable()
-    try:
-        return tuple(layer_costs(create_model(name, width_multiplier=width), (resolution, resolution, 3)))
-    finally:
-        gc.enable()
+    """The layers of a network."""
+    return layer_costs(create_model(name, width_multiplier=width), (resolution, resolution, 3))
 
 
 def parameters(name: str, width: float = 1.0) -> float:

@@ -1,6 +1,7 @@
 """What a network costs: parameters, multiply-adds and activation memory, layer by layer, read off the module itself."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,11 +49,12 @@ class LayerCost:
         return (math.prod(self.input_shape) + math.prod(self.output_shape)) * bytes_per_value
 
 
-def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> list[LayerCost]:
+@functools.cache
+def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[LayerCost, ...]:
     """Cost of every layer with a kernel, in the order in which they run, for images of (height, width, channels).
 
     A kernel meets every output position once, so its multiply-adds are its size times the positions. Nothing
-    is computed: the model runs on abstract shapes.
+    is computed: the model runs on abstract shapes, once for each model and shape.
     """
     costs: dict[str, LayerCost] = {}
 
@@ -85,7 +87,7 @@ def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
 
     with nn.intercept_methods(record):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    return list(costs.values())
+    return tuple(costs.values())
 
 
 def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:

@@ -1,14 +1,13 @@
-import functools
-
 import pytest
 
 from mnv2_jax import create_model
 from mnv2_jax.models.cost import count_parameters, layer_costs, table_rows, units
 from mnv2_jax.models.mobilenet_v2 import STAGES
 
-layers_of = functools.cache(
-    lambda width, size: tuple(layer_costs(create_model("mobilenet_v2", width_multiplier=width), (size, size, 3)))
-)
+
+def layers_of(width, size):
+    return layer_costs(create_model("mobilenet_v2", width_multiplier=width), (size, size, 3))
+
 
 # Width, resolution, multiply-adds in millions and parameters in millions without batch norm, as in
 # tensorflow/models, research/slim/nets/mobilenet/README.md, which cuts the former to whole millions; then the former
