@@ -9,6 +9,7 @@ from mnv2_jax.models.layers import make_divisible
 from mnv2_jax.models.mobilenet_v1 import MobileNetV1
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
 from mnv2_jax.models.strides import unit_strides_for
+from mnv2_jax.weights.load import Weights, load_weights
 
 __version__ = "0.1.0"
 
@@ -17,8 +18,10 @@ __all__ = [
     "InvertedResidual",
     "MobileNetV1",
     "MobileNetV2",
+    "Weights",
     "create_model",
     "list_models",
+    "load_weights",
     "make_divisible",
     "unit_strides_for",
 ]
