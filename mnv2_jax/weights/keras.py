@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.weights.files import check_size, readable
 from mnv2_jax.weights.mapping import Layout, Source, Tensors, entries
@@ -104,6 +105,8 @@ def _keras_file(path: Path, group: h5py.Group, config: dict[str, Any] | None) ->
     datasets: dict[tuple[str, ...], h5py.Dataset] = {}
 
     def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+            raise UserError(f"{path} takes {name} from another file; it is refused")
         parts = tuple(name.split("/"))
         if isinstance(item, h5py.Dataset) and not parts[0].startswith("optimizer"):
             datasets[parts] = item

@@ -15,6 +15,7 @@ import timm
 import torch
 import torchvision
 import transformers
+from safetensors.torch import save_file
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.weights.load import export_weights, load_weights, save_weights
@@ -74,12 +75,23 @@ def test_a_training_checkpoint_and_a_wrapper_s_prefix(torch_network, tmp_path):
     np.testing.assert_array_equal(bias, torch_network.state_dict()["classifier.1.bias"].numpy() + 1)
 
 
-def test_half_precision_is_read(torch_network, tmp_path):
-    torch.save({name: value.bfloat16() if value.is_floating_point() else value
-                for name, value in torch_network.state_dict().items()}, tmp_path / "x.pth")  # fmt: skip
-    kernel = load_weights(tmp_path / "x.pth").variables["params"]["stem"]["conv"]["kernel"]
-    theirs = torch_network.state_dict()["features.0.0.weight"].bfloat16().float().numpy()
-    np.testing.assert_array_equal(kernel, theirs.transpose(2, 3, 1, 0))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read(dtype, torch_network, tmp_path):
+    state = torch_network.state_dict()
+    halved = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    torch.save(halved, tmp_path / "x.pth")
+    save_file(halved, tmp_path / "x.safetensors")
+    theirs = halved["features.0.0.weight"].float().numpy().transpose(2, 3, 1, 0)
+    for name in ("x.pth", "x.safetensors"):
+        kernel = load_weights(tmp_path / name).variables["params"]["stem"]["conv"]["kernel"]
+        np.testing.assert_array_equal(kernel, theirs)
+        assert kernel.dtype == np.float32
+
+
+def test_networks_of_timm_that_are_no_width_of_ours(tmp_path):
+    save_file(timm.create_model("mobilenetv2_110d").state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="tensors are left over that belong to no layer: blocks"):
+        load_weights(tmp_path / "x.safetensors")
 
 
 class Evil:
@@ -214,6 +226,9 @@ def test_mobilenet_v1_to_keras_and_back(tmp_path):
             np.testing.assert_array_equal(ours, theirs)
 
 
+LAYERS = keras.layers
+
+
 def larger_model(head, flattened=False, pooling=None):
     """Transfer learning as Keras's guide does it: a backbone inside a larger model, or continued from its output."""
     base = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, weights=None, include_top=False,
@@ -222,13 +237,11 @@ def larger_model(head, flattened=False, pooling=None):
         inputs, x = base.input, base.output
     else:
         inputs = keras.Input((64, 64, 3))
-        x = base(keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(inputs), training=False)
+        x = keras.Sequential([LAYERS.RandomFlip("horizontal"), LAYERS.RandomRotation(0.1)])(inputs)
+        x = base(LAYERS.Rescaling(1 / 127.5, offset=-1, name="scale")(x), training=False)
     for layer in head:
         x = layer(x)
     return randomize_keras(keras.Model(inputs, x))
-
-
-LAYERS = keras.layers
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["nested", "flattened"])
@@ -268,6 +281,21 @@ def test_another_head_is_listed_and_the_backbone_taken(pooling, tmp_path):
     assert weights.model.num_classes == 0
     assert any("not taken, behind the network: " in note and "'hidden'" in note and "'mine'" in note
                for note in weights.notes)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x.keras", "x.h5", "x.weights.h5"])
+def test_a_sequential_model(name, tmp_path):
+    base = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, weights=None, include_top=False)
+    network = keras.Sequential(
+        [base, LAYERS.GlobalAveragePooling2D(), LAYERS.Dense(4, activation="softmax", name="mine")]
+    )
+    network.compile("adam", "categorical_crossentropy")
+    network.optimizer.build(network.trainable_variables)  # its state is in the file as well
+    (network.save_weights if "weights" in name else network.save)(tmp_path / name)
+    weights = load_weights(tmp_path / name)
+    assert weights.model.num_classes == 4
+    kernel = network.get_layer("mine").kernel.numpy()
+    np.testing.assert_array_equal(weights.variables["params"]["classifier"]["kernel"], kernel)
 
 
 def test_another_pooling_is_no_classifier_of_ours(tmp_path):

@@ -171,6 +171,11 @@ def test_files_that_declare_more_than_they_hold(tmp_path):
         file.create_dataset("Conv1/Conv1/kernel:0", (1 << 20, 1 << 12), "f4")
     with pytest.raises(UserError, match="declares 16.0 GiB of tensors"):
         load_weights(tmp_path / "x.h5")
+    (tmp_path / "secret").write_bytes(bytes(12))
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        file.create_dataset("Conv1/Conv1/kernel:0", (3,), "f4", external=[(str(tmp_path / "secret"), 0, 12)])
+    with pytest.raises(UserError, match="y.h5 takes Conv1/Conv1/kernel:0 from another file"):
+        load_weights(tmp_path / "y.h5")
     with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", "{}")
         with archive.open("model.weights.h5", "w", force_zip64=True) as member:
