@@ -195,7 +195,10 @@ def _listed(names: Iterable[str], most: int = 5) -> str:
 
 
 def strip_prefix(source: Source, tensors: Tensors) -> Tensors:
-    """Names as the table has them: wrappers put one prefix in front of all ("module.", "model.", ...)."""
+    """Names as the table has them: wrappers put a prefix in front ("module.", "model.", "mobilenet_v2.", ...).
+
+    It is what stands in front of the stem; a classifier beside the backbone has only the first parts of it.
+    """
     best: tuple[int, str] = (0, "")
     for table in source.tables.values():
         stem = table["stem"][0] + source.kernel[0]
@@ -203,8 +206,9 @@ def strip_prefix(source: Source, tensors: Tensors) -> Tensors:
             if name.endswith(stem):
                 prefix = name.removesuffix(stem)
                 best = max(best, (sum(other.startswith(prefix) for other in tensors), prefix))
-    prefix = best[1]
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    for part in best[1].split(".")[:-1]:
+        tensors = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def guess(source: Source, tensors: Tensors) -> tuple[str, float]:
@@ -250,7 +254,7 @@ def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[ImageClass
     expand = by_path.get(("params", "block_1", "expand", "conv", "kernel"))
     if expand is not None and expand.theirs in tensors and tensors[expand.theirs].ndim == 4:
         _, _, inputs, outputs = expand.layout.to_ours(tensors[expand.theirs]).shape
-        settings["expansion"] = outputs / inputs
+        settings["expansion"] = outputs / max(inputs, 1)
 
     # Batch norm's vectors give the widths of all blocks.
     found = {

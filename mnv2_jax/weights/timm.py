@@ -1,7 +1,7 @@
 """timm's MobileNetV1 and V2 (timm/models/efficientnet.py)."""
 
 from mnv2_jax.weights.mapping import Source
-from mnv2_jax.weights.torchvision import COUNTER, KERNEL, LINEAR, NORM
+from mnv2_jax.weights.torchvision import COUNTERS, KERNEL, LINEAR, NORM
 
 _BLOCK = "blocks.{stage}.{repeat}."
 
@@ -39,5 +39,5 @@ TIMM = Source(
     classifier={"mobilenet_v1": LINEAR, "mobilenet_v2": LINEAR},
     norm=NORM,
     bias=".bias",
-    ignored=(COUNTER,),
+    ignored=COUNTERS,
 )

@@ -6,8 +6,8 @@ from mnv2_jax.weights.mapping import Layout, Source
 KERNEL = (".weight", Layout((2, 3, 1, 0)))
 LINEAR = (".weight", Layout((1, 0)))
 NORM = (".weight", ".bias", ".running_mean", ".running_var")
-# A counter that PyTorch keeps beside the running statistics.
-COUNTER = ".num_batches_tracked"
+# Counters that PyTorch keeps beside the running statistics, and beside averaged weights.
+COUNTERS = (".num_batches_tracked", "n_averaged")
 
 TORCHVISION = Source(
     name="torchvision",
@@ -31,5 +31,5 @@ TORCHVISION = Source(
     classifier={"mobilenet_v2": LINEAR},
     norm=NORM,
     bias=".bias",
-    ignored=(COUNTER,),
+    ignored=COUNTERS,
 )

@@ -1,7 +1,7 @@
 """Hugging Face transformers' MobileNetV1 and V2 (modeling_mobilenet_v1.py, modeling_mobilenet_v2.py)."""
 
 from mnv2_jax.weights.mapping import Source
-from mnv2_jax.weights.torchvision import COUNTER, KERNEL, LINEAR, NORM
+from mnv2_jax.weights.torchvision import COUNTERS, KERNEL, LINEAR, NORM
 
 
 def _layer(name: str) -> tuple[str, str]:
@@ -37,5 +37,5 @@ TRANSFORMERS = Source(
     classifier={"mobilenet_v1": LINEAR, "mobilenet_v2": LINEAR},
     norm=NORM,
     bias=".bias",
-    ignored=(COUNTER,),
+    ignored=COUNTERS,
 )

@@ -70,7 +70,7 @@ def test_a_training_checkpoint_and_a_wrapper_s_prefix(torch_network, tmp_path):
     weights = load_weights(tmp_path / "x.pth")
     assert "of the checkpoint's parts, 'model' is taken" in weights.notes
     averaged = {name: value + 1 if name.endswith("classifier.1.bias") else value for name, value in state.items()}
-    torch.save({"model": state, "model_ema": averaged}, tmp_path / "y.pth")
+    torch.save({"model": state, "model_ema": {"n_averaged": torch.tensor(3), **averaged}}, tmp_path / "y.pth")
     bias = load_weights(tmp_path / "y.pth").variables["params"]["classifier"]["bias"]
     np.testing.assert_array_equal(bias, torch_network.state_dict()["classifier.1.bias"].numpy() + 1)
 
@@ -140,6 +140,13 @@ def test_a_folder_of_hugging_face_s_with_labels_and_size(tmp_path):
     assert weights.class_names == ("cat", "dog", "bird")
     assert (weights.resolution, weights.preprocessing) == (96, "transformers")
     assert_equal(load_weights(tmp_path / "x").variables, weights.variables)
+
+
+def test_a_wrapped_network_of_hugging_face_s(tmp_path):
+    config = transformers.MobileNetV2Config(depth_multiplier=0.35, num_labels=3)
+    state = transformers.MobileNetV2ForImageClassification(config).state_dict()
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "x.pth")
+    assert load_weights(tmp_path / "x.pth", "transformers").model.num_classes == 3
 
 
 def test_a_backbone_of_hugging_face_s_alone(tmp_path):
