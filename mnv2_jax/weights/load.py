@@ -1,6 +1,7 @@
 """Trained networks from any source that is known, as one kind of object."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def _load_checkpoint(path: Path, source: str | None) -> Weights:
     description = load_description(path)
     try:
         model = create_model(**description["model"])
-        channels = description["image_channels"]
+        shapes = mapping.variable_shapes(model, description["image_channels"])
         names = description["class_names"]
         weights = Weights(
             model,
@@ -112,11 +113,11 @@ def _load_checkpoint(path: Path, source: str | None) -> Weights:
             description["resolution"],
             tuple(names) if names else None,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # what a hand-made description breaks cannot be listed
         raise UserError(f"its description is not of a network known here ({error})") from error
     if source is not None:
         raise UserError(f"a checkpoint of this package, not weights of {SOURCES[source].title}; leave --source out")
-    return weights._replace(variables=load_variables(path, mapping.variable_shapes(model, channels)))
+    return weights._replace(variables=load_variables(path, shapes))
 
 
 def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
@@ -174,7 +175,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
         jax.tree.map(jnp.asarray, variables),
         source.name,
         _preprocessing(path, source, name),
-        resolution or _config_image_size(path) or 224,
+        resolution or _config_image_size(path) or _named_resolution(path) or 224,
         _class_names(path, classes),
         tuple(notes),
     )
@@ -205,6 +206,12 @@ def _config_beside(path: Path) -> dict[str, Any]:
 def _config_image_size(path: Path) -> int | None:
     size = _config_beside(path).get("image_size")
     return size if isinstance(size, int) and size > 0 else None
+
+
+def _named_resolution(path: Path) -> int | None:
+    """The paper's checkpoints have it in their names: mobilenet_v2_0.35_96.ckpt."""
+    found = re.search(r"_(96|128|160|192|224)(?!\d)", path.name)
+    return int(found.group(1)) if found else None
 
 
 def _class_names(path: Path, classes: int) -> tuple[str, ...] | None:
@@ -252,8 +259,8 @@ def export_weights(path: Path, weights: Weights, target: str) -> None:
             f"these weights are of the {weights.model.convention} convention, and {source.title} computes with the "
             f"{source.convention} one: the same numbers would be another function"
         )
-    other = {"bottleneck_activation": "linear", "unit_strides": 0, "output_stride": None}
-    changed = [setting for setting, usual in other.items() if getattr(weights.model, setting, usual) != usual]
+    usual = {"bottleneck_activation": ("linear",), "unit_strides": (0,), "output_stride": (None, 32)}
+    changed = [setting for setting in usual if getattr(weights.model, setting, usual[setting][0]) not in usual[setting]]
     if changed:
         raise UserError(f"{source.title}'s {name} has no setting {', '.join(changed)}: it would be another function")
     tensors = mapping.export(source, weights.model, weights.variables)

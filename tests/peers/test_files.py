@@ -367,15 +367,16 @@ def slim_variables():
 @pytest.mark.parametrize("averages", [True, False])
 def test_a_checkpoint_of_the_paper_s_code(averages, slim_variables, tmp_path):
     model, variables = slim_variables
-    slim_checkpoint(tmp_path / "model.ckpt-7", variables, averages)
-    for path in ("model.ckpt-7", "model.ckpt-7.index", "."):
+    slim_checkpoint(tmp_path / "mobilenet_v2_0.35_96.ckpt", variables, averages)
+    for path in ("mobilenet_v2_0.35_96.ckpt", "mobilenet_v2_0.35_96.ckpt.index", "."):
         weights = load_weights(tmp_path / path)
         assert weights.source == "tf_slim"
+        assert weights.resolution == (224 if path == "." else 96)
         assert weights.model == model
         assert_equal(weights.variables, variables)
         assert any("moving averages are taken" in note for note in weights.notes) is averages
     assert weights.class_names[0] == "background"
-    dropped = load_weights(tmp_path / "model.ckpt-7", drop_background=True)
+    dropped = load_weights(tmp_path / "mobilenet_v2_0.35_96.ckpt", drop_background=True)
     assert dropped.model.num_classes == 1000
     assert dropped.class_names[0] == "tench, Tinca tinca"
     bias = variables["params"]["classifier"]["bias"]
