@@ -57,4 +57,5 @@ def _restore(path: Path, **parts: Any) -> Any:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path.absolute(), ocp.args.Composite(**parts))
     except Exception as error:  # Orbax lets errors of every library below it through
-        raise UserError(f"the checkpoint {path} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the checkpoint {path} cannot be read; it may be damaged ({reason})") from error

@@ -19,6 +19,8 @@ def test_a_checkpoint_returns_what_was_saved_last(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("orbax_fails")
 def test_another_shape_than_expected_is_refused(tmp_path):
     save_checkpoint(tmp_path / "x", VARIABLES, {})
     wrong = {**SHAPES, "params": {"a": jax.ShapeDtypeStruct((3, 3), jnp.float32)}}
@@ -26,6 +28,8 @@ def test_another_shape_than_expected_is_refused(tmp_path):
         load_variables(tmp_path / "x", wrong)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("orbax_fails")
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="nothing cannot be read"):
         load_description(tmp_path / "nothing")

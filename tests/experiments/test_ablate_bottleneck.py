@@ -1,5 +1,6 @@
 """The command itself, as a user runs it: in a process of its own."""
 
+import functools
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import jax
 import pytest
 
 from mnv2_jax import cli
+from mnv2_jax.data import resident
 from mnv2_jax.models.layers import ACTIVATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +59,7 @@ def command(data_dir, tmp_path):
 @pytest.fixture
 def in_this_process(data_dir, tmp_path, monkeypatch):
     """The script's exit code, without the seconds that a process of its own needs to start."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    monkeypatch.setattr(resident, "load", functools.partial(resident.load, data_dir=data_dir))
     monkeypatch.chdir(tmp_path)
     # These change the process for good.
     monkeypatch.setattr(cli, "silence_libraries", lambda: None)

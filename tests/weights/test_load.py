@@ -98,6 +98,8 @@ def test_a_checkpoint_needs_no_further_arguments(weights, tmp_path):
     assert_equal(restored.variables, named.variables)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("orbax_fails")
 def test_a_damaged_checkpoint(weights, tmp_path):
     save_weights(tmp_path / "x", weights)
     for file in (tmp_path / "x" / "variables").rglob("*"):
