@@ -62,8 +62,11 @@ VARIABLES = {
 }
 """A layer's variables in Keras's order, by the name of its group without the count."""
 
-TRANSPARENT = ("InputLayer", "Dropout", "Flatten", "Reshape", "Activation", "Softmax")
-"""Layers between features and logits that leave both as they are when a network is evaluated."""
+TRANSPARENT = ("InputLayer", "Dropout", "Flatten", "Reshape")
+"""Layers that leave pooled features and logits as they are when a network is evaluated."""
+
+OUTPUTS = ("Activation", "Softmax")
+"""Layers behind the logits that turn them into probabilities."""
 
 
 class KerasFile(NamedTuple):
@@ -116,10 +119,14 @@ def _keras_file(path: Path, group: h5py.Group, config: dict[str, Any] | None) ->
     check_size(path, sum(dataset.nbytes for dataset in datasets.values()))
     numbered = {parts: dataset for parts, dataset in datasets.items() if parts[-2:-1] == ("vars",)}
     if numbered:
-        tensors = _numbered_tensors(group, numbered, config)
+        datasets, names = numbered, _names_of_numbered(group, numbered, config)
     else:
         names = {parts: "/".join(parts[-2:]).removesuffix(":0") for parts in datasets}
-        tensors = {names[parts].replace("depthwise_kernel", "kernel"): data[()] for parts, data in datasets.items()}
+        names = {parts: name.replace("depthwise_kernel", "kernel") for parts, name in names.items()}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has several layers of one name: {', '.join(twice[:5])}")
+    tensors = {names[parts]: dataset[()] for parts, dataset in datasets.items()}
     layers = tuple((kind, name) for _, kind, name in _layers(config)) if config else ()
     return KerasFile(tensors, layers, _image_size(config) if config else None)
 
@@ -147,20 +154,20 @@ def _image_size(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _numbered_tensors(
+def _names_of_numbered(
     group: h5py.Group, datasets: Mapping[tuple[str, ...], h5py.Dataset], config: Mapping[str, Any] | None
-) -> Tensors:
+) -> dict[tuple[str, ...], str]:
     # Older versions of Keras call the group of a model's layers "_layer_checkpoint_dependencies".
     containers = ("layers", "_layer_checkpoint_dependencies")
     from_config = {groups: name for groups, _, name in _layers(config)} if config else {}
-    tensors = {}
-    for parts, dataset in datasets.items():
+    result = {}
+    for parts in datasets:
         groups = tuple(part for part in parts[:-2] if part not in containers)
         kind = re.sub(r"_\d+$", "", groups[-1]) if groups else ""
         name = group["/".join(parts[:-1])].attrs.get("name") or from_config.get(groups) or groups[-1]
         variables, index = VARIABLES.get(kind, ()), int(parts[-1])
-        tensors[f"{name}/{variables[index] if index < len(variables) else index}"] = dataset[()]
-    return tensors
+        result[parts] = f"{name}/{variables[index] if index < len(variables) else index}"
+    return result
 
 
 def group_names(model: ImageClassifier) -> dict[str, str]:
@@ -211,14 +218,19 @@ def adapt_head(file: KerasFile, model: ImageClassifier) -> tuple[Tensors, list[s
     last = max((names.index(name) for name in backbone if name in names), default=-1)
     first = min((names.index(name) for name in backbone if name in names), default=0)
     before = [(kind, name) for kind, name in file.layers[:first] if kind != "InputLayer"]
-    behind = [(kind, name) for kind, name in file.layers[last + 1 :] if kind not in (*TRANSPARENT, "ReLU")]
+    behind = [(kind, name) for kind, name in file.layers[last + 1 :] if kind not in TRANSPARENT]
+    if behind and behind[0][0] == "ReLU":
+        behind = behind[1:]  # the network's own, behind its last norm
     notes = [f"not taken, in front of the network: {_listing(before)}"] if before else []
 
     on_top = [layer for layer in others if layer not in {name for _, name in before}]
     kernel, bias = (
         file.tensors.get(f"{on_top[0]}/{part}") if len(on_top) == 1 else None for part in ("kernel", "bias")
     )
-    simple = [kind for kind, _ in behind] == ["GlobalAveragePooling2D", "Dense"] or not file.layers
+    kinds = [kind for kind, _ in behind]
+    simple = not file.layers or (
+        kinds[:2] == ["GlobalAveragePooling2D", "Dense"] and all(kind in OUTPUTS for kind in kinds[2:])
+    )
     if simple and kernel is not None and bias is not None and kernel.ndim == 2:
         squeeze = KERAS.classifier["mobilenet_v1" if classifier == "conv_preds" else "mobilenet_v2"][1].squeeze
         inside[f"{classifier}/kernel"] = kernel[None, None] if squeeze else kernel

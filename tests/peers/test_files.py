@@ -280,6 +280,13 @@ def test_a_network_out_of_a_larger_model_is_the_same_function(transferred, tmp_p
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * theirs.std())
 
 
+def test_two_layers_of_one_name_are_not_mixed_up(tmp_path):
+    inner = keras.Sequential([keras.Input((1280,)), LAYERS.Dense(5, name="mine")])
+    larger_model([LAYERS.GlobalAveragePooling2D(), inner, LAYERS.Dense(5, name="mine")]).save(tmp_path / "x.keras")
+    with pytest.raises(UserError, match="several layers of one name: mine/kernel, mine/bias"):
+        load_weights(tmp_path / "x.keras")
+
+
 @pytest.mark.parametrize("pooling", ["avg", None])
 def test_another_head_is_listed_and_the_backbone_taken(pooling, tmp_path):
     head = [LAYERS.Flatten(), LAYERS.Dense(16, activation="relu", name="hidden"), LAYERS.Dense(5, name="mine")]
@@ -306,11 +313,14 @@ def test_a_sequential_model(name, tmp_path):
 
 
 def test_another_pooling_is_no_classifier_of_ours(tmp_path):
-    head = [LAYERS.GlobalMaxPooling2D(), LAYERS.Dense(5, name="mine")]
-    larger_model(head).save(tmp_path / "x.keras")
-    weights = load_weights(tmp_path / "x.keras")
-    assert weights.model.num_classes == 0
-    assert any("GlobalMaxPooling2D" in note for note in weights.notes)
+    for head in (
+        [LAYERS.GlobalMaxPooling2D(), LAYERS.Dense(5, name="mine")],
+        [LAYERS.GlobalAveragePooling2D(), LAYERS.Activation("tanh"), LAYERS.Dense(5, name="mine")],
+    ):
+        larger_model(head).save(tmp_path / "x.keras")
+        weights = load_weights(tmp_path / "x.keras")
+        assert weights.model.num_classes == 0
+        assert any("Pooling2D" in note and "'mine'" in note for note in weights.notes)
 
 
 # --- TF-slim ---------------------------------------------------------------------------------------------
