@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -94,8 +95,13 @@ def run(
         silence_libraries()
         use_compilation_cache()
         main(parsed)
+        sys.stdout.flush()
     except UserError as error:
         fail(error)
+    except BrokenPipeError:
+        # Whoever read our output has stopped, as `head` does. Python would complain again when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
         sys.exit(130)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
 
 
@@ -45,8 +46,8 @@ def main(options: Options) -> None:
     output = options.output
     if options.preprocessing is not None and options.preprocessing not in PREPROCESSING:
         raise UserError(f"there is no preprocessing {options.preprocessing!r}; known are {', '.join(PREPROCESSING)}")
-    if options.resolution is not None and options.resolution <= 0:
-        raise UserError(f"--resolution must be greater than 0, got {options.resolution}")
+    if options.resolution is not None:
+        check_resolution(options.resolution)
     if output.exists() and not options.overwrite:
         raise UserError(f"--output {output} exists; name another, or --overwrite it")
     if output.exists() and output.is_dir() != (options.target == "checkpoint"):

@@ -7,6 +7,20 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.create import create_model
 from mnv2_jax.models.layers import ConventionName
+from mnv2_jax.models.strides import STRIDED_LAYERS
+
+LARGEST_RESOLUTION = 4096
+
+
+def check_resolution(resolution: int) -> None:
+    """Refuse images that no machine's memory holds the feature maps of.
+
+    Raises:
+        UserError: outside of 1 to `LARGEST_RESOLUTION` pixels.
+    """
+    if not 0 < resolution <= LARGEST_RESOLUTION:
+        raise UserError(f"--resolution must be from 1 to {LARGEST_RESOLUTION} pixels, got {resolution}")
+
 
 ModelName = Literal["mobilenet_v1", "mobilenet_v2"]
 
@@ -38,11 +52,11 @@ class ModelOptions:
         """
         if not 0 < self.width_multiplier < 100:
             raise UserError(f"--width-multiplier must be greater than 0 and below 100, got {self.width_multiplier}")
-        if not 0 < self.resolution <= 8192:
-            raise UserError(f"--resolution must be from 1 to 8192 pixels, got {self.resolution}")
-        for name in ("num_classes", "unit_strides"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+        check_resolution(self.resolution)
+        if self.num_classes < 0:
+            raise UserError(f"--num-classes must not be negative, got {self.num_classes}")
+        if not 0 <= self.unit_strides <= STRIDED_LAYERS:
+            raise UserError(f"--unit-strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
         return create_model(
             self.model,
             width_multiplier=self.width_multiplier,

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
 
-BATCH = 32
-"""Images that are in memory at once."""
+BATCH_PIXELS = 32 * 224 * 224
+"""Of the images that are in memory at once, unless a single one has more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ def main(options: Options) -> None:
         raise UserError("name the images with --image, or a preprocessed batch with --array, one of the two")
     if options.top < 1:
         raise UserError(f"--top must be 1 or more, got {options.top}")
-    if options.resolution is not None and options.resolution < 1:
-        raise UserError(f"--resolution must be 1 or more, got {options.resolution}")
+    if options.resolution is not None:
+        check_resolution(options.resolution)
     files = list(find_images(options.image))
 
     import jax
@@ -57,31 +58,36 @@ def main(options: Options) -> None:
     channels = weights.image_channels
     if options.array is not None:
         batch = read_array(options.array, channels)
-        names = [f"{options.array}[{index}]" for index in range(len(batch))]
-        batches = iter([batch])
+        batches = iter([([f"{options.array}[{index}]" for index in range(len(batch))], batch)])
         said = "none: --array is taken as it is"
     else:
         how, resolution = PREPROCESSING[weights.preprocessing], options.resolution or weights.resolution
-        names = [str(file) for file in files]
-        groups = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-        batches = (
-            np.stack([preprocess(read_image(file, channels), how, resolution) for file in group]) for group in groups
-        )
-        said = f"{weights.preprocessing}: {how.describe(resolution)}"
-    print(f"preprocessing {said}", file=sys.stderr if options.json else sys.stdout)
+        size = max(1, BATCH_PIXELS // resolution**2)
+        groups = [files[start : start + size] for start in range(0, len(files), size)]
 
+        def read(file: Path) -> np.ndarray:
+            return preprocess(read_image(file, channels), how, resolution)
+
+        batches = (([str(file) for file in group], np.stack([read(file) for file in group])) for group in groups)
+        said = f"{weights.preprocessing}: {how.describe(resolution)}"
     apply = jax.jit(weights.model.apply)
-    logits = np.concatenate([np.asarray(apply(weights.variables, batch)) for batch in batches])
-    predictions = [
-        prediction(name, row, weights.class_names, options.top) for name, row in zip(names, logits, strict=True)
-    ]
+    predictions: list[dict] = []
+    for names, batch in batches:
+        logits = np.asarray(apply(weights.variables, batch))
+        if not predictions:
+            print(f"preprocessing {said}", file=sys.stderr if options.json else sys.stdout)
+        for name, row in zip(names, logits, strict=True):
+            predictions.append(prediction(name, row, weights.class_names, options.top))
+            if not options.json:
+                print(as_text(predictions[-1]), flush=True)
     if options.json:
         print(json.dumps({"predictions": predictions}, indent=2))
-        return
-    for entry in predictions:
-        print(f"\n{entry['input']}")
-        for guess in entry["top"]:
-            print(f"{guess['probability']:8.2%}  {guess['label'] or guess['class']}")
+
+
+def as_text(entry: dict) -> str:
+    """One image's classes, a line each, below its name."""
+    lines = [f"{guess['probability']:8.2%}  {guess['label'] or guess['class']}" for guess in entry["top"]]
+    return "\n".join(["", entry["input"], *lines])
 
 
 def find_images(paths: tuple[Path, ...]) -> Iterator[Path]:
@@ -110,11 +116,12 @@ def read_array(path: Path, channels: int) -> np.ndarray:
     Raises:
         UserError: if it is none, or none that fits the network.
     """
+    expected = f"(images, height, width, {channels}) of float32"
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--array {path} cannot be read as a NumPy file ({error})") from error
-    expected = f"(images, height, width, {channels}) of float32"
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise UserError(f"--array {path} cannot be read as a NumPy file{reason}; expected {expected}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
         raise UserError(f"--array {path} holds {getattr(array, 'shape', 'several arrays')}, expected {expected}")
     if array.dtype != np.float32:

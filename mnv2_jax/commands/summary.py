@@ -48,10 +48,13 @@ def main(options: Options) -> None:
         }
         print(json.dumps(described, indent=2))
         return
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    # Tables take what they need; a narrow terminal breaks lines rather than numbers.
+    console = Console(highlight=False, width=max(200, Console().width))
     console.print(f"{options.model}, width {options.width_multiplier:g}, {size} pixels\n")
     console.print(paper_table(rows))
+    console.print()
     console.print(layer_table(layers))
+    console.print()
     console.print(f"parameters                     {totals['parameters']:>13,}")
     console.print(f"  without batch norm           {parameters:>13,}")
     console.print(f"multiply-adds                  {totals['multiply_adds']:>13,}")
@@ -70,7 +73,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 def paper_table(rows: Sequence[TableRow]) -> Table:
     """The network as Table 2 writes it."""
-    table = Table("input", "operator", box=SIMPLE_HEAD)
+    table = Table("input", "operator", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in "tcns":
         table.add_column(name, justify="right")
     for row in rows:
@@ -82,9 +85,9 @@ def paper_table(rows: Sequence[TableRow]) -> Table:
 
 def layer_table(layers: Sequence[LayerCost]) -> Table:
     """A row a layer."""
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("layer", "operator", "input", "output"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     for name in ("stride", "parameters", "batch norm", "multiply-adds", "KB"):
         table.add_column(name, justify="right")
     for layer in layers:

@@ -168,7 +168,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
     classes = model.num_classes
     if not classes:
         notes.append("there is no classifier: the output is the pooled features")
-    elif classes not in (1000, 1001):
+    elif classes not in (1000, 1001) and not any("classifier" in note for note in notes):
         notes.append(f"the classifier has {classes} classes")
     return Weights(
         model,

@@ -75,7 +75,7 @@ def test_a_process_prints_what_it_knows():
         (["train-everything"], "there is no command 'train-everything'; known are summary, convert, predict"),
         (["summary", "--model", "resnet"], "invalid choice 'resnet' for argument '--model'. Expected one of ('mobilenet_v1'"),
         (["summary", "--width-multiplier", "0"], "--width-multiplier must be greater than 0"),
-        (["summary", "--resolution", "-1"], "--resolution must be from 1 to 8192 pixels, got -1"),
+        (["summary", "--resolution", "-1"], "--resolution must be from 1 to 4096 pixels, got -1"),
         (["summary", "--num-classes", "-1"], "--num-classes must not be negative, got -1"),
         (["summary", "--output-stride", "12"], "invalid choice '12'"),
         (["convert", "--input", "x"], "required"),
@@ -85,6 +85,8 @@ def test_a_process_prints_what_it_knows():
         (["predict", "--weights", "x"], "name the images with --image, or a preprocessed batch with --array"),
         (["predict", "--weights", "x", "--image", "nowhere.png"], "--image nowhere.png does not exist"),
         (["predict", "--weights", "x", "--array", "a.npy", "--top", "0"], "--top must be 1 or more, got 0"),
+        (["predict", "--weights", "x", "--image", ".", "--resolution", "99999"], "--resolution must be from 1 to 4096 pixels"),
+        (["summary", "--unit-strides", "6"], "--unit-strides must be from 0 to 5, got 6"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(run, arguments, says, tmp_path, monkeypatch):
@@ -102,6 +104,12 @@ def test_help(run, command):
     code, output, _ = run(command, "--help")
     assert code == 0
     assert f"usage: python -m mnv2_jax {command}" in output
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m mnv2_jax summary --json | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")
 
 
 # --- summary ---------------------------------------------------------------------------------------------
