@@ -126,6 +126,8 @@ def read_array(path: Path, channels: int) -> np.ndarray:
         raise UserError(f"--array {path} holds {getattr(array, 'shape', 'several arrays')}, expected {expected}")
     if array.dtype != np.float32:
         raise UserError(f"--array {path} holds {array.dtype}, expected {expected}")
+    if not np.isfinite(array).all():
+        raise UserError(f"--array {path} holds values that are not finite numbers")
     return np.asarray(array)
 
 

@@ -241,6 +241,7 @@ def test_predict_images_in_every_way(run, checkpoint, weights, images, tmp_path)
         (np.zeros((2, 8, 8), np.float32), r"holds (2, 8, 8), expected (images, height, width, 3) of float32"),
         (np.zeros((2, 3, 8, 8), np.float32), "holds (2, 3, 8, 8), expected"),
         (np.zeros((1, 8, 8, 3), np.uint8), "holds uint8, expected"),
+        (np.full((1, 8, 8, 3), np.nan, np.float32), "holds values that are not finite numbers"),
         (np.array([{"a": 1}], object), "cannot be read as a NumPy file"),
     ],
 )
