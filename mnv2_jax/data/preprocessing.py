@@ -15,6 +15,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
+MOST_ELONGATED = 100
+"""Longer over shorter side; a strip whose shorter side is scaled up takes any amount of memory."""
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -75,13 +78,15 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
     """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB; transparency is left out.
 
     Raises:
-        UserError: if it is no image, is damaged, or is larger than Pillow finds safe.
+        UserError: if it is no image, is damaged, is larger than Pillow finds safe, or is a mere strip.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 image: Image.Image = file
+                if max(image.size) > MOST_ELONGATED * min(image.size):
+                    raise UserError(f"{path} is {image.width} by {image.height} pixels: no network sees such a strip")
                 if image.mode.startswith("I"):
                     # Pillow would cut 16-bit grey off at 255 instead of scaling it.
                     image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))

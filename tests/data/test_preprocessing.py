@@ -68,6 +68,9 @@ def test_what_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "y.png").write_bytes((tmp_path / "y.png").read_bytes()[:200])
     with pytest.raises(UserError, match="y.png cannot be read as an image"):
         read_image(tmp_path / "y.png")
+    RGB.resize((500, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(UserError, match="strip.png is 500 by 2 pixels"):
+        read_image(tmp_path / "strip.png")
     RGB.save(tmp_path / "z.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="z.png cannot be read as an image"):
