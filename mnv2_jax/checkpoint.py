@@ -10,10 +10,14 @@ from jaxtyping import PyTree
 
 from mnv2_jax.errors import UserError
 
+FILES = {"variables", "description", "_CHECKPOINT_METADATA", "commit_success.txt"}
+"""What Orbax keeps in a checkpoint's folder; the last only where it cannot rename a finished folder into place."""
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether `save_checkpoint` may have written this folder."""
-    return (path / "description").is_dir() and (path / "variables").is_dir()
+
+def is_replaceable(path: Path) -> bool:
+    """Whether a folder, and no link to one, holds a checkpoint and nothing else, or nothing at all."""
+    names = {entry.name for entry in path.iterdir()}
+    return not path.is_symlink() and names <= FILES and (not names or {"variables", "description"} <= names)
 
 
 def save_checkpoint(path: Path, variables: PyTree, description: Mapping[str, Any]) -> None:

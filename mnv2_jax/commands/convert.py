@@ -40,7 +40,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Convert what the flags name."""
-    from mnv2_jax.checkpoint import is_checkpoint
+    from mnv2_jax.checkpoint import is_replaceable
     from mnv2_jax.data.preprocessing import PREPROCESSING
     from mnv2_jax.weights.load import export_weights, load_weights, save_weights
 
@@ -54,11 +54,8 @@ def main(options: Options) -> None:
     if output.exists() and output.is_dir() != (options.target == "checkpoint"):
         raise UserError(f"--output {output} is a {'folder' if output.is_dir() else 'file'}; name another")
 
-    if output.is_dir():
-        known = {"variables", "description", "_CHECKPOINT_METADATA"}
-        foreign = [path.name for path in output.iterdir() if path.name not in known]
-        if foreign or not is_checkpoint(output):
-            raise UserError(f"--output {output} is a folder that is no checkpoint, so it is not replaced; name another")
+    if output.is_dir() and not is_replaceable(output):
+        raise UserError(f"--output {output} is a folder that holds more than a checkpoint; name another")
 
     weights = load_weights(options.input, options.source, options.drop_background)
     if options.preprocessing:

@@ -188,6 +188,25 @@ def test_names_preprocessing_and_resolution_can_be_given(run, checkpoint, tmp_pa
     assert not (tmp_path / "z").exists()
 
 
+def test_overwrite_replaces_checkpoints_and_nothing_else(run, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "thesis.tex").write_text("x")
+    (tmp_path / "link").symlink_to("docs")
+    (tmp_path / "empty").mkdir()
+    for name in (".", "..", "docs", "link"):
+        code, _, errors = run("convert", "--input", checkpoint, "--output", name, "--overwrite")
+        assert code == 2
+        assert "is a folder that holds more than a checkpoint; name another" in errors
+    assert (tmp_path / "docs" / "thesis.tex").read_text() == "x"
+    for name in ("new", "new", "empty"):
+        assert run("convert", "--input", checkpoint, "--output", name, "--overwrite")[0] == 0
+        load_weights(tmp_path / name)
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+    assert run("convert", "--input", checkpoint, "--output", "new", "--overwrite")[0] == 2
+    assert (tmp_path / "new" / "notes.txt").read_text() == "mine"
+
+
 def test_output_that_cannot_be_written(run, checkpoint, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, errors = run("convert", "--input", checkpoint, "--output", tmp_path / "file" / "y")
