@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import warnings
 
 # Before JAX starts: CPU whatever else is installed, and eight devices of it.
@@ -15,6 +16,9 @@ import jax
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+# A shell's background jobs, these tests perhaps among them, hand down that they ignore interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before mnv2_jax is imported: annotations, shapes among them, are checked at every call.
 install_import_hook("mnv2_jax", "typecheck.check")

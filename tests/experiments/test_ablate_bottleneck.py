@@ -45,15 +45,7 @@ def command(data_dir, tmp_path):
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "COLUMNS": "200",
         }
-        return subprocess.Popen(
-            [sys.executable, SCRIPT, *flags],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            # A shell's background jobs, these tests perhaps among them, hand down that they ignore interrupts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            **options,
-        )
+        return subprocess.Popen([sys.executable, SCRIPT, *flags], cwd=tmp_path, env=environment, text=True, **options)
 
     def run(*flags):
         process = start(*flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
