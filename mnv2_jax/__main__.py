@@ -7,6 +7,9 @@ from mnv2_jax import cli
 from mnv2_jax.errors import UserError
 
 COMMANDS = {
+    "train": "one run, on all devices of this host or of several",
+    "evaluate": "loss and accuracy of a trained network on a split of a data set",
+    "datasets": "what data sets are known, and which are prepared; prepare one",
     "summary": "a network's layers, parameters, multiply-adds and memory",
     "convert": "weights of another code base into a checkpoint, and back",
     "predict": "the classes of images",
@@ -24,7 +27,8 @@ def main() -> None:
     if name not in COMMANDS:
         cli.fail(UserError(f"there is no command {name!r}; known are {', '.join(COMMANDS)}"))
     command = importlib.import_module(f"mnv2_jax.commands.{name}")
-    cli.run(command.main, command.Options, command.__doc__ or "", arguments, f"python -m mnv2_jax {name}")
+    default = getattr(command, "default", None)
+    cli.run(command.main, command.Options, command.__doc__ or "", arguments, f"python -m mnv2_jax {name}", default)
 
 
 if __name__ == "__main__":

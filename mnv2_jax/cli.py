@@ -9,12 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import platformdirs
 import tyro
 
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import Preempted, UserError
 
 Options = TypeVar("Options")
 
@@ -22,9 +22,16 @@ CACHE_BYTES = 1 << 30
 
 
 def parse(
-    options: type[Options], description: str, arguments: list[str] | None = None, program: str | None = None
+    options: type[Options],
+    description: str,
+    arguments: list[str] | None = None,
+    program: str | None = None,
+    default: Callable[[list[str]], Options] | None = None,
 ) -> Options:
     """Read the command line into a frozen dataclass; each field is a flag, its docstring the help.
+
+    Args:
+        options, description, arguments, program, default: see `run`.
 
     Raises:
         UserError: for anything that tyro would answer with its box of several lines.
@@ -33,7 +40,10 @@ def parse(
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(options, description=description, args=arguments, prog=program)
+            arguments = sys.argv[1:] if arguments is None else arguments
+            start = None if default is None else default(arguments)
+            extra: dict[str, Any] = {} if start is None else {"default": start}
+            return tyro.cli(options, description=description, args=arguments, prog=program, **extra)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -80,8 +90,9 @@ def run(
     description: str,
     arguments: list[str] | None = None,
     program: str | None = None,
+    default: Callable[[list[str]], Options] | None = None,
 ) -> None:
-    """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted.
+    """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted, 75 on SIGTERM.
 
     Args:
         main: the command.
@@ -89,15 +100,19 @@ def run(
         description: the first lines of its help.
         arguments: in place of the process's own.
         program: what the help calls it.
+        default: from the arguments to the options that they start from, where one flag sets others.
     """
     try:
-        parsed = parse(options, description, arguments, program)
+        parsed = parse(options, description, arguments, program, default)
         silence_libraries()
         use_compilation_cache()
         main(parsed)
         sys.stdout.flush()
     except UserError as error:
         fail(error)
+    except Preempted as stop:
+        print(" ".join(str(stop).split()), file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     except BrokenPipeError:
         # Whoever read our output has stopped, as `head` does. Python would complain again when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

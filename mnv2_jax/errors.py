@@ -1,8 +1,15 @@
-"""The one error that is the user's to mend."""
+"""How a command ends early: what is the user's to mend, and what time will."""
 
 
 class UserError(Exception):
     """Bad input: the message says in one line what is wrong, why, and what would be right.
 
     Commands print it and exit with code 2 (`mnv2_jax.cli`).
+    """
+
+
+class Preempted(Exception):
+    """The machine is being taken away (SIGTERM): the run is saved, and the same command goes on with it.
+
+    Commands print it and exit with code 75, the system's word for "try again" (EX_TEMPFAIL).
     """

@@ -1,30 +1,29 @@
 """The command line that all studies share, and the way from its flags to the files of a study."""
 
 import dataclasses
-import math
 import os
-import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.ablation.progress import Reporter, create_console
-from mnv2_jax.ablation.study import Arm, Study, check_folder, run_study
-from mnv2_jax.data.catalog import CATALOG, DatasetName, Entry
+from mnv2_jax.ablation.progress import Reporter
+from mnv2_jax.ablation.study import Arm, Study, identity, run_study
+from mnv2_jax.data.catalog import CATALOG, ResidentName
+from mnv2_jax.environment import environment
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.folder import check_folder
+from mnv2_jax.training.progress import create_console
+from mnv2_jax.training.run import default_unit_strides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyOptions:
     """Flags of a study. What follows a field is its help."""
 
-    dataset: DatasetName = "digits"
+    dataset: ResidentName = "digits"
     """Data to train and test on; prepared on first use."""
     data_files: Path | None = None
     """Folder with your copy of the data set's files (fashion_mnist: the four IDX files), where it cannot be downloaded."""
@@ -48,41 +47,6 @@ class StudyOptions:
     """Replace the study that --out holds instead of continuing it."""
 
 
-def unit_strides_of(entry: Entry) -> int:
-    """The rule of `unit_strides_for`, less one for every whole factor of two by which the images were enlarged.
-
-    An enlarged image has no detail that the strides given back would lose.
-    """
-    enlargement = int(math.log2(entry.image_size / entry.source_size))
-    return max(0, unit_strides_for(entry.image_size) - enlargement)
-
-
-def environment() -> dict[str, Any]:
-    """What the results depend on besides the command."""
-    import jax
-
-    source = Path(__file__).resolve().parents[2]
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "mnv2_jax": version("mnv2_jax"),
-        "jax": version("jax"),
-        "flax": version("flax"),
-        "optax": version("optax"),
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "device_count": jax.device_count(),
-        "git": commit,
-    }
-
-
 def study_command(
     options: StudyOptions, experiment: str, question: str, claim: str, arms: Sequence[Arm]
 ) -> dict[str, Any]:
@@ -104,7 +68,7 @@ def study_command(
         model={
             "width_multiplier": options.width_multiplier,
             "expansion": options.expansion,
-            "unit_strides": unit_strides_of(entry),
+            "unit_strides": default_unit_strides(options.dataset, entry.image_size),
         },
         training=TrainConfig(options.epochs, options.batch_size, options.learning_rate),
         seeds=options.seeds,
@@ -112,7 +76,7 @@ def study_command(
     )
     names = "-".join(arm.name for arm in arms[1:])
     folder = options.out or Path("runs") / f"{experiment}-{options.dataset}-{names}"
-    check_folder(study, folder, options.overwrite)
+    check_folder(identity(study), folder, options.overwrite, "study")
 
     # Only now the slow imports and the data.
     from mnv2_jax.ablation import plots

@@ -43,7 +43,7 @@ def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
         points = [record for record in records if record.arm == arm and record.split == "validation"]
         by_seed = [[r for r in points if r.seed == seed] for seed in seeds]
         images = [record.step * summary["training"]["batch_size"] for record in by_seed[0]]
-        accuracy = np.array([[record.accuracy for record in run] for run in by_seed])
+        accuracy = np.array([[record.metrics["accuracy"] for record in run] for run in by_seed])
         curves.plot(images, accuracy.T, linewidth=0.7, alpha=0.45, **style)
         curves.plot(images, accuracy.mean(axis=0), linewidth=2.6, label=f"{arm} (mean of {len(seeds)})", **style)
     curves.set(title="Validation accuracy in training", xlabel="training images seen", ylabel="validation accuracy")

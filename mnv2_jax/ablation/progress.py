@@ -2,26 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from statistics import fmean
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import Progress
 
-from mnv2_jax.training.loop import Progress
+from mnv2_jax.training.loop import Logged
 from mnv2_jax.training.metrics import Record
-
-
-def duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def create_console() -> Console:
-    """Standard output; what is no terminal is wide enough for a table in one piece."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
+from mnv2_jax.training.progress import create_bar, create_console, duration
 
 
 class Reporter:
@@ -35,7 +23,7 @@ class Reporter:
     def __init__(self, console: Console | None = None):
         self.console = console or create_console()
         self.trained = 0
-        self._bar: Bar | None = None
+        self._bar: Progress | None = None
 
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -49,14 +37,7 @@ class Reporter:
         if pending < runs:
             self.say(f"{runs - pending} of {runs} runs were finished before.")
         if groups and self.console.is_terminal:
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=self.console,
-                transient=True,
-            )
+            self._bar = create_bar(self.console)
             self._bar.start()
             self._task = self._bar.add_task("", total=steps * groups, status="")
 
@@ -83,22 +64,23 @@ class Reporter:
         self._label = f"{arm} seed {', '.join(map(str, dict.fromkeys(seeds)))}"
         self._run_start = time.perf_counter()
 
-    def step(self, progress: Progress) -> None:
-        """A sign of life from the run."""
+    def step(self, logged: Logged) -> None:
+        """An interval of the group was logged."""
         now = time.perf_counter()
-        done = self._done_groups * self._steps + progress.step
+        done = self._done_groups * self._steps + logged.step
         per_step = (self._stepping + now - self._run_start) / done
         left = duration(per_step * (self._steps * self._groups - done))
-        self._status = f"loss {progress.loss:.3f}  {progress.images_per_second:.0f} images/s  {left} left"
+        loss = fmean(run["loss"] for run in logged.metrics)
+        self._status = f"loss {loss:.3f}  {logged.examples_per_second:.0f} images/s  {left} left"
         if self._bar is not None:
-            description = f"{self._label} step {progress.step}/{self._steps}"
+            description = f"{self._label} step {logged.step}/{self._steps}"
             self._bar.update(self._task, completed=done, description=description, status=self._status)
 
     def record(self, record: Record) -> None:
         """A record was written."""
         label = f"{record.arm} seed {record.seed}"
         if record.split == "test":
-            self.say(f"{label}: test accuracy {record.accuracy:.1%}, loss {record.loss:.3f}")
+            self.say(f"{label}: test accuracy {record.metrics['accuracy']:.1%}, loss {record.metrics['loss']:.3f}")
         elif self._bar is None and record.split == "train":
             self.say(f"{label} step {record.step}/{self._steps}: {self._status}")
 

@@ -8,11 +8,12 @@ started again trains only what is not finished.
 
 import dataclasses
 import json
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.statistics import compare_paired
@@ -20,14 +21,27 @@ from mnv2_jax.data.resident import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
-from mnv2_jax.training.config import TrainConfig, batch_norm_momentum
-from mnv2_jax.training.loop import compile_programs, train
+from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.folder import check_folder, claim_folder
+from mnv2_jax.training.loop import (
+    Logged,
+    Programs,
+    compile_programs,
+    evaluate,
+    evaluation_size,
+    evaluation_steps,
+    log_interval,
+    train,
+)
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_atomically, write_records
-from mnv2_jax.training.parallel import seed_groups, seed_mesh
+from mnv2_jax.training.optimizer import create_optimizer
+from mnv2_jax.training.parallel import create_mesh, seed_groups
+from mnv2_jax.training.step import Learner, TrainState
 from mnv2_jax.weights.load import Weights, save_weights
 
-FILES = ("config.json", "metrics.jsonl", "summary.json", "figure.png", "figure.svg", "report.html")
 CHECKPOINTS = "checkpoints"
+CONTENTS = ("metrics.jsonl", "summary.json", "figure.png", "figure.svg", "report.html", CHECKPOINTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +102,7 @@ class Study:
 
 def identity(study: Study) -> dict[str, Any]:
     """What makes two studies the same one, flat, as in config.json. More seeds extend a study."""
-    settings = {
+    return {
         "experiment": study.experiment,
         "dataset": study.dataset,
         "train_images": study.train_images,
@@ -96,38 +110,6 @@ def identity(study: Study) -> dict[str, Any]:
         **study.model,
         **dataclasses.asdict(study.training),
     }
-    return json.loads(json.dumps(settings))  # as it reads back: lists for tuples
-
-
-def check_folder(study: Study, folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something else. Writes nothing.
-
-    Raises:
-        UserError: says what differs, or what is in the way.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
-    config_file = folder / "config.json"
-    if not config_file.exists():
-        foreign = [path.name for path in folder.iterdir()] if folder.exists() else []
-        if foreign:
-            raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
-        return
-    if overwrite:
-        return
-    try:
-        known = json.loads(config_file.read_text())
-        differences = [
-            f"{name} is {known.get(name)!r} there and {value!r} here"
-            for name, value in identity(study).items()
-            if known.get(name) != value
-        ]
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{config_file} is not a study's ({error}); name another --out or --overwrite it") from error
-    if differences:
-        raise UserError(
-            f"--out {folder} holds another study: {'; '.join(differences)}; name another --out, or --overwrite it"
-        )
 
 
 def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
@@ -136,16 +118,8 @@ def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
     Raises:
         UserError: if it cannot be written, or holds something else.
     """
-    check_folder(study, folder, overwrite)
-    try:
-        if overwrite and folder.exists():
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", json.dumps(identity(study), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+    check_folder(identity(study), folder, overwrite, "study")
+    claim_folder(identity(study), folder, overwrite, CONTENTS)
     records = read_records(folder / "metrics.jsonl")
     finished = {(record.arm, record.seed) for record in records if record.split == "test"}
     records = [record for record in records if (record.arm, record.seed) in finished]
@@ -155,9 +129,15 @@ def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
 
 def create_network(study: Study, arm: Arm, dataset: Dataset) -> MobileNetV2:
     """The network of an arm."""
-    steps = study.training.steps(len(dataset.train.labels))
+    momentum = study.training.norm_momentum(study.training.steps(dataset.train_images))
     attributes = {**study.model, **arm.model}
-    return MobileNetV2(dataset.num_classes, batch_norm_momentum=batch_norm_momentum(steps), **attributes)
+    return MobileNetV2(dataset.num_classes, batch_norm_momentum=momentum, **attributes)
+
+
+def create_learner(study: Study, arm: Arm, dataset: Dataset) -> Learner:
+    """What the steps of an arm need."""
+    optimizer = create_optimizer(study.training, study.training.steps_per_epoch(dataset.train_images))
+    return Learner(create_network(study, arm, dataset), Classification(dataset.num_classes), optimizer)
 
 
 def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[str, Any]) -> Weights:
@@ -166,10 +146,10 @@ def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[st
         create_network(study, arm, dataset),
         variables,
         source=study.experiment,
-        # The whole image scaled, to -1 to 1: as the data set's own images were.
-        preprocessing="keras",
+        preprocessing=dataset.preprocessing,
         resolution=dataset.image_shape[0],
         class_names=dataset.class_names,
+        image_channels=dataset.image_shape[2],
     )
 
 
@@ -177,12 +157,10 @@ def train_arms(
     study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter
 ) -> list[Record]:
     """Train what is not finished, arm by arm; every record is on disk before the next is made."""
-    import jax
-
     records = list(finished)
     done = {(record.arm, record.seed) for record in finished}
     pending = {arm.name: [seed for seed in range(study.seeds) if (arm.name, seed) not in done] for arm in study.arms}
-    steps = study.training.steps(len(dataset.train.labels))
+    steps = study.training.steps(dataset.train_images)
     plan = {name: seed_groups(seeds, jax.device_count()) for name, seeds in pending.items()}
     reporter.start(steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds)
     with (folder / "metrics.jsonl").open("a") as file:
@@ -190,32 +168,74 @@ def train_arms(
             if not plan[arm.name]:
                 continue
             reporter.compiling(arm.name)
-            mesh = seed_mesh(len(plan[arm.name][0]))
-            programs = compile_programs(create_network(study, arm, dataset), dataset, study.training, mesh)
+            mesh = create_mesh(len(plan[arm.name][0]), 1)
+            programs = compile_programs(create_learner(study, arm, dataset), dataset, study.training, mesh)
             reporter.compiled(programs.compile_seconds)
             for group in plan[arm.name]:
                 reporter.run(arm.name, group)
 
                 def save(state, arm=arm, group=group):
                     for index, seed in enumerate(group):
-                        own = jax.tree.map(lambda leaf, index=index: leaf[index], (state.params, state.batch_stats))
-                        variables = {"params": own[0], "batch_stats": own[1]}
+                        variables = jax.tree.map(lambda leaf, index=index: leaf[index], state.variables())
                         weights = trained_weights(study, arm, dataset, variables)
                         save_weights(folder / CHECKPOINTS / f"{arm.name}-{seed}", weights)
 
-                written = set()
-                for record in train(programs, arm.name, group, dataset, study.training, reporter.step, save):
-                    # A group may hold a seed twice, to fill the mesh.
-                    key = (record.seed, record.step, record.split)
-                    if key in written:
-                        continue
-                    written.add(key)
+                for record in train_group(programs, arm.name, group, dataset, study.training, reporter, save):
                     file.write(to_line(record))
                     file.flush()
                     records.append(record)
                     reporter.record(record)
                 reporter.run_ended()
     return records
+
+
+def train_group(
+    programs: Programs,
+    arm: str,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    config: TrainConfig,
+    reporter: Reporter,
+    on_end: Callable[[TrainState], None] = lambda state: None,
+) -> Iterator[Record]:
+    """Train one group of seeds to the end of their budget and yield their records as they come.
+
+    Args:
+        programs: of the arm's network.
+        arm: its name, for the records.
+        seeds: one for each run of the programs' mesh; a seed that fills up the mesh may come twice.
+        dataset: its test split is read once, at the end.
+        config: the runs' settings.
+        reporter: told of every logged interval.
+        on_end: called with the last states, before the records of the test split.
+
+    Raises:
+        UserError: when the loss is no longer a number.
+    """
+    steps = config.steps(dataset.train_images)
+    state = programs.start(seeds)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+
+    def records(split: str, step: int, runs: list[dict[str, float]], speed: float | None = None) -> Iterator[Record]:
+        seconds = time.perf_counter() - began
+        for seed, metrics in dict(zip(seeds, runs, strict=True)).items():
+            metrics = dict(metrics)
+            yield Record(arm, seed, step, split, seconds, metrics, int(metrics.pop("examples")), speed)
+
+    stops = evaluation_steps(steps, config.evaluations)
+    for event in train(programs, state, 0, range(steps), log_interval(steps), stops):
+        if isinstance(event, Logged):
+            reporter.step(event)
+            yield from records("train", event.step, event.metrics, event.examples_per_second)
+            continue
+        state = event.state
+        if event.step in stops:
+            validation = evaluate(programs, state, dataset.evaluation("validation", evaluation_size(programs.mesh)))
+            yield from records("validation", event.step, validation)
+    on_end(state)
+    test = evaluate(programs, state, dataset.evaluation("test", evaluation_size(programs.mesh)))
+    yield from records("test", steps, test)
 
 
 def summarize(
@@ -230,8 +250,8 @@ def summarize(
         arms[arm.name] = {
             "parameters": count_parameters(network, dataset.image_shape),
             "multiply_adds": count_multiply_adds(network, dataset.image_shape),
-            "test_accuracy": [tests[arm.name, seed].accuracy for seed in seeds],
-            "test_loss": [tests[arm.name, seed].loss for seed in seeds],
+            "test_accuracy": [tests[arm.name, seed].metrics["accuracy"] for seed in seeds],
+            "test_loss": [tests[arm.name, seed].metrics["loss"] for seed in seeds],
         }
     comparisons = []
     for arm in study.arms[1:]:
@@ -246,7 +266,7 @@ def summarize(
                 "paper": dataclasses.asdict(arm.paper) if arm.paper else None,
             }
         )
-    steps = study.training.steps(len(dataset.train.labels))
+    steps = study.training.steps(dataset.train_images)
     return {
         "experiment": study.experiment,
         "question": study.question,
@@ -260,7 +280,7 @@ def summarize(
             "epochs": study.training.epochs,
             "steps": steps,
             "images": steps * study.training.batch_size,
-            "train_images": len(dataset.train.labels),
+            "train_images": dataset.train_images,
             "validation_images": len(dataset.validation.labels),
             "test_images": len(dataset.test.labels),
         },
@@ -287,7 +307,7 @@ def run_study(
     """
     if study.seeds < 2:
         raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
-    study.training.steps(len(dataset.train.labels))
+    study.training.steps(dataset.train_images)
     finished = open_folder(study, folder, overwrite)
     began = time.perf_counter()
     try:

@@ -1,6 +1,7 @@
 """From an image file to a network's input, as each source of weights does it in evaluation."""
 
 import dataclasses
+import io
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from mnv2_jax.data.batch import Normalization
 from mnv2_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +55,11 @@ class Preprocessing:
         scale = "values in -1 to 1" if self.mean == self.std == HALF else f"mean {self.mean}, std {self.std}"
         return f"{geometry}, {scale}"
 
+    @property
+    def normalization(self) -> Normalization:
+        """The last step: from 0..255 to the input range of the network."""
+        return Normalization(self.mean, self.std)
+
     def shorter_side(self, resolution: int) -> int:
         """To how many pixels the shorter side is scaled before the crop."""
         return int(resolution / self.crop)
@@ -74,8 +81,13 @@ PREPROCESSING: dict[str, Preprocessing] = {
 }
 
 
-def read_image(path: Path, channels: int = 3) -> Image.Image:
+def read_image(path: Path | str, channels: int = 3, content: bytes | None = None) -> Image.Image:
     """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB; transparency is left out.
+
+    Args:
+        path: of the file, or what to call it if there is none.
+        channels: of the result.
+        content: of the file, where it has been read.
 
     Raises:
         UserError: if it is no image, is damaged, is larger than Pillow finds safe, or is a mere strip.
@@ -83,7 +95,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(path if content is None else io.BytesIO(content)) as file:
                 image: Image.Image = file
                 if max(image.size) > MOST_ELONGATED * min(image.size):
                     raise UserError(f"{path} is {image.width} by {image.height} pixels: no network sees such a strip")
@@ -116,9 +128,7 @@ def preprocess(
     else:
         array = _resize(image, square, how)
     array = array.reshape(resolution, resolution, -1)
-    channels = array.shape[-1]
-    mean, std = (np.array(values[:channels], np.float32) for values in (how.mean, how.std))
-    return (array - mean) / std
+    return how.normalization.of_fractions(array)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> np.ndarray:

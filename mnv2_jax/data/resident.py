@@ -5,9 +5,10 @@ number alone. So two networks with the same seed see the same batches.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 from PIL import Image
 
-from mnv2_jax.data.catalog import CATALOG, prepared_builder
+from mnv2_jax.data.batch import Batch, Normalization
+from mnv2_jax.data.catalog import find_entry, label_names, prepared_builder
+from mnv2_jax.data.preprocessing import PREPROCESSING
 from mnv2_jax.errors import UserError
 
 
 class Examples(NamedTuple):
     """One split."""
 
-    images: UInt8[Array | np.ndarray, "n h w c"]
-    labels: Int[Array | np.ndarray, " n"]
-
-
-class Batch(NamedTuple):
-    """What a step works on. Weight 0 marks padding, which counts nowhere."""
-
-    images: Float[Array | np.ndarray, "n h w c"]  # in [-1, 1]
-    labels: Int[Array | np.ndarray, " n"]
-    weights: Float[Array | np.ndarray, " n"]
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +37,13 @@ class Augmentation:
     flip: bool
 
 
+PREPROCESSED = "keras"
+"""How images of a resident set are prepared, in both conventions: scaled whole, to -1 to 1 (`PREPROCESSING`)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A small data set in memory, uint8, its images scaled to the catalog's size."""
+    """A small data set in memory, uint8, its images scaled to one size."""
 
     name: str
     class_names: tuple[str, ...]
@@ -52,6 +51,7 @@ class Dataset:
     validation: Examples
     test: Examples
     augmentation: Augmentation
+    preprocessing: str = PREPROCESSED
 
     @property
     def num_classes(self) -> int:
@@ -64,57 +64,82 @@ class Dataset:
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
 
+    @property
+    def train_images(self) -> int:
+        """How many images there are to train on."""
+        return len(self.train.labels)
+
+    @property
+    def normalization(self) -> Normalization:
+        """From uint8 to the network's input."""
+        return PREPROCESSING[self.preprocessing].normalization
+
+    def train_data(self, batch_size: int) -> "ResidentData":
+        """Training batches of `batch_size` examples."""
+        return ResidentData(self, batch_size)
+
+    def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """See `evaluation_batches`; `split` is "train", "validation" or "test"."""
+        return evaluation_batches(getattr(self, split), batch_size, self.normalization, part, parts)
+
 
 def load(
     name: str,
     data_files: Path | None = None,
     data_dir: Path | None = None,
     train_images: int | None = None,
+    resolution: int | None = None,
 ) -> Dataset:
     """Prepare a data set if necessary and read it.
 
     Args:
         name, data_files, data_dir: see `prepared_builder`.
         train_images: how many of the training split to take, the first ones; None for all.
+        resolution: side in pixels to which images are scaled; None for the catalog's.
 
     Raises:
         UserError: see `prepared_builder`; or if there are fewer training images.
     """
     builder = prepared_builder(name, data_files, data_dir)
-    entry = CATALOG[name]
+    entry = find_entry(name, data_dir)
+    side = resolution or entry.image_size
 
     def read(split: str) -> Examples:
-        source = builder.as_data_source(split)
-        size = (entry.image_size, entry.image_size)
         images, labels = [], []
-        for example in source:
+        for example in builder.as_data_source(split):
             image = example["image"]
-            if image.shape[:2] != size:
-                image = np.asarray(Image.fromarray(image[..., 0]).resize(size, Image.Resampling.BILINEAR))[..., None]
+            if image.shape[:2] != (side, side):
+                grey = image.shape[-1] == 1
+                scaled = Image.fromarray(image[..., 0] if grey else image).resize(
+                    (side, side), Image.Resampling.BILINEAR
+                )
+                image = np.asarray(scaled).reshape(side, side, -1)
             images.append(image)
             labels.append(example["label"])
         return Examples(np.stack(images), np.asarray(labels, np.int32))
 
     train = read(entry.train)
     if train_images is not None:
-        if not 0 < train_images <= len(train.labels):
-            raise UserError(
-                f"--train-images must be between 1 and the {len(train.labels)} of {name}, got {train_images}"
-            )
+        check_train_images(train_images, len(train.labels), name)
         train = Examples(train.images[:train_images], train.labels[:train_images])
     return Dataset(
         name=name,
-        class_names=tuple(builder.info.features["label"].names),
+        class_names=label_names(builder),
         train=train,
         validation=read(entry.validation),
         test=read(entry.test),
-        augmentation=Augmentation(entry.shift, entry.flip),
+        augmentation=Augmentation(entry.shift or 0, entry.flip),
     )
 
 
-def normalize(images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """From 0..255 to [-1, 1], the input range of the paper's code (slim/preprocessing/inception_preprocessing.py)."""
-    return images.astype(jnp.float32) / 127.5 - 1
+def check_train_images(wanted: int, there: int, name: str) -> None:
+    """Refuse to train on more images than there are.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    if not 0 < wanted <= there:
+        raise UserError(f"--train-images must be between 1 and the {there} of {name}, got {wanted}")
 
 
 def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_size: int) -> Int[Array, " n"]:
@@ -130,10 +155,10 @@ def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_s
 
 
 def augment(
-    key: Key[Array, ""], images: UInt8[Array, "n h w c"], augmentation: Augmentation
+    key: Key[Array, ""], places: Int[Array, " n"], images: UInt8[Array, "n h w c"], augmentation: Augmentation
 ) -> UInt8[Array, "n h w c"]:
     """Move and mirror each image by chances of its own, which depend on its place in the batch alone."""
-    n, height, width, channels = images.shape
+    _, height, width, channels = images.shape
     shift = augmentation.shift
     padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
 
@@ -144,25 +169,64 @@ def augment(
         flip = augmentation.flip & jax.random.bernoulli(flip_key)
         return jnp.where(flip, image[:, ::-1], image)
 
-    return jax.vmap(vary)(jnp.arange(n), padded)
+    return jax.vmap(vary)(places, padded)
 
 
-def training_batch(
-    key: Key[Array, ""], step: Int[Array, ""], examples: Examples, batch_size: int, augmentation: Augmentation
-) -> Batch:
-    """The batch of a step, for use inside the compiled program."""
-    order_key, augment_key = jax.random.split(key)
-    chosen = batch_indices(order_key, step, len(examples.labels), batch_size)
-    images = augment(jax.random.fold_in(augment_key, step), examples.images[chosen], augmentation)
-    return Batch(normalize(images), examples.labels[chosen], jnp.ones(batch_size))
+@dataclasses.dataclass(frozen=True)
+class ResidentData:
+    """Training batches out of a set that is whole on every device.
+
+    Attributes:
+        dataset: the set.
+        batch_size: of the whole batch.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    shared = True
+
+    def shapes(self) -> Examples:
+        """Of the training split."""
+        return jax.eval_shape(lambda: self.dataset.train)
+
+    def values(self, seed: int, step: int, position: Any = None) -> Iterator[tuple[Examples, None]]:
+        """The training split at every step: which of it is meant follows from the step's number."""
+        return itertools.repeat((self.dataset.train, None))
+
+    def batch(
+        self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], first: Int[Array, ""], count: int
+    ) -> Batch:
+        """The examples of the step's batch from place `first` on."""
+        order_key, augment_key = jax.random.split(data_key(seed))
+        chosen = batch_indices(order_key, step, len(value.labels), self.batch_size)
+        chosen = jax.lax.dynamic_slice_in_dim(chosen, first, count)
+        places = first + jnp.arange(count)
+        images = augment(jax.random.fold_in(augment_key, step), places, value.images[chosen], self.dataset.augmentation)
+        return Batch(self.dataset.normalization(images), value.labels[chosen], jnp.ones(count), places)
 
 
-def evaluation_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
-    """Every example exactly once, in order, in batches of one shape: the last is filled up with weight 0."""
-    for start in range(0, len(examples.labels), batch_size):
-        images = examples.images[start : start + batch_size]
-        labels = examples.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        weights = np.pad(np.ones(len(labels), np.float32), (0, missing))
-        images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        yield Batch(np.asarray(images, np.float32) / np.float32(127.5) - 1, np.pad(labels, (0, missing)), weights)
+def data_key(seed: Int[Array, ""]) -> Key[Array, ""]:
+    """What a run's batches follow from, besides the step; its initial weights follow from another part of the seed."""
+    return jax.random.split(jax.random.key(seed))[1]
+
+
+def evaluation_batches(
+    examples: Examples, batch_size: int, normalization: Normalization, part: int = 0, parts: int = 1
+) -> Iterator[Batch]:
+    """Every example exactly once, in order, in batches of one shape: the last is filled up with weight 0.
+
+    Of `parts` processes, number `part` gets its share of every batch.
+    """
+    share = batch_size // parts
+    for start in range(part * share, part * share + len(examples.labels), batch_size):
+        images = examples.images[start : start + share]
+        labels = examples.labels[start : start + share]
+        yield pad_batch(normalization(images), labels, share)
+
+
+def pad_batch(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], size: int) -> Batch:
+    """A batch of `size` examples, the last of them of weight 0 where there are fewer."""
+    missing = size - len(labels)
+    weights = np.pad(np.ones(len(labels), np.float32), (0, missing))
+    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    return Batch(images, np.pad(labels, (0, missing)), weights, np.arange(size, dtype=np.int32))

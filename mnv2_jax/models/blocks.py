@@ -24,7 +24,7 @@ class ConvNorm(nn.Module):
     Attributes:
         features, kernel_size, stride, dilation, depthwise: see `Conv`.
         activation: a name in `ACTIVATIONS`.
-        convention, batch_norm_momentum, dtype: see `ImageClassifier`.
+        convention, batch_norm_momentum, batch_norm_axis, dtype: see `ImageClassifier`.
     """
 
     features: int
@@ -35,6 +35,7 @@ class ConvNorm(nn.Module):
     activation: Activation = "relu6"
     convention: ConventionName = "tensorflow"
     batch_norm_momentum: float = 0.99
+    batch_norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -50,7 +51,8 @@ class ConvNorm(nn.Module):
             self.dtype,
             name="conv",
         )
-        norm = BatchNorm(self.batch_norm_momentum, CONVENTIONS[self.convention].epsilon, name="norm")
+        epsilon = CONVENTIONS[self.convention].epsilon
+        norm = BatchNorm(self.batch_norm_momentum, epsilon, self.batch_norm_axis, name="norm")
         return ACTIVATIONS[self.activation](norm(conv(x), train))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import ConvNorm
-from mnv2_jax.models.layers import CONVENTIONS, ConventionName
+from mnv2_jax.models.layers import CONVENTIONS, ConventionName, Dropout
 
 
 class ImageClassifier(nn.Module):
@@ -27,6 +27,7 @@ class ImageClassifier(nn.Module):
         dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
             train with 0.2 for V2); `apply` then needs `rngs={"dropout": key}`.
         batch_norm_momentum: share of the running statistics that one step keeps.
+        batch_norm_axis: name of the axis of devices that share batch statistics in training; see `BatchNorm`.
         dtype: of the convolutions and of what lies between them. Parameters, batch-norm statistics, the
             pooled features and the logits are float32 whatever it is.
     """
@@ -38,36 +39,48 @@ class ImageClassifier(nn.Module):
     convention: ConventionName = "tensorflow"
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.99
+    batch_norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
 
     def scaled(self, channels: int) -> int:
         """Channels of a layer that has `channels` at width 1."""
         raise NotImplementedError
 
-    def endpoints(self, images: Float[Array, "n h w c"], train: bool = False) -> Mapping[str, Array]:
+    def endpoints(
+        self, images: Float[Array, "n h w c"], train: bool = False, places: Int[Array, " n"] | None = None
+    ) -> Mapping[str, Array]:
         """Every named intermediate result, "pooled" and "logits" the last of them.
 
         Inside a compiled function those that are not used cost nothing.
         """
         raise NotImplementedError
 
-    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n classes"]:
-        """Classify; `train` normalises by the batch, drops features and updates the collection "batch_stats"."""
-        return self.endpoints(images, train)["logits" if self.num_classes else "pooled"]
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False, places: Int[Array, " n"] | None = None
+    ) -> Float[Array, "n classes"]:
+        """Classify; `train` normalises by the batch, drops features and updates the collection "batch_stats".
+
+        `places` are the images' in the whole batch where this is a part of it; what is dropped depends on them.
+        """
+        return self.endpoints(images, train, places)["logits" if self.num_classes else "pooled"]
 
     @property
     def conv_norm(self) -> Callable[..., ConvNorm]:
         """Makes layers with this network's settings."""
         return functools.partial(
-            ConvNorm, convention=self.convention, batch_norm_momentum=self.batch_norm_momentum, dtype=self.dtype
+            ConvNorm,
+            convention=self.convention,
+            batch_norm_momentum=self.batch_norm_momentum,
+            batch_norm_axis=self.batch_norm_axis,
+            dtype=self.dtype,
         )
 
-    def classify(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Array]:
+    def classify(self, x: Float[Array, "n h w c"], train: bool, places: Int[Array, " n"] | None) -> dict[str, Array]:
         """The endpoints behind the last feature map. For a subclass's compact `endpoints`."""
         pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
         if not self.num_classes:
             return {"pooled": pooled}
-        kept = nn.Dropout(self.dropout_rate)(pooled, deterministic=not train)
+        kept = Dropout(self.dropout_rate)(pooled, train, places)
         kernel_init = CONVENTIONS[self.convention].classifier_init
         logits = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(kept)
         return {"pooled": pooled, "logits": logits}

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Rows added above and below, columns added left and right."""
@@ -297,26 +297,28 @@ class Conv(nn.Module):
 # --- Batch norm ------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_normalize(x, scale, bias, epsilon):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_normalize(x, scale, bias, epsilon, axis_name):
     """Normalise `x` by its own statistics over all but the last axis; returns (y, mean, variance).
 
     Whatever the type of `x` and `y`, statistics and gradients of the parameters are summed in float32.
     """
-    return _batch_normalize_forward(x, scale, bias, epsilon)[0]
+    return _batch_normalize_forward(x, scale, bias, epsilon, axis_name)[0]
 
 
-def _batch_normalize_forward(x, scale, bias, epsilon):
+def _batch_normalize_forward(x, scale, bias, epsilon, axis_name):
     axes = tuple(range(x.ndim - 1))
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, axes)
-    variance = jnp.maximum(jnp.mean(jnp.square(wide), axes) - jnp.square(mean), 0)
+    mean, square = jnp.mean(wide, axes), jnp.mean(jnp.square(wide), axes)
+    if axis_name is not None:
+        mean, square = lax.pmean((mean, square), axis_name)
+    variance = jnp.maximum(square - jnp.square(mean), 0)
     inverse = lax.rsqrt(variance + epsilon)
     y = wide * (scale * inverse) + (bias - mean * scale * inverse)
     return (y.astype(x.dtype), mean, variance), (x, scale, mean, inverse)
 
 
-def _batch_normalize_backward(epsilon, residuals, cotangents):
+def _batch_normalize_backward(epsilon, axis_name, residuals, cotangents):
     # The statistics only feed running averages: nothing flows back through them.
     dy, _, _ = cotangents
     x, scale, mean, inverse = residuals
@@ -330,10 +332,14 @@ def _batch_normalize_backward(epsilon, residuals, cotangents):
 
     dbias = total(dy)
     dscale = (total(dy * x) - mean * dbias) * inverse
+    # What flows back through the statistics comes from all that they were taken over; the parameters' gradients
+    # stay this device's share, like those of every other parameter.
+    all_dscale, all_dbias = (dscale, dbias) if axis_name is None else lax.psum((dscale, dbias), axis_name)
+    count *= 1 if axis_name is None else lax.axis_size(axis_name)
     # scale * inverse * (dy - mean(dy) - normalised(x) * mean(dy * normalised(x))), as one multiply-add each.
     slope = scale * inverse
-    x_slope = -slope * inverse * dscale / count
-    dx = dy * slope + x * x_slope - (slope * dbias / count + x_slope * mean)
+    x_slope = -slope * inverse * all_dscale / count
+    dx = dy * slope + x * x_slope - (slope * all_dbias / count + x_slope * mean)
     return dx.astype(dtype), dscale, dbias
 
 
@@ -351,10 +357,13 @@ class BatchNorm(nn.Module):
         momentum: share of the running statistics that one step keeps. It has to suit the length of the run:
             after few steps 0.999 still evaluates with the initial statistics (tensorflow/tensorflow #36065).
         epsilon: added to the variance.
+        axis_name: of the mesh or `pmap` axis over whose devices training takes its statistics; None takes them
+            over this device's images alone. The running statistics are then this device's as well.
     """
 
     momentum: float = 0.99
     epsilon: float = 1e-3
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"], train: bool) -> Float[Array, "*batch c"]:
@@ -367,8 +376,39 @@ class BatchNorm(nn.Module):
         if not train:
             slope = scale * lax.rsqrt(variance.value + self.epsilon)
             return (x * slope + (bias - mean.value * slope)).astype(x.dtype)
-        y, batch_mean, batch_variance = _batch_normalize(x, scale, bias, self.epsilon)
+        y, batch_mean, batch_variance = _batch_normalize(x, scale, bias, self.epsilon, self.axis_name)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance
         return y
+
+
+# --- Dropout ---------------------------------------------------------------------------------------------
+
+
+class Dropout(nn.Module):
+    """Sets each feature to zero with probability `rate` in training, and scales up what is kept.
+
+    Unlike `flax.linen.Dropout`, what an example loses depends on the example's place in the whole batch and not
+    on how the batch is spread over devices.
+
+    Attributes:
+        rate: share of the features.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n c"], train: bool, places: Int[Array, " n"] | None = None
+    ) -> Float[Array, "n c"]:
+        """Drop; `places` are the examples' in the whole batch, 0, 1, ... if not given."""
+        if not train or self.rate == 0:
+            return x
+        key = self.make_rng("dropout")
+        places = jnp.arange(len(x)) if places is None else places
+
+        def keep(place):
+            return jax.random.bernoulli(jax.random.fold_in(key, place), 1 - self.rate, x.shape[1:])
+
+        return jnp.where(jax.vmap(keep)(places), x / (1 - self.rate), 0)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import DepthwiseSeparable
 from mnv2_jax.models.classifier import ImageClassifier
@@ -41,7 +41,9 @@ class MobileNetV1(ImageClassifier):
         return max(8, int(channels * self.width_multiplier))
 
     @nn.compact
-    def endpoints(self, images: Float[Array, "n h w c"], train: bool = False) -> Mapping[str, Array]:
+    def endpoints(
+        self, images: Float[Array, "n h w c"], train: bool = False, places: Int[Array, " n"] | None = None
+    ) -> Mapping[str, Array]:
         """Feature maps by name: "stem", "block_0/depthwise", "block_0", ..., "pooled", "logits"."""
         moves = strides_and_dilations(
             [2, *(stride for _, stride in self.blocks)], self.unit_strides, self.output_stride
@@ -55,4 +57,4 @@ class MobileNetV1(ImageClassifier):
             ).endpoints(x, train)
             x = ends[f"block_{index}"] = block["output"]
             ends[f"block_{index}/depthwise"] = block["depthwise"]
-        return {**ends, **self.classify(x, train)}
+        return {**ends, **self.classify(x, train, places)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import InvertedResidual
 from mnv2_jax.models.classifier import ImageClassifier
@@ -55,7 +55,9 @@ class MobileNetV2(ImageClassifier):
         return make_divisible(channels * self.width_multiplier)
 
     @nn.compact
-    def endpoints(self, images: Float[Array, "n h w c"], train: bool = False) -> Mapping[str, Array]:
+    def endpoints(
+        self, images: Float[Array, "n h w c"], train: bool = False, places: Int[Array, " n"] | None = None
+    ) -> Mapping[str, Array]:
         """Feature maps by name: "stem", "block_1/expand", "block_1/depthwise", "block_1", ..., "head", "logits"."""
         rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
         moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
@@ -76,4 +78,4 @@ class MobileNetV2(ImageClassifier):
             ends.update({f"block_{index}/{name}": value for name, value in block.items()})
             ends[f"block_{index}"] = x
         x = ends["head"] = conv_norm(max(1280, self.scaled(1280)), name="head")(x, train)
-        return {**ends, **self.classify(x, train)}
+        return {**ends, **self.classify(x, train, places)}

@@ -1,28 +1,50 @@
 """Image classification: cross entropy and accuracy."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from mnv2_jax.data.batch import Batch
+from mnv2_jax.tasks.task import Sums
 
 
-class Sums(NamedTuple):
-    """Metrics as sums over examples, so that batches of different weight add up exactly."""
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """One class an image.
 
-    loss: Float[Array, "*runs"]
-    correct: Float[Array, "*runs"]
-    images: Float[Array, "*runs"]
+    Attributes:
+        num_classes: how many there are.
+        label_smoothing: share of the target that is spread evenly over all classes; in training only.
+    """
 
+    num_classes: int
+    label_smoothing: float = 0.0
+    names = ("examples", "loss", "correct", "correct_top5")
 
-def classification_sums(
-    logits: Float[Array, "n classes"],
-    labels: Int[Array | np.ndarray, " n"],
-    weights: Float[Array | np.ndarray, " n"],
-) -> Sums:
-    """Cross entropy in nats, and the images whose largest logit is the label's; ties go to the lower class."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return jax.tree.map(lambda value: jnp.sum(value * weights), Sums(losses, correct, jnp.ones_like(losses)))
+    def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
+        """Cross entropy in nats, images whose largest logit is the label's, and whose five largest hold it.
+
+        Of equal logits the lower class comes first. Logits that are not numbers are never right.
+        """
+        labels = jnp.asarray(batch.labels)
+        targets = jax.nn.one_hot(labels, self.num_classes)
+        if train and self.label_smoothing:
+            targets = optax.smooth_labels(targets, self.label_smoothing)
+        losses = optax.softmax_cross_entropy(outputs, targets)
+        own = jnp.take_along_axis(outputs, labels[:, None], axis=1)
+        before = jnp.arange(self.num_classes) < labels[:, None]
+        rank = jnp.sum(~((outputs < own) | ((outputs == own) & ~before)), axis=1)
+        values = (jnp.ones_like(losses), losses, rank == 0, rank < 5)
+        return {name: jnp.sum(value * batch.weights) for name, value in zip(self.names, values, strict=True)}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Mean loss and the two accuracies, as fractions."""
+        return {
+            "loss": float(sums["loss"] / sums["examples"]),
+            "accuracy": float(sums["correct"] / sums["examples"]),
+            "top5_accuracy": float(sums["correct_top5"] / sums["examples"]),
+        }

@@ -1,49 +1,144 @@
-"""How a run is trained, saved as JSON with every study."""
+"""How a run is trained: settings with defaults for a small set, and the recipes for ImageNet by name."""
 
 import dataclasses
+from typing import Literal
 
 from mnv2_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Stochastic gradient descent with momentum, a linear warm-up and a cosine to zero.
-
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: images a step.
-        learning_rate: the highest, at the end of the warm-up.
-        momentum: of Nesterov's kind.
-        weight_decay: on the kernels of all but depthwise convolutions (slim's rule, 4e-5 as in Sec. 6.1).
-        warmup: share of the steps in which the learning rate rises from zero.
-        evaluations: how often a run is logged and evaluated on the validation split, at equal distances.
-
-    Raises:
-        UserError: if a value is out of range.
-    """
+    """How parameters change. What follows a field is its help; saved as JSON with every run."""
 
     epochs: int
+    """Passes over the training images."""
     batch_size: int
+    """Images a step, over all devices and accumulated parts."""
     learning_rate: float
+    """Highest learning rate, for a batch of --learning-rate-images."""
+    learning_rate_images: int | None = None
+    """The learning rate grows in proportion to the batch beyond these images; None takes it as it is."""
+    optimizer: Literal["sgd", "rmsprop"] = "sgd"
+    """Stochastic gradient descent, or RMSProp as TensorFlow 1 has it (epsilon inside the root, mean starts at 1)."""
     momentum: float = 0.9
-    weight_decay: float = 4e-5
+    """Share of the last update that is kept."""
+    nesterov: bool = True
+    """Nesterov's momentum (SGD only)."""
+    rmsprop_decay: float = 0.9
+    """Share of the mean square that a step keeps."""
+    rmsprop_epsilon: float = 1.0
+    """Added to the mean square."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """After the warm-up: a cosine to zero, or a factor after every epoch."""
     warmup: float = 0.2
+    """Share of the steps in which the learning rate rises from zero."""
+    epoch_decay: float = 0.98
+    """The factor of the exponential schedule."""
+    weight_decay: float = 4e-5
+    """L2 penalty."""
+    weight_decay_on: Literal["kernels", "all"] = "kernels"
+    """Kernels of all but depthwise convolutions, as in the paper's code, or every parameter."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    dropout_rate: float = 0.0
+    """Share of the pooled features that is dropped."""
+    ema_decay: float = 0.0
+    """Share that the moving average of the parameters keeps; 0 keeps no average."""
+    batch_norm_momentum: float | None = None
+    """Share of the running statistics that a step keeps; None for one that suits the length of the run."""
+    batch_norm: Literal["global", "replica"] = "global"
+    """Batch statistics over all devices, or over each device's images alone (the paper's, 96 a worker)."""
+    accumulation: int = 1
+    """Parts that a device takes its images in, one after the other; each has batch statistics of its own."""
+    smallest_crop: float = 0.05
+    """Share of an image's area that a random crop has at least; for images of many sizes."""
+    color_distortion: bool = False
+    """Vary brightness and saturation; for images of many sizes."""
     evaluations: int = 10
+    """How often a run is evaluated on the validation split, at equal distances."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "evaluations"):
+        for name in ("epochs", "batch_size", "learning_rate", "evaluations", "accumulation", "rmsprop_epsilon"):
             value = getattr(self, name)
-            if not value > 0:
+            if not 0 < value < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
+        if self.learning_rate_images is not None and not self.learning_rate_images > 0:
+            raise UserError(f"--learning-rate-images must be greater than 0, got {self.learning_rate_images}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"--weight-decay must be 0 or more, got {self.weight_decay}")
+        shares = ["momentum", "rmsprop_decay", "warmup", "label_smoothing", "dropout_rate", "ema_decay"]
+        for name in (*shares, "batch_norm_momentum"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be from 0 to below 1, got {value}")
+        for name in ("smallest_crop", "epoch_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"--{name.replace('_', '-')} must be from above 0 to 1, got {getattr(self, name)}")
 
-    def steps(self, train_images: int) -> int:
-        """Steps of a whole run: whole batches only, at every epoch."""
+    def steps_per_epoch(self, train_images: int) -> int:
+        """Whole batches in the training split.
+
+        Raises:
+            UserError: if there are fewer images than a batch has.
+        """
         if self.batch_size > train_images:
             raise UserError(
                 f"--batch-size {self.batch_size} is more than the {train_images} images of the training split; "
                 f"take {train_images} or fewer"
             )
-        return self.epochs * (train_images // self.batch_size)
+        return train_images // self.batch_size
+
+    def steps(self, train_images: int) -> int:
+        """Steps of a whole run: whole batches only, at every epoch."""
+        return self.epochs * self.steps_per_epoch(train_images)
+
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate, for the batch that there is."""
+        if self.learning_rate_images is None:
+            return self.learning_rate
+        return self.learning_rate * self.batch_size / self.learning_rate_images
+
+    def norm_momentum(self, steps: int) -> float:
+        """What batch norm keeps of its running statistics in a step of a run of `steps`."""
+        return batch_norm_momentum(steps) if self.batch_norm_momentum is None else self.batch_norm_momentum
+
+
+RECIPES: dict[str, TrainConfig] = {
+    # The studies' settings: five epochs of a small set.
+    "small": TrainConfig(epochs=5, batch_size=64, learning_rate=0.05),
+    # Sec. 6.1, completed from its code (tensorflow/models, research/slim, README.md and train_image_classifier.py):
+    # 72.0 % after some 700,000 steps of 8 workers with 96 images each.
+    "paper": TrainConfig(
+        epochs=420,
+        batch_size=768,
+        learning_rate=0.045,
+        learning_rate_images=96,
+        optimizer="rmsprop",
+        schedule="exponential",
+        warmup=0.0,
+        label_smoothing=0.1,
+        dropout_rate=0.2,
+        ema_decay=0.9999,
+        batch_norm_momentum=0.997,
+        batch_norm="replica",
+        color_distortion=True,
+        evaluations=420,
+    ),
+    # The cheapest documented way to 72.2 % (d-li14/mobilenetv2.pytorch, README.md).
+    "cosine": TrainConfig(
+        epochs=150,
+        batch_size=256,
+        learning_rate=0.05,
+        nesterov=False,
+        warmup=0.0,
+        weight_decay_on="all",
+        batch_norm_momentum=0.9,
+        batch_norm="replica",
+        smallest_crop=0.08,
+        evaluations=150,
+    ),
+}
+"""Settings by name; every field can be overridden."""
 
 
 def batch_norm_momentum(steps: int) -> float:

@@ -1,141 +1,301 @@
-"""Runs from the first step to the test split: compile once, then train seed after seed, or side by side."""
+"""From the first step to the last: programs compiled once, steps without waiting, metrics one interval late."""
 
+import collections
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from mnv2_jax.data.resident import Batch, Dataset, Examples, evaluation_batches, training_batch
+from mnv2_jax.data.batch import Batch, TrainData
 from mnv2_jax.errors import UserError
-from mnv2_jax.tasks.classification import Sums
+from mnv2_jax.tasks.task import Task
 from mnv2_jax.training.config import TrainConfig
-from mnv2_jax.training.metrics import Record
-from mnv2_jax.training.optimizer import create_optimizer
-from mnv2_jax.training.parallel import REPLICATED, SEED, over_seeds
-from mnv2_jax.training.step import TrainState, eval_step, init_state, train_step
+from mnv2_jax.training.parallel import (
+    DATA,
+    REPLICATED,
+    SEED,
+    Parallel,
+    check_divides,
+    compile_program,
+    create_mesh,
+    lower_program,
+    place,
+    shapes_of,
+)
+from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, eval_step, init_state, train_step
 
 EVALUATION_BATCH = 256
-PROGRESS_SECONDS = 0.5
+STREAM_AHEAD = 3
+"""Steps that are given to the devices before the oldest is waited for, where each brings a batch of its own."""
 
 
-class Programs(NamedTuple):
-    """The compiled programs of one network, each for one group of seeds."""
+FINITE = "finite_steps"
+"""Beside the task's sums: how many steps had a finite loss. The first that had none spoils all behind it."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """What the loop asks of a data set, resident or streamed."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+
+    @property
+    def train_images(self) -> int:
+        """How many images there are to train on."""
+
+    def train_data(self, batch_size: int) -> TrainData:
+        """Training batches of `batch_size` examples."""
+
+    def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Every example of a split exactly once, process `part`'s share of every batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled programs of one network, each for all runs and devices of a mesh."""
 
     init: Callable[[jax.Array], TrainState]
-    train: Callable[[TrainState, Examples], tuple[TrainState, Sums]]
-    evaluate: Callable[[TrainState, Batch], Sums]
-    train_examples: Examples  # on the devices
+    train: Callable[[TrainState, Any, Any], tuple[TrainState, Any, jax.Array]]
+    evaluate: Callable[[TrainState, Any, Batch], Any]
+    task: Task
+    data: TrainData
     mesh: Mesh
+    parallel: Parallel
+    batch_size: int
     compile_seconds: float
 
+    def start(self, seeds: Sequence[int]) -> TrainState:
+        """The states before the first step, one for each run of the mesh."""
+        return self.init(place(np.asarray(seeds, np.int32), self.mesh, SEED, self.parallel))
 
-class Progress(NamedTuple):
-    """A sign of life between two records."""
-
-    step: int
-    loss: float
-    images_per_second: float
+    def no_totals(self) -> Any:
+        """Totals to add to, each of which can be used once."""
+        zeros = {name: np.zeros(self.mesh.shape["seed"], np.float32) for name in (*self.task.names, FINITE)}
+        return place(zeros, self.mesh, SEED, self.parallel)
 
 
-def compile_programs(model: nn.Module, dataset: Dataset, config: TrainConfig, mesh: Mesh) -> Programs:
-    """Compile all that a run of `model` needs: once, whatever the number of seeds."""
-    start = time.perf_counter()
-    optimizer = create_optimizer(config, config.steps(len(dataset.train.labels)))
+def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
+    """The steps after which a run is evaluated, at equal distances, the last one included."""
+    return frozenset(round(steps * (index + 1) / evaluations) for index in range(evaluations)) - {0}
+
+
+def log_interval(steps: int) -> int:
+    """Steps between two records of training, if nothing else was asked for: some fifty a run."""
+    return max(1, steps // 50)
+
+
+def evaluation_size(mesh: Mesh) -> int:
+    """Images of an evaluation batch: near `EVALUATION_BATCH`, and the same number on each device."""
+    devices = mesh.shape[DATA_AXIS]
+    return devices * max(1, EVALUATION_BATCH // devices)
+
+
+def compile_programs(
+    learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
+) -> Programs:
+    """Compile all that runs of a network need: once, whatever the number of seeds.
+
+    Raises:
+        UserError: if the batch does not divide by the devices.
+    """
+    began = time.perf_counter()
+    data = dataset.train_data(config.batch_size)
+    value_spec = REPLICATED if data.shared else DATA
+    per_device = check_divides(config.batch_size, config.accumulation, mesh)
 
     def init(seed):
-        return init_state(seed, model, optimizer, dataset.image_shape)
+        return init_state(seed, learner, dataset.image_shape)
 
-    def train(state, examples):
-        batch = training_batch(state.data_key, state.step, examples, config.batch_size, dataset.augmentation)
-        return train_step(state, batch, model, optimizer)
+    def train(state, totals, value):
+        first = jax.lax.axis_index(DATA_AXIS) * per_device
+        batch = data.batch(value, state.seed, state.step, first, per_device)
+        state, sums = train_step(state, batch, learner)
+        sums[FINITE] = jnp.isfinite(sums["loss"]).astype(jnp.float32)
+        # The last result is what one may wait for: the others' memory goes to the next step.
+        return state, jax.tree.map(jnp.add, totals, sums), sums["examples"]
 
-    def evaluate(state, batch):
-        return eval_step(state, batch, model)
+    def evaluate(state, totals, batch):
+        return jax.tree.map(jnp.add, totals, {**eval_step(state, batch, learner), FINITE: jnp.ones(())})
 
-    init_program = over_seeds(init, mesh, [SEED])
-    seeds = jnp.zeros(mesh.size, jnp.int32)
-    state = jax.eval_shape(init_program, seeds)
-    examples = jax.device_put(Examples(*dataset.train), NamedSharding(mesh, REPLICATED))
-    batch = next(evaluation_batches(dataset.test, EVALUATION_BATCH))
+    seeds, size = mesh.shape["seed"], evaluation_size(mesh)
+    shape = jax.ShapeDtypeStruct
+    lowered_init = lower_program(init, mesh, [SEED], [shape((seeds,), jnp.int32)], parallel=parallel)
+    state = lowered_init.out_info
+    state = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), state)
+    totals = {name: shape((seeds,), jnp.float32) for name in (*learner.task.names, FINITE)}
+    value = shapes_of(data.shapes(), mesh, value_spec, parallel)
+    images, each = jnp.zeros((size, *dataset.image_shape)), jnp.zeros(size, jnp.int32)
+    batch = jax.eval_shape(lambda: Batch(images, each, each.astype(jnp.float32), each))
+    batch = shapes_of(batch, mesh, DATA, parallel)
     return Programs(
-        init=init_program.lower(seeds).compile(),
-        train=over_seeds(train, mesh, [SEED, REPLICATED], donate=[0]).lower(state, examples).compile(),
-        evaluate=over_seeds(evaluate, mesh, [SEED, REPLICATED]).lower(state, batch).compile(),
-        train_examples=examples,
+        init=compile_program(init, mesh, [SEED], [shape((seeds,), jnp.int32)], parallel=parallel),
+        train=compile_program(train, mesh, [SEED, SEED, value_spec], [state, totals, value], [0, 1], parallel),
+        evaluate=compile_program(evaluate, mesh, [SEED, SEED, DATA], [state, totals, batch], [1], parallel),
+        task=learner.task,
+        data=data,
         mesh=mesh,
-        compile_seconds=time.perf_counter() - start,
+        parallel=parallel,
+        batch_size=config.batch_size,
+        compile_seconds=time.perf_counter() - began,
     )
 
 
-def evaluate(programs: Programs, state: TrainState, examples: Examples) -> list[Sums]:
-    """Sums over every example of a split, each counted once; one entry a seed of the group."""
-    totals = np.zeros((len(Sums._fields), programs.mesh.size))
-    for batch in evaluation_batches(examples, EVALUATION_BATCH):
-        batch = jax.device_put(batch, NamedSharding(programs.mesh, REPLICATED))
-        totals += np.asarray(jax.device_get(programs.evaluate(state, batch)), np.float64)
-    return [Sums(*column) for column in totals.T]
+def fetch(totals: Any) -> list[dict[str, float]]:
+    """Totals that the devices have summed up, of each run; waits for them."""
+    fetched = {name: np.asarray(leaf, np.float64) for name, leaf in jax.device_get(totals).items()}
+    return [
+        {name: float(value) for name, value in zip(fetched, run, strict=True)}
+        for run in zip(*fetched.values(), strict=True)
+    ]
+
+
+def metrics_of(task: Task, sums: dict[str, float]) -> dict[str, float]:
+    """The task's metrics of one run, and "examples"."""
+    return {**task.metrics(sums), "examples": int(sums["examples"])}
+
+
+def evaluate(programs: Programs, state: TrainState, batches: Iterable[Batch]) -> list[dict[str, float]]:
+    """Metrics over every example of a split, each counted once; one entry a run."""
+    totals = programs.no_totals()
+    for batch in batches:
+        totals = programs.evaluate(state, totals, place(batch, programs.mesh, DATA, programs.parallel))
+    return [metrics_of(programs.task, sums) for sums in fetch(totals)]
+
+
+class Logged(NamedTuple):
+    """What training measured since it was last logged.
+
+    Attributes:
+        step: steps done.
+        metrics: of each run over these steps.
+        examples_per_second: of all runs together; pauses for evaluation and checkpoints are left out.
+    """
+
+    step: int
+    metrics: list[dict[str, float]]
+    examples_per_second: float
+
+
+class Pause(NamedTuple):
+    """A step after which the training stands still: the state is whole and may be evaluated or saved.
+
+    Attributes:
+        step: steps done.
+        state: after it; the next step takes its memory, so it is not to be kept.
+        position: of the data behind it.
+        stopping: whether the training ends here, before its last step.
+    """
+
+    step: int
+    state: TrainState
+    position: Any
+    stopping: bool
 
 
 def train(
     programs: Programs,
-    arm: str,
-    seeds: Sequence[int],
-    dataset: Dataset,
-    config: TrainConfig,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_end: Callable[[TrainState], None] = lambda state: None,
-) -> Iterator[Record]:
-    """Train one group of seeds to the end of their budget and yield their records as they come.
+    state: TrainState,
+    seed: int,
+    steps: range,
+    log_every: int,
+    pauses: Container[int],
+    position: Any = None,
+    stopping: Callable[[int], bool] = lambda step: False,
+) -> Iterator[Logged | Pause]:
+    """Train from step `steps.start` to `steps.stop`; yields what was logged, and every pause.
+
+    The devices are never waited for inside of a logging interval; what an interval measured is fetched when the
+    next one has been given to the devices, or at a pause.
 
     Args:
-        programs: of the arm's network.
-        arm: its name, for the records.
-        seeds: one for each device of the programs' mesh.
-        dataset: read once for testing, at the end.
-        config: the run's settings.
-        on_progress: called about twice a second.
-        on_end: called with the last state, before the record of the test split.
+        programs: of the network.
+        state: after `steps.start` steps.
+        seed: of the stream, for data that is streamed.
+        steps: the steps to do.
+        log_every: steps of a logging interval.
+        pauses: steps after which to yield a `Pause`; the last step is always one.
+        position: of the data, as a pause gave it.
+        stopping: asked after every step whether to pause at once and end.
 
     Raises:
-        UserError: when the loss is no longer a number.
+        UserError: when the loss is no longer a finite number.
     """
-    steps = config.steps(len(dataset.train.labels))
-    stops = {round(steps * (index + 1) / config.evaluations) for index in range(config.evaluations)} - {0}
-    state = programs.init(jax.device_put(np.asarray(seeds, np.int32), NamedSharding(programs.mesh, SEED)))
-    jax.block_until_ready(state)
-    start = training_start = last_progress = time.perf_counter()
-    interval: list[Sums] = []
+    spec = REPLICATED if programs.data.shared else DATA
+    values = programs.data.values(seed, steps.start, position)
+    held: Any = None
+    tokens: collections.deque[jax.Array] = collections.deque()
+    totals, first = programs.no_totals(), steps.start
+    clock = time.perf_counter()
+    late: tuple[int, int, Any] | None = None  # (first step, last step, totals) of the interval before
 
-    def records(split: str, step: int, sums: Sequence[Sums], speed: float | None = None) -> Iterator[Record]:
-        seconds = time.perf_counter() - start
-        for seed, run in zip(seeds, sums, strict=True):
-            loss, accuracy = float(run.loss / run.images), float(run.correct / run.images)
-            yield Record(arm, seed, step, split, seconds, loss, accuracy, int(run.images), speed)
-
-    for step in range(1, steps + 1):
-        state, sums = programs.train(state, programs.train_examples)
-        interval.append(sums)
+    def logged(*intervals: tuple[int, int, Any]) -> Iterator[Logged]:
+        """Of neighbouring intervals, over which the speed is taken together: the devices may have done both."""
+        nonlocal clock
+        runs_of = [fetch(totals) for _, _, totals in intervals]
         now = time.perf_counter()
-        if now - last_progress > PROGRESS_SECONDS:
-            loss = float(np.mean(jax.device_get(sums.loss)) / config.batch_size)
-            last_progress = now = time.perf_counter()
-            on_progress(Progress(step, loss, len(interval) * config.batch_size * len(seeds) / (now - training_start)))
-        if step in stops:
-            totals = np.asarray(jax.device_get(interval), np.float64).sum(axis=0)
-            speed = len(interval) * config.batch_size * len(seeds) / (time.perf_counter() - training_start)
-            if not np.isfinite(totals).all():
+        runs = programs.mesh.shape["seed"]
+        speed = (intervals[-1][1] - intervals[0][0]) * programs.batch_size * runs / (now - clock)
+        clock = now
+        for (start, end, _), sums in zip(intervals, runs_of, strict=True):
+            finite = min(int(run[FINITE]) for run in sums)
+            if finite < end - start:
                 raise UserError(
-                    f"the loss of arm {arm} is not a number by step {step}; take a smaller --learning-rate "
-                    f"than {config.learning_rate}"
+                    f"the loss of step {start + finite + 1} is not a finite number; take a smaller --learning-rate"
                 )
-            on_progress(Progress(step, float(totals[0].sum() / totals[2].sum()), speed))
-            yield from records("train", step, [Sums(*column) for column in totals.T], speed)
-            yield from records("validation", step, evaluate(programs, state, dataset.validation))
-            interval, training_start = [], time.perf_counter()
-    on_end(state)
-    yield from records("test", steps, evaluate(programs, state, dataset.test))
+            yield Logged(end, [metrics_of(programs.task, run) for run in sums], speed)
+
+    for step in range(steps.start + 1, steps.stop + 1):
+        value, position = next(values)
+        if held is None or not programs.data.shared:
+            held = place(value, programs.mesh, spec, programs.parallel)
+        state, totals, token = programs.train(state, totals, held)
+        if not programs.data.shared:
+            # Only as many batches at once as the devices' memory is meant to hold.
+            tokens.append(token)
+            if len(tokens) > STREAM_AHEAD:
+                jax.block_until_ready(tokens.popleft())
+        stop = step < steps.stop and stopping(step)
+        pausing = stop or step in pauses or step == steps.stop
+        if step % log_every == 0 or pausing:
+            interval, totals = (first, step, totals), programs.no_totals()
+            first = step
+            if late is not None and not pausing:
+                yield from logged(late)
+            elif pausing:
+                yield from logged(*([late] if late is not None else []), interval)
+            late = None if pausing else interval
+        if pausing:
+            yield Pause(step, state, position, stop)
+            clock = time.perf_counter()
+        if stop:
+            return
+
+
+def evaluate_network(model: nn.Module, variables: PyTree, task: Task, dataset: Dataset, split: str) -> dict[str, float]:
+    """Metrics of a network, whoever trained it, over every example of a split."""
+    mesh = create_mesh()
+    learner = Learner(model, task, optax.identity())
+    state = TrainState(np.int32(0), np.int32(0), variables["params"], variables["batch_stats"], (), None)
+    state = place(jax.tree.map(lambda leaf: np.asarray(leaf)[None], state), mesh, SEED)
+    size = evaluation_size(mesh)
+
+    def step(state, totals, batch):
+        return jax.tree.map(jnp.add, totals, eval_step(state, batch, learner))
+
+    totals = place({name: np.zeros(1, np.float32) for name in task.names}, mesh, SEED)
+    program = None
+    for batch in dataset.evaluation(split, size, jax.process_index(), jax.process_count()):
+        batch = place(batch, mesh, DATA)
+        program = program or compile_program(step, mesh, [SEED, SEED, DATA], [state, totals, batch], [1])
+        totals = program(state, totals, batch)
+    return metrics_of(task, fetch(totals)[0])

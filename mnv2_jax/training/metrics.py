@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mnv2_jax.errors import UserError
@@ -18,9 +18,8 @@ class Record:
         step: steps done.
         split: "train" (mean over the steps since the last record), "validation" or "test" (all of it).
         wall_seconds: since the run began, evaluation included, compilation not.
-        loss: cross entropy in nats an image.
-        accuracy: fraction of images.
-        images: how many images the two are means over.
+        metrics: by name, of the task: "loss" is a mean an image, "accuracy" a fraction of the images.
+        images: how many images they are means over.
         images_per_second: in training, since the last record; None for evaluations.
     """
 
@@ -29,10 +28,12 @@ class Record:
     step: int
     split: str
     wall_seconds: float
-    loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     images: int
     images_per_second: float | None = None
+
+
+FIELDS = {field.name for field in dataclasses.fields(Record)} - {"metrics"}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -43,8 +44,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def to_line(record: Record) -> str:
-    """The record as a line of JSON."""
-    return json.dumps(dataclasses.asdict(record)) + "\n"
+    """The record as a line of JSON, its metrics among its fields."""
+    fields = dataclasses.asdict(record)
+    return json.dumps({**fields.pop("metrics"), **fields}) + "\n"
+
+
+def from_line(line: str) -> Record:
+    """The record that `to_line` wrote."""
+    content = json.loads(line)
+    fields = {name: content.pop(name) for name in FIELDS & content.keys()}
+    return Record(metrics=content, **fields)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -64,8 +73,8 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            records.append(from_line(line))
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew"
             ) from error

@@ -1,12 +1,29 @@
-"""How a function of one run becomes a program for several: seeds are spread over a mesh of devices."""
+"""How a function of one run on one device becomes a program for many runs and devices.
 
+The devices form a mesh with the axes "seed" (runs that know nothing of each other) and "data" (the devices of one
+run, each with its part of the batch). `jit` compiles the function for all of them with `shard_map`; `pmap`, its
+older form, has the axis "data" only.
+"""
+
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mnv2_jax.errors import UserError
+from mnv2_jax.training.step import DATA_AXIS
+
+Parallel = Literal["jit", "pmap"]
+
 SEED = PartitionSpec("seed")
+"""Of the state and of results: each run has its own, stacked along a first axis."""
+DATA = PartitionSpec(DATA_AXIS)
+"""Of a batch: each device of a run has its part of the first axis."""
 REPLICATED = PartitionSpec()
+"""Of what all devices share."""
 
 
 def seed_groups(seeds: Sequence[int], devices: int) -> list[tuple[int, ...]]:
@@ -20,36 +37,110 @@ def seed_groups(seeds: Sequence[int], devices: int) -> list[tuple[int, ...]]:
     return [group + group[-1:] * (size - len(group)) for group in groups]
 
 
-def seed_mesh(size: int) -> Mesh:
-    """A mesh of `size` devices along the axis "seed"."""
-    return jax.make_mesh((size,), ("seed",), axis_types=(AxisType.Auto,), devices=jax.devices()[:size])
+def create_mesh(seeds: int = 1, data: int | None = None) -> Mesh:
+    """A mesh of `seeds` times `data` devices; all there are for one run if `data` is None."""
+    devices = jax.devices()
+    data = len(devices) // seeds if data is None else data
+    axes = (AxisType.Auto,) * 2
+    return jax.make_mesh((seeds, data), ("seed", DATA_AXIS), axis_types=axes, devices=devices[: seeds * data])
 
 
-def over_seeds(
-    function: Callable, mesh: Mesh, in_specs: Sequence[PartitionSpec], donate: Sequence[int] = ()
-) -> jax.stages.Wrapped:
-    """Compile a function of one run to a function of one run on each device of the mesh.
+def check_divides(batch_size: int, accumulation: int, mesh: Mesh) -> int:
+    """The images that a device gets of a batch.
+
+    Raises:
+        UserError: if they are not a whole number, in each accumulated part.
+    """
+    devices = mesh.shape[DATA_AXIS]
+    per_device, rest = divmod(batch_size, devices)
+    if rest or per_device % accumulation:
+        parts = f" with {accumulation} accumulated parts each" if accumulation > 1 else ""
+        unit = devices * accumulation
+        near = max(unit, round(batch_size / unit) * unit)
+        raise UserError(f"--batch-size {batch_size} does not divide by {devices} devices{parts}; take {near}")
+    return per_device
+
+
+def lower_program(
+    function: Callable,
+    mesh: Mesh,
+    specs: Sequence[PartitionSpec],
+    arguments: Sequence[Any],
+    donate: Sequence[int] = (),
+    parallel: Parallel = "jit",
+) -> jax.stages.Lowered:
+    """A function of one run on one device as a program for the devices of a mesh, before it is compiled.
 
     Args:
-        function: takes and returns pytrees of one run.
-        mesh: from `seed_mesh`.
-        in_specs: `SEED` for an argument that each run has its own of, stacked along a new first axis;
-            `REPLICATED` for one that all share.
+        function: takes and returns pytrees of one run; `DATA_AXIS` is there to be summed over, and what it
+            returns must be the same on all devices of a run.
+        mesh: from `create_mesh`.
+        specs: `SEED`, `DATA` or `REPLICATED` for each argument.
+        arguments: like the ones to come, or their shapes.
         donate: positions of arguments whose memory the result may take.
+        parallel: "pmap" for meshes of one seed.
     """
 
     def on_device(*arguments):
         own = [
             jax.tree.map(lambda leaf: leaf[0], argument) if spec == SEED else argument
-            for argument, spec in zip(arguments, in_specs, strict=True)
+            for argument, spec in zip(arguments, specs, strict=True)
         ]
         return jax.tree.map(lambda leaf: leaf[None], function(*own))
 
-    # No run depends on another, so there is nothing for shard_map to check across the axis.
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=tuple(in_specs), out_specs=SEED, check_vma=False)
+    if parallel == "pmap":
+        # pmap wants one argument at least that is spread over the devices, so it is given one that nothing uses.
+        mapped = jax.pmap(
+            lambda _, *arguments: on_device(*arguments),
+            axis_name=DATA_AXIS,
+            in_axes=(0, *(0 if spec == DATA else None for spec in specs)),
+            out_axes=None,
+            donate_argnums=tuple(position + 1 for position in donate),
+        )
+        return mapped.lower(_spread(mesh), *arguments)
+    # No run depends on another, and what is summed over devices is the function's business: nothing to check.
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=tuple(specs), out_specs=SEED, check_vma=False)
     return jax.jit(
         mapped,
-        in_shardings=tuple(NamedSharding(mesh, spec) for spec in in_specs),
+        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
         out_shardings=NamedSharding(mesh, SEED),
         donate_argnums=tuple(donate),
+    ).lower(*arguments)
+
+
+def _spread(mesh: Mesh) -> np.ndarray:
+    return np.zeros(len(mesh.local_devices), np.int32)
+
+
+def compile_program(
+    function: Callable,
+    mesh: Mesh,
+    specs: Sequence[PartitionSpec],
+    arguments: Sequence[Any],
+    donate: Sequence[int] = (),
+    parallel: Parallel = "jit",
+) -> Callable:
+    """`lower_program`, compiled. Its arguments come from `place`."""
+    compiled = lower_program(function, mesh, specs, arguments, donate, parallel).compile()
+    return functools.partial(compiled, _spread(mesh)) if parallel == "pmap" else compiled
+
+
+def shapes_of(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "jit") -> Any:
+    """What `place` makes of arrays of these shapes, of which this process has its part."""
+    if parallel != "pmap" or spec != DATA:
+        return tree
+    local, devices = len(mesh.local_devices), mesh.size
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((local, leaf.shape[0] // devices, *leaf.shape[1:]), leaf.dtype), tree
     )
+
+
+def place(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "jit") -> Any:
+    """Put arrays of the host on the devices: this process's rows of the axis that `spec` spreads, or the whole."""
+    if parallel == "pmap":
+        if spec != DATA:
+            return tree
+        local = len(mesh.local_devices)
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(local, -1, *np.shape(leaf)[1:]), tree)
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)

@@ -1,66 +1,130 @@
-"""One step of training and of evaluation, written once, for one run on one device."""
+"""One step of training and of evaluation, written once, for one run on one device.
+
+The devices of a run lie along the axis "data" of a mesh, or of `pmap`: each has its part of the batch and the
+whole state, and one sum over the axis makes the update the same everywhere. What the task is, the step does
+not know.
+"""
+
+import dataclasses
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Int, PyTree
 
-from mnv2_jax.data.resident import Batch
-from mnv2_jax.tasks.classification import Sums, classification_sums
+from mnv2_jax.data.batch import Batch
+from mnv2_jax.tasks.task import Sums, Task
+
+DATA_AXIS = "data"
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a run is, between two steps. What is random in a step follows from `data_key` and `step`.
+    """All that a run is, between two steps. What is random in a step follows from `seed` and `step`.
 
     JAX also fills such a container with shapes and shardings instead of arrays, hence the wide types.
     """
 
     step: PyTree  # Int[Array, ""]
-    data_key: PyTree  # Key[Array, ""]
+    seed: PyTree  # Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    ema: PyTree  # moving average of params, or None
+
+    def variables(self, averaged: bool = False) -> dict[str, PyTree]:
+        """What the network is applied with, of the moving average if there is one and it is wanted."""
+        params = self.ema if averaged and self.ema is not None else self.params
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
-def init_state(
-    seed: Int[Array, ""],
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What a step needs besides state and batch.
+
+    Attributes:
+        model: the network; its `batch_norm_axis` decides over which images training takes statistics.
+        task: target, loss and metrics.
+        optimizer: from gradients to updates.
+        accumulation: parts in which a device takes its images, one after the other.
+        ema_decay: share that the moving average keeps; 0 for no average.
+    """
+
+    model: nn.Module
+    task: Task
+    optimizer: optax.GradientTransformation
+    accumulation: int = 1
+    ema_decay: float = 0.0
+
+
+def init_state(seed: Int[Array, ""], learner: Learner, image_shape: tuple[int, int, int]) -> TrainState:
     """The state before the first step. Seeds, not networks, decide: the same seed pairs two networks."""
-    init_key, data_key = jax.random.split(jax.random.key(seed))
-    variables = model.lazy_init(init_key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    init_key, _ = jax.random.split(jax.random.key(seed))
+    variables = learner.model.lazy_init(init_key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        data_key=data_key,
-        params=variables["params"],
+        seed=jnp.asarray(seed, jnp.int32),
+        params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
+        opt_state=learner.optimizer.init(params),
+        ema=params if learner.ema_decay else None,
     )
 
 
-def train_step(
-    state: TrainState, batch: Batch, model: nn.Module, optimizer: optax.GradientTransformation
-) -> tuple[TrainState, Sums]:
-    """One update; the metrics are those of the batch before it."""
+def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[TrainState, Sums]:
+    """One update; the metrics are those of the batch before it, over all devices.
 
-    def loss(params):
+    Inside `DATA_AXIS`: `batch` is this device's part. Parts that are accumulated are to a device what devices
+    are to a run: gradients add up, and running statistics are the mean of theirs.
+    """
+    init_key, _ = jax.random.split(jax.random.key(state.seed))
+    dropout_key = jax.random.fold_in(jax.random.fold_in(init_key, 1), state.step)
+
+    def loss(params, part: Batch):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
-        sums = classification_sums(logits, batch.labels, batch.weights)
-        return sums.loss / sums.images, (sums, updates["batch_stats"])
+        outputs, updates = learner.model.apply(
+            variables,
+            part.images,
+            train=True,
+            places=part.places,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        sums = learner.task.sums(outputs, part, train=True)
+        return sums["loss"], (sums, updates["batch_stats"])
 
-    gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    def of_part(part: Batch):
+        gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params, part)
+        return gradients, sums, batch_stats
+
+    if learner.accumulation == 1:
+        totals = of_part(batch)
+    else:
+        parts = jax.tree.map(lambda leaf: leaf.reshape(learner.accumulation, -1, *leaf.shape[1:]), batch)
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, first))
+        totals, _ = lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None), zeros, parts)
+    # All in one, so that devices wait for each other once a step.
+    gradients, sums, batch_stats = lax.psum(totals, DATA_AXIS)
+    gradients = jax.tree.map(lambda leaf: leaf / sums["examples"], gradients)
+    count = learner.accumulation * lax.axis_size(DATA_AXIS)
+    batch_stats = jax.tree.map(lambda leaf: leaf / count, batch_stats)
+
+    updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), sums
+    ema = state.ema
+    if learner.ema_decay:
+        # As TensorFlow averages when it knows the step: the first ones count for more.
+        decay = jnp.minimum(learner.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(params, ema, 1 - decay)
+    state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    return state, sums
 
 
-def eval_step(state: TrainState, batch: Batch, model: nn.Module) -> Sums:
-    """Metrics of a batch with the running statistics."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits: Array = model.apply(variables, batch.images, train=False)  # type: ignore[assignment]
-    return classification_sums(logits, batch.labels, batch.weights)
+def eval_step(state: TrainState, batch: Batch, learner: Learner) -> Sums:
+    """Metrics of a batch over all devices, with the running statistics, and the moving average if there is one."""
+    outputs = learner.model.apply(state.variables(averaged=True), batch.images, train=False)
+    return lax.psum(learner.task.sums(outputs, batch, train=False), DATA_AXIS)

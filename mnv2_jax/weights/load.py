@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Weights(NamedTuple):
         resolution: side of its images in pixels.
         class_names: one an output; None if they are not known.
         notes: what was decided in reading them, a sentence each.
+        image_channels: of its images: 3, or 1 for grey ones.
     """
 
     model: ImageClassifier
@@ -47,11 +49,7 @@ class Weights(NamedTuple):
     resolution: int
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
-
-    @property
-    def image_channels(self) -> int:
-        """Channels of its images: 3, or 1 for grey ones."""
-        return self.variables["params"]["stem"]["conv"]["kernel"].shape[2]
+    image_channels: int = 3
 
 
 def imagenet_classes() -> tuple[str, ...]:
@@ -59,9 +57,9 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple((Path(__file__).parent / "imagenet.txt").read_text().splitlines())
 
 
-def save_weights(path: Path, weights: Weights) -> None:
-    """Write a checkpoint that `load_weights` reads without further arguments; what was at `path` is replaced."""
-    description = {
+def describe(weights: Weights) -> dict[str, Any]:
+    """All but the variables, as JSON can hold it."""
+    return {
         "model": model_settings(weights.model),
         "image_channels": weights.image_channels,
         "source": weights.source,
@@ -69,7 +67,34 @@ def save_weights(path: Path, weights: Weights) -> None:
         "resolution": weights.resolution,
         "class_names": weights.class_names,
     }
-    save_checkpoint(path, weights.variables, description)
+
+
+def from_description(description: Mapping[str, Any]) -> tuple[Weights, dict[str, Any]]:
+    """The network that `describe` described, without its variables, and the shapes that they have to have.
+
+    Raises:
+        UserError: if it describes no network that is known.
+    """
+    try:
+        model = create_model(**description["model"])
+        names = description["class_names"]
+        weights = Weights(
+            model,
+            {},
+            description["source"],
+            description["preprocessing"],
+            description["resolution"],
+            tuple(names) if names else None,
+            image_channels=description["image_channels"],
+        )
+        return weights, mapping.variable_shapes(model, description["image_channels"])
+    except Exception as error:  # what a hand-made description breaks cannot be listed
+        raise UserError(f"its description is not of a network known here ({error})") from error
+
+
+def save_weights(path: Path, weights: Weights) -> None:
+    """Write a checkpoint that `load_weights` reads without further arguments; what was at `path` is replaced."""
+    save_checkpoint(path, weights.variables, describe(weights))
 
 
 def load_weights(path: str | Path, source: str | None = None, drop_background: bool = False) -> Weights:
@@ -100,21 +125,7 @@ def load_weights(path: str | Path, source: str | None = None, drop_background: b
 
 
 def _load_checkpoint(path: Path, source: str | None) -> Weights:
-    description = load_description(path)
-    try:
-        model = create_model(**description["model"])
-        shapes = mapping.variable_shapes(model, description["image_channels"])
-        names = description["class_names"]
-        weights = Weights(
-            model,
-            {},
-            description["source"],
-            description["preprocessing"],
-            description["resolution"],
-            tuple(names) if names else None,
-        )
-    except Exception as error:  # what a hand-made description breaks cannot be listed
-        raise UserError(f"its description is not of a network known here ({error})") from error
+    weights, shapes = from_description(load_description(path))
     if source is not None:
         raise UserError(f"a checkpoint of this package, not weights of {SOURCES[source].title}; leave --source out")
     return weights._replace(variables=load_variables(path, shapes))
@@ -178,6 +189,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
         resolution or _config_image_size(path) or _named_resolution(path) or 224,
         _class_names(path, classes),
         tuple(notes),
+        channels,
     )
 
 

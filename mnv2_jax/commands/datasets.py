@@ -1,0 +1,59 @@
+"""Which data sets are known, and which of them are prepared where; `datasets prepare NAME` prepares one.
+
+A set is prepared once, into TFDS's folder (the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets).
+Your own images need no preparation: train and evaluate take --dataset folder --data-files DIR.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mnv2_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this command. What follows a field is its help."""
+
+    action: Annotated[Literal["list", "prepare"], tyro.conf.Positional] = "list"
+    """What to do."""
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """The data set to prepare."""
+    data_files: Path | None = None
+    """Folder with your copy of the data set's files (fashion_mnist: the four IDX files), where it cannot be downloaded."""
+
+
+def main(options: Options) -> None:
+    """List, or prepare."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from mnv2_jax.data.catalog import CATALOG, FOLDER, make_builder, prepared_builder
+
+    if options.action == "prepare":
+        if options.name is None:
+            raise UserError(f"prepare what? datasets prepare NAME, with one of {', '.join(CATALOG)} or a set of TFDS")
+        builder = prepared_builder(options.name, options.data_files, progress=True)
+        sizes = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
+        print(f"{options.name} is prepared in {builder.data_dir}: {sizes}")
+        return
+    if options.name is not None or options.data_files is not None:
+        raise UserError("datasets list takes nothing else; datasets prepare NAME prepares a set")
+    table = Table(
+        "name", "what it is", "pixels", "read", "prepared in", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
+    for name, entry in CATALOG.items():
+        try:
+            builder = make_builder(name)
+            where = str(builder.data_dir) if builder.is_prepared() else "not prepared"
+        except UserError:
+            where = "in another file format than array_record"
+        how = "resident" if entry.resident else "streamed"
+        table.add_row(name, entry.title, str(entry.image_size), how, where)
+    table.add_row(FOLDER, "your images: --data-files DIR, a subfolder a class", "224", "streamed", "")
+    console = Console(highlight=False, width=max(160, Console().width))
+    console.print(table)
+    console.print("\nAny other classification set of TFDS that is prepared there can be named as well.")

@@ -1,0 +1,67 @@
+"""Loss, top-1 and top-5 accuracy of a trained network over a whole split, every image counted once.
+
+--weights takes a run's folder (its newest checkpoint if it is not finished), a checkpoint of `convert` or of a
+study, or any file of weights that `convert` takes.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from mnv2_jax.commands.options import check_resolution
+from mnv2_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this command. What follows a field is its help."""
+
+    weights: Path
+    """A run's folder, a checkpoint's folder, or a file of weights."""
+    dataset: str | None = None
+    """As for train; the run's own if not given."""
+    data_files: Path | None = None
+    """As for train."""
+    split: Literal["train", "validation", "test"] = "test"
+    """The images; train is evaluated without variation."""
+    resolution: int | None = None
+    """Side of the square images in pixels; the network's own if not given."""
+    ema: bool = True
+    """Of a run that keeps a moving average of its parameters: take the average, or with --no-ema the last ones."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What to do about a damaged image; skipped ones are not counted."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def main(options: Options) -> None:
+    """Evaluate what the flags name."""
+    if options.resolution is not None:
+        check_resolution(options.resolution)
+
+    from mnv2_jax.training.evaluation import evaluate_weights, open_weights
+
+    weights, dataset = open_weights(options.weights, options.ema)
+    name = options.dataset or dataset.get("dataset")
+    if name is None:
+        raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
+    metrics: dict[str, Any] = evaluate_weights(
+        weights,
+        name,
+        options.split,
+        data_files=options.data_files,
+        resolution=options.resolution,
+        on_bad_image=options.on_bad_image,
+    )
+    if options.json:
+        print(json.dumps({"weights": str(options.weights), "dataset": name, "split": options.split, **metrics}))
+        return
+    images = metrics.pop("examples")
+    print(f"{name} {options.split}, {images} images, preprocessing {weights.preprocessing}")
+    for metric, value in metrics.items():
+        print(
+            f"{metric.replace('_', ' '):14} {value:.4f}"
+            if metric == "loss"
+            else f"{metric.replace('_', ' '):14} {value:.2%}"
+        )

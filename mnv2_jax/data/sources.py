@@ -1,0 +1,151 @@
+"""Encoded images by number, with their classes: out of a prepared TFDS set, or out of a folder of files."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import tensorflow_datasets as tfds
+
+from mnv2_jax.data.catalog import image_key, label_key
+from mnv2_jax.data.preprocessing import IMAGE_SUFFIXES
+from mnv2_jax.errors import UserError
+
+
+class Example(NamedTuple):
+    """An image as it lies in its file."""
+
+    content: bytes
+    label: int
+    name: str  # for messages
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int) -> Example:
+        """One of them."""
+
+
+class TfdsSource:
+    """The examples of one split of a prepared TFDS set.
+
+    Args:
+        builder: of the set, in array_record form.
+        split: in TFDS's words.
+        limit: take only so many, the first ones.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, limit: int | None = None):
+        self._image, self._label = image_key(builder), label_key(builder)
+        self._source = builder.as_data_source(split, decoders={self._image: tfds.decode.SkipDecoding()})
+        self._length = len(self._source) if limit is None else limit
+        self._title = f"{builder.name} {split}"
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        """One of them."""
+        example = self._source[index]
+        name = example.get("file_name", b"")
+        name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        return Example(example[self._image], int(example[self._label]), name or f"image {index} of {self._title}")
+
+
+class FolderSource:
+    """The images of one split of a folder.
+
+    Args:
+        files: (path, class) of each.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, int]]):
+        self._files = tuple(files)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        """One of them."""
+        path, label = self._files[index]
+        try:
+            return Example(path.read_bytes(), label, str(path))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def read_folder(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
+    """The classes of a folder of images, and the (path, class) of each image by split.
+
+    A class is a subfolder. They may lie in `folder/train` and `folder/val` (or `validation`, or `test`), else
+    every class is split: of its images in the order of a hash of their names, every tenth is a test image and
+    the one behind it a validation image. Where there is one held-out part only it is the test split, and the
+    validation split is taken from the training images in the same way.
+
+    Raises:
+        UserError: for a folder without class folders, a class without images, or splits of other classes.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--data-files {folder} is not a folder; expected a folder with a subfolder of images a class")
+    parts = {name: folder / name for name in ("train", "val", "validation", "test") if (folder / name).is_dir()}
+    if "train" not in parts or len(parts) == 1:
+        classes, images = _read_classes(folder)
+        return classes, _split(images)
+    classes, images = _read_classes(parts.pop("train"))
+    held = {}
+    for name, path in parts.items():
+        others, held[name] = _read_classes(path)
+        if others != classes:
+            odd = sorted(set(others) ^ set(classes))
+            raise UserError(f"{path} and {folder / 'train'} hold other classes: {', '.join(odd[:5])}")
+    test = held.pop("test", None)
+    validation = next(iter(held.values()), None)
+    if test is None or validation is None:
+        rest = _split(images, test=False)
+        return classes, {**rest, "test": _flat(test or validation or [])}
+    return classes, {"train": _flat(images), "validation": _flat(validation), "test": _flat(test)}
+
+
+def _read_classes(folder: Path) -> tuple[tuple[str, ...], list[list[Path]]]:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(classes) < 2:
+        raise UserError(f"{folder} has {len(classes)} subfolders; expected one a class, two classes or more")
+    images = []
+    for path in classes:
+        inside = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        if not inside:
+            raise UserError(f"the class folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        images.append(sorted(inside, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest()))
+    return tuple(path.name for path in classes), images
+
+
+def _flat(images: list[list[Path]]) -> list[tuple[Path, int]]:
+    """All classes side by side, so that the first images are of all of them."""
+    longest = max(map(len, images), default=0)
+    return [
+        (paths[place], label) for place in range(longest) for label, paths in enumerate(images) if place < len(paths)
+    ]
+
+
+def _split(images: list[list[Path]], test: bool = True) -> dict[str, list[tuple[Path, int]]]:
+    """Every tenth of each class to the test split, and to the validation split."""
+    needed = 3 if test else 2
+    small = next((paths for paths in images if len(paths) < needed), None)
+    if small is not None:
+        raise UserError(
+            f"the class folder {small[0].parent} holds {len(small)} images; expected {needed} or more, to train, "
+            "validate and test on"
+        )
+    first = ["test" if test else "train", "validation"]
+    names = [*first, *["train"] * 8]
+    return {
+        split: _flat([[path for place, path in enumerate(paths) if names[place % 10] == split] for paths in images])
+        for split in ("train", "validation", "test")
+    }

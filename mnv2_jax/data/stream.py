@@ -1,0 +1,425 @@
+"""Large sets: read, decoded and cropped by Grain's workers while the devices compute.
+
+What a step sees is a function of the run's seed and the step's number: the order is a seeded permutation an
+epoch, and an image's crop follows from its place in the whole stream. So the number of processes changes
+nothing; each reads only its part of every batch. The position of the stream is a checkpoint's business.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from mnv2_jax.data.batch import Batch, Normalization
+from mnv2_jax.data.catalog import FOLDER, find_entry, image_key, label_names, prepared_builder
+from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+from mnv2_jax.data.resident import check_train_images, data_key, pad_batch
+from mnv2_jax.data.sources import Example, FolderSource, Source, TfdsSource, read_folder
+from mnv2_jax.errors import UserError
+
+OnBadImage = Literal["stop", "skip"]
+
+# Grain's threads are the parallelism; OpenCV's own would fight them for the cores.
+cv2.setNumThreads(0)
+
+
+class Pixels(NamedTuple):
+    """What workers make of training examples: one, or a batch of them."""
+
+    images: UInt8[Array | np.ndarray, "*n h w c"]
+    labels: Int[Array | np.ndarray, "*n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A random part of the image, scaled to a square (the inception crop).
+
+    Attributes:
+        smallest: share of the image's area that a crop has at least; the largest is all of it.
+        aspect: range of the crop's width over its height.
+
+    Source: tensorflow/models, research/slim/preprocessing/inception_preprocessing.py.
+    """
+
+    smallest: float = 0.05
+    aspect: tuple[float, float] = (0.75, 1.33)
+
+    def box(self, generator: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels; the whole image if ten tries do not fit into it."""
+        for _ in range(10):
+            area = generator.uniform(self.smallest, 1) * height * width
+            aspect = generator.uniform(*self.aspect)
+            rows, columns = round((area / aspect) ** 0.5), round((area * aspect) ** 0.5)
+            if 0 < rows <= height and 0 < columns <= width:
+                top, left = generator.integers(height - rows + 1), generator.integers(width - columns + 1)
+                return int(top), int(left), rows, columns
+        return 0, 0, height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomShift:
+    """The whole image scaled to a square, then moved by up to `pixels` in both directions, zeros moving in."""
+
+    pixels: int
+
+
+Crop = RandomCrop | RandomShift
+
+REDUCED = {
+    (3, 1): cv2.IMREAD_COLOR,
+    (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
+    (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
+    (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
+    (1, 1): cv2.IMREAD_GRAYSCALE,
+    (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+"""How to ask OpenCV for an image at a fraction of its size, by (channels, divisor)."""
+
+
+def decode(example: Example, channels: int, divisor: int = 1) -> UInt8[np.ndarray, "h w c"]:
+    """An encoded image as BGR or grey, at 1 / `divisor` of its size.
+
+    Raises:
+        UserError: names the image if it is damaged.
+    """
+    flags = REDUCED[channels, divisor] | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(example.content, np.uint8), flags)
+    if image is None:
+        # OpenCV knows fewer kinds than Pillow, which also says what is wrong.
+        pillow = np.asarray(read_image(example.name, channels, example.content))
+        image = pillow[..., ::-1] if channels == 3 else pillow
+    return image.reshape(*image.shape[:2], channels)
+
+
+def size_of(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG, from its header; None for what is no JPEG."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while position + 9 <= len(content) and content[position] == 0xFF:
+        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
+        # Start of frame, in all its kinds; C4, C8 and CC are other markers.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height = int.from_bytes(content[position + 5 : position + 7], "big")
+            return height, int.from_bytes(content[position + 7 : position + 9], "big")
+        position += 2 + length
+    return None
+
+
+def crop_and_scale(
+    example: Example, crop: RandomCrop, size: int, channels: int, generator: np.random.Generator
+) -> UInt8[np.ndarray, "size size c"]:
+    """Decode, crop and scale in one go; a JPEG is decoded at a fraction of its size where the crop allows it."""
+    known = size_of(example.content)
+    image = None if known else decode(example, channels)
+    height, width = known or image.shape[:2]  # type: ignore[union-attr]
+    top, left, rows, columns = crop.box(generator, height, width)
+    divisor = 1
+    if image is None:
+        while divisor < 8 and min(rows, columns) >= 2 * divisor * size:
+            divisor *= 2
+        image = decode(example, channels, divisor)
+    scaled = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
+    scaled = cv2.resize(scaled, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
+    return scaled[..., ::-1]
+
+
+def scale_and_shift(
+    example: Example, shift: RandomShift, size: int, channels: int, generator: np.random.Generator
+) -> UInt8[np.ndarray, "size size c"]:
+    """Decode, scale, and move."""
+    image = decode(example, channels)
+    if image.shape[:2] != (size, size):
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
+    margin = shift.pixels
+    padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)))
+    top, left = generator.integers(2 * margin + 1, size=2)
+    return padded[top : top + size, left : left + size, ::-1]
+
+
+class Prepare(grain.transforms.RandomMap):
+    """From the number of an example to its pixels, by chances that Grain gives to its place in the stream.
+
+    Args:
+        source: the examples.
+        crop, flip, size, channels: how they are varied.
+        skipped: where to note the name of a damaged image, in whose place the next one is taken; None to fail.
+    """
+
+    def __init__(
+        self, source: Source, crop: Crop, flip: bool, size: int, channels: int, skipped: dict[str, None] | None
+    ):
+        self._source, self._crop, self._flip, self._size, self._channels = source, crop, flip, size, channels
+        self._skipped = skipped
+
+    def random_map(self, index: int, generator: np.random.Generator) -> Pixels:
+        """The pixels of an example."""
+        flip = self._flip and bool(generator.integers(2))
+        for tried in range(len(self._source)):
+            example = self._source[(index + tried) % len(self._source)]
+            try:
+                if isinstance(self._crop, RandomCrop):
+                    image = crop_and_scale(example, self._crop, self._size, self._channels, generator)
+                else:
+                    image = scale_and_shift(example, self._crop, self._size, self._channels, generator)
+            except UserError:
+                if self._skipped is None:
+                    raise
+                self._skipped[example.name] = None
+                continue
+            return Pixels(np.ascontiguousarray(image[:, ::-1] if flip else image), np.array(example.label, np.int32))
+        raise UserError("no image of the training split can be read")
+
+
+def distort_color(
+    key: Key[Array, ""], places: Int[Array, " n"], images: UInt8[Array, "n h w c"]
+) -> Float[Array, "n h w c"]:
+    """Brightness and saturation of each image varied, in either order, by chances of its own; values in 0 to 255.
+
+    Source: `distort_color` of slim/preprocessing/inception_preprocessing.py in its fast mode: brightness by up to
+    32 of 255, saturation by a factor from 0.5 to 1.5.
+    """
+
+    def brighten(image, delta):
+        return image + delta
+
+    def saturate(image, factor):
+        # In HSV the value is the largest channel and stays; the others move away from it or closer, down to 0.
+        value, low = image.max(-1, keepdims=True), image.min(-1, keepdims=True)
+        most = jnp.where(value > low, value / jnp.maximum(value - low, 1e-6), factor)
+        return value - jnp.minimum(factor, jnp.maximum(most, 0)) * (value - image)
+
+    def distort(place, image):
+        order_key, delta_key, factor_key = jax.random.split(jax.random.fold_in(key, place), 3)
+        delta = jax.random.uniform(delta_key, minval=-32, maxval=32)
+        factor = jax.random.uniform(factor_key, minval=0.5, maxval=1.5)
+        one, other = saturate(brighten(image, delta), factor), brighten(saturate(image, factor), delta)
+        return jnp.clip(jnp.where(jax.random.bernoulli(order_key), one, other), 0, 255)
+
+    return jax.vmap(distort)(places, images.astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedDataset:
+    """A set that is read while it is used.
+
+    Attributes:
+        name: of the set.
+        class_names: in their order.
+        sources: of the splits "train", "validation" and "test".
+        image_shape: (height, width, channels) of the network's input.
+        preprocessing: of evaluation, a name in `PREPROCESSING`; training is normalised alike.
+        crop, flip, color: how training images are varied.
+        on_bad_image: "stop" at a damaged image and name it, or "skip" it: training takes the next one in its place,
+            evaluation counts one image less.
+        skipped: names of the images that were skipped so far.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    sources: Mapping[str, Source]
+    image_shape: tuple[int, int, int]
+    preprocessing: str
+    crop: Crop
+    flip: bool
+    color: bool = False
+    on_bad_image: OnBadImage = "stop"
+    skipped: dict[str, None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def train_images(self) -> int:
+        """How many images there are to train on."""
+        return len(self.sources["train"])
+
+    @property
+    def normalization(self) -> Normalization:
+        """From uint8 to the network's input."""
+        return PREPROCESSING[self.preprocessing].normalization
+
+    def train_data(self, batch_size: int) -> "StreamedData":
+        """Training batches of `batch_size` examples."""
+        return StreamedData(self, batch_size)
+
+    def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
+        """Every example of a split exactly once, in order, in batches of one shape, filled up with weight 0.
+
+        Of `parts` processes, number `part` gets its share of every batch. A damaged image that is skipped counts
+        nowhere.
+        """
+        source, share = self.sources[split], batch_size // parts
+        size, _, channels = self.image_shape
+        how = PREPROCESSING[self.preprocessing]
+
+        def prepare(index: int) -> tuple[Float[np.ndarray, "h w c"], int, int]:
+            example = source[index]
+            try:
+                image = preprocess(read_image(example.name, channels, example.content), how, size)
+            except UserError:
+                if self.on_bad_image == "stop":
+                    raise
+                self.skipped[example.name] = None
+                return np.zeros(self.image_shape, np.float32), example.label, 0
+            return image, example.label, 1
+
+        indices = [
+            place
+            for start in range(part * share, part * share + len(source), batch_size)
+            for place in range(start, min(start + share, len(source)))
+        ]
+        if indices:
+            examples = iter(grain.MapDataset.source(indices).map(prepare).to_iter_dataset(read_options(2 * share)))
+        else:
+            examples = iter(())
+        for start in range(part * share, part * share + len(source), batch_size):
+            count = max(0, min(share, len(source) - start))
+            drawn = list(itertools.islice(examples, count))
+            images = (
+                np.stack([image for image, _, _ in drawn]) if drawn else np.zeros((0, *self.image_shape), np.float32)
+            )
+            batch = pad_batch(images, np.array([label for _, label, _ in drawn], np.int32), share)
+            batch.weights[: len(drawn)] = [weight for _, _, weight in drawn]
+            yield batch
+
+
+def read_options(ahead: int) -> grain.ReadOptions:
+    """As many threads as there are cores: OpenCV and Pillow let go of Python's lock while they decode."""
+    threads = max(1, min(os.cpu_count() or 1, ahead))
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamedData:
+    """Training batches out of a stream.
+
+    Attributes:
+        dataset: the set.
+        batch_size: of the whole batch, over all processes.
+    """
+
+    dataset: StreamedDataset
+    batch_size: int
+    shared = False
+
+    def shapes(self) -> Pixels:
+        """Of a batch."""
+        size = self.batch_size
+        return jax.eval_shape(
+            lambda: Pixels(jnp.zeros((size, *self.dataset.image_shape), jnp.uint8), jnp.zeros(size, jnp.int32))
+        )
+
+    def values(self, seed: int, step: int, position: Any = None) -> Iterator[tuple[Pixels, Any]]:
+        """This process's part of every batch from `step` on, and the position of the stream behind it."""
+        part, parts = jax.process_index(), jax.process_count()
+        dataset = self.dataset
+        size, _, channels = dataset.image_shape
+        skipped = dataset.skipped if dataset.on_bad_image == "skip" else None
+        prepare = Prepare(dataset.sources["train"], dataset.crop, dataset.flip, size, channels, skipped)
+        stream = (
+            grain.MapDataset.range(len(dataset.sources["train"]))
+            .seed(seed)
+            .shuffle()
+            .repeat()
+            .random_map(prepare)
+            # A batch is taken from the stream in one piece, and each process takes a run of it.
+            .batch(self.batch_size // parts, drop_remainder=True)[part::parts]
+        )
+        threads = os.cpu_count() or 1
+        batches = iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
+        batches.set_state(position or {"next_index": step})
+        for pixels in batches:
+            yield pixels, batches.get_state()
+
+    def batch(
+        self, value: Pixels, seed: Int[Array, ""], step: Int[Array, ""], first: Int[Array, ""], count: int
+    ) -> Batch:
+        """Normalise a device's part, after its colours are varied."""
+        places = first + jnp.arange(count)
+        images = jnp.asarray(value.images)
+        varied: Array = images
+        if self.dataset.color and images.shape[-1] == 3:
+            varied = distort_color(jax.random.fold_in(data_key(seed), step), places, images)
+        return Batch(self.dataset.normalization(varied), value.labels, jnp.ones(count), places)
+
+
+def load_stream(
+    name: str,
+    data_files: Path | None = None,
+    data_dir: Path | None = None,
+    train_images: int | None = None,
+    resolution: int | None = None,
+    convention: str = "tensorflow",
+    smallest_crop: float = 0.05,
+    color: bool = False,
+    on_bad_image: OnBadImage = "stop",
+) -> StreamedDataset:
+    """Open a data set for streaming, prepared if necessary.
+
+    Args:
+        name, data_files, data_dir, train_images, resolution: as in `resident.load`; "folder" is the user's own
+            `data_files`, see `read_folder`.
+        convention: whose normalisation and central crop images of many sizes get.
+        smallest_crop, color: how training varies them; see `RandomCrop` and `distort_color`.
+        on_bad_image: see `StreamedDataset`.
+
+    Raises:
+        UserError: see `prepared_builder` and `read_folder`; or if there are fewer training images.
+    """
+    varied = "tensorflow" if convention == "tensorflow" else "torchvision"
+    if name == FOLDER:
+        if data_files is None:
+            raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")
+        class_names, files = read_folder(data_files)
+        if train_images is not None:
+            check_train_images(train_images, len(files["train"]), str(data_files))
+            files["train"] = files["train"][:train_images]
+        sources: dict[str, Source] = {split: FolderSource(inside) for split, inside in files.items()}
+        side = resolution or 224
+        return StreamedDataset(
+            str(data_files),
+            class_names,
+            sources,
+            (side, side, 3),
+            varied,
+            RandomCrop(smallest_crop),
+            True,
+            color,
+            on_bad_image,
+        )
+    entry = find_entry(name, data_dir)
+    builder = prepared_builder(name, data_files, data_dir)
+    splits = {"train": entry.train, "validation": entry.validation, "test": entry.test}
+    sources = {split: TfdsSource(builder, tfds_split) for split, tfds_split in splits.items()}
+    if train_images is not None:
+        check_train_images(train_images, len(sources["train"]), name)
+        sources["train"] = TfdsSource(builder, entry.train, train_images)
+    channels = 1 if builder.info.features[image_key(builder)].shape[-1] == 1 else 3
+    side = resolution or entry.image_size
+    crop: Crop = RandomCrop(smallest_crop) if entry.shift is None else RandomShift(entry.shift)
+    preprocessing = varied if entry.shift is None else "keras"
+    return StreamedDataset(
+        name,
+        label_names(builder),
+        sources,
+        (side, side, channels),
+        preprocessing,
+        crop,
+        entry.flip,
+        color and entry.shift is None,
+        on_bad_image,
+    )

@@ -1,0 +1,136 @@
+"""A run's state on disk, so that a run that was stopped goes on as if it had not been."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.training.step import TrainState
+
+
+class Saved(NamedTuple):
+    """What a checkpoint gives back.
+
+    Attributes:
+        state: on the devices that were asked for.
+        notes: what was saved beside it: the data's position, the timer.
+        damaged: steps of newer checkpoints that could not be read, and why.
+    """
+
+    state: TrainState
+    notes: dict[str, Any]
+    damaged: list[tuple[int, str]]
+
+
+def tree_digest(tree: PyTree) -> str:
+    """SHA-256 over the names, types, shapes and bits of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class RunCheckpoints:
+    """The checkpoints of one run, numbered by step; each is whole or not there.
+
+    Args:
+        folder: for the checkpoints alone.
+        keep: newest ones that are kept.
+        keep_every: besides, those of every multiple of so many steps.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None):
+        with _writable(folder):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                item_names=("state", "notes"),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
+                ),
+            )
+        self._folder = folder
+
+    def save(self, state: TrainState, step: int, notes: Mapping[str, Any]) -> None:
+        """Begin to write; the run may go on. What is written is the state as it is now.
+
+        Raises:
+            UserError: if the last checkpoint could not be written, for want of space for instance.
+        """
+        # The next step takes the state's memory, so the writer gets a copy. A digest of it tells later whether all
+        # of it came back: what is missing of an array is read as zeros.
+        state = jax.tree.map(lambda leaf: leaf.copy(), state)
+        notes = {**notes, "sha256": tree_digest(state)}
+        with _writable(self._folder):
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+            )
+
+    def wait(self) -> None:
+        """Wait until all that was begun is on disk.
+
+        Raises:
+            UserError: if it could not be written.
+        """
+        with _writable(self._folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, and let go of the folder."""
+        with _writable(self._folder):
+            self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def restore(self, like: TrainState | None = None) -> Saved | None:
+        """The newest checkpoint that can be read; None where there is none.
+
+        Args:
+            like: the shapes, with the shardings that the arrays shall have; None puts them on the first device,
+                as dictionaries.
+        """
+        damaged: list[tuple[int, str]] = []
+        for step in self.steps:
+            try:
+                target = self._shapes(step) if like is None else like
+                parts = ocp.args.Composite(state=ocp.args.StandardRestore(target), notes=ocp.args.JsonRestore())
+                restored = self._manager.restore(step, args=parts)
+                state, notes = restored["state"], restored["notes"]
+                if like is not None and tree_digest(state) != notes["sha256"]:
+                    raise ValueError("its content is not what was saved")
+                return Saved(state, notes, damaged)
+            except Exception as error:  # Orbax lets errors of every library below it through
+                damaged.append((step, " ".join(str(error).split())[:120] or type(error).__name__))
+        return None
+
+    def delete(self, step: int) -> None:
+        """Remove a checkpoint, so that a run that comes to its step again can write it."""
+        self._manager.delete(step)
+
+    def _shapes(self, step: int) -> Any:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        tree = self._manager.item_metadata(step)["state"].tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"a checkpoint cannot be written to {folder} ({reason}); make room, and the same command goes on from "
+            "the last one that is whole"
+        ) from error

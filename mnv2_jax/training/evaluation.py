@@ -1,0 +1,72 @@
+"""A trained network from wherever it is, over a whole split of any data set."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from mnv2_jax.data import stream
+from mnv2_jax.data.stream import OnBadImage
+from mnv2_jax.errors import UserError
+from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.training.checkpoint import RunCheckpoints
+from mnv2_jax.training.folder import CONFIG
+from mnv2_jax.training.loop import evaluate_network
+from mnv2_jax.training.run import CHECKPOINTS, NETWORK
+from mnv2_jax.weights.load import Weights, from_description, load_weights
+
+
+def open_weights(path: Path, averaged: bool = True) -> tuple[Weights, dict[str, Any]]:
+    """A network, and the settings of the run that it comes from, or none.
+
+    Args:
+        path: a run's folder, or what `load_weights` takes.
+        averaged: of a run with a moving average of its parameters, take the average.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
+        return load_weights(path), {}
+    try:
+        settings = json.loads((path / CONFIG).read_text())
+    except ValueError as error:
+        raise UserError(f"{path / CONFIG} is not a run's ({error})") from error
+    if "seed" not in settings:
+        raise UserError(f"{path} is a study; name one of its networks, {path / CHECKPOINTS}/ARM-SEED")
+    if (path / NETWORK).is_dir() and (averaged or not settings.get("ema_decay")):
+        return load_weights(path / NETWORK), settings
+    saved = RunCheckpoints(path / CHECKPOINTS).restore()
+    if saved is None:
+        raise UserError(f"{path} has no checkpoint yet that can be read; train it first")
+    weights, _ = from_description(saved.notes["network"])
+    state: Any = saved.state
+    averages = state.get("ema") if averaged else None
+    variables = {"params": averages or state["params"], "batch_stats": state["batch_stats"]}
+    import jax
+
+    return weights._replace(variables=jax.tree.map(lambda leaf: leaf[0], variables)), settings
+
+
+def evaluate_weights(
+    weights: Weights,
+    dataset: str,
+    split: str,
+    data_files: Path | None = None,
+    resolution: int | None = None,
+    on_bad_image: OnBadImage = "stop",
+) -> dict[str, float]:
+    """Metrics of a network over all of a split, with the preprocessing that belongs to it.
+
+    Raises:
+        UserError: if the data are not there, or of other classes than the network.
+    """
+    data = stream.load_stream(
+        dataset, data_files, resolution=resolution or weights.resolution, on_bad_image=on_bad_image
+    )
+    classes = weights.model.num_classes
+    if classes != data.num_classes:
+        raise UserError(f"the network has {classes} classes and {dataset} {data.num_classes}")
+    shape = (*data.image_shape[:2], weights.image_channels)
+    data = dataclasses.replace(data, preprocessing=weights.preprocessing, image_shape=shape)
+    return evaluate_network(weights.model, weights.variables, Classification(classes), data, split)
