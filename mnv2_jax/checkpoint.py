@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
@@ -23,12 +24,23 @@ def is_replaceable(path: Path) -> bool:
 def save_checkpoint(path: Path, variables: PyTree, description: Mapping[str, Any]) -> None:
     """Write a network's variables ("params" and "batch_stats") and what JSON can hold about it, both or neither.
 
-    What was at `path` is replaced.
+    What was at `path` is replaced. Of several processes one calls this, and the others need not.
     """
+    # On the host, so that it is nobody's but this process's.
+    variables = jax.tree.map(np.asarray, variables)
     parts = ocp.args.Composite(
         variables=ocp.args.StandardSave(variables), description=ocp.args.JsonSave(dict(description))
     )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix="network"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        variables=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        description=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(path.absolute(), parts, force=True)
 
 

@@ -61,9 +61,12 @@ def silence_libraries() -> None:
     import absl.logging
     import tensorflow_datasets as tfds
 
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    # What fails in them comes to us as an exception, and is said in one line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     for name in ("jax", "orbax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Where one write of a checkpoint fails, those beside it fail too: one line says so, not a hundred.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     tfds.disable_progress_bar()
 
 
@@ -117,6 +120,9 @@ def run(
         # Whoever read our output has stopped, as `head` does. Python would complain again when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
+        fail(UserError(f"{where}: {error.strerror or error}"))
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
         sys.exit(130)

@@ -7,7 +7,7 @@ study, or any file of weights that `convert` takes.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
@@ -46,7 +46,7 @@ def main(options: Options) -> None:
     name = options.dataset or dataset.get("dataset")
     if name is None:
         raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
-    metrics: dict[str, Any] = evaluate_weights(
+    metrics, skipped = evaluate_weights(
         weights,
         name,
         options.split,
@@ -55,10 +55,13 @@ def main(options: Options) -> None:
         on_bad_image=options.on_bad_image,
     )
     if options.json:
-        print(json.dumps({"weights": str(options.weights), "dataset": name, "split": options.split, **metrics}))
+        said = {"weights": str(options.weights), "dataset": name, "split": options.split, **metrics, "skipped": skipped}
+        print(json.dumps(said))
         return
     images = metrics.pop("examples")
     print(f"{name} {options.split}, {images} images, preprocessing {weights.preprocessing}")
+    for line in skipped:
+        print(f"skipped: {line}")
     for metric, value in metrics.items():
         print(
             f"{metric.replace('_', ' '):14} {value:.4f}"

@@ -100,6 +100,8 @@ def main(options: Options) -> None:
         check_resolution(options.resolution)
     if options.unit_strides is not None and not 0 <= options.unit_strides <= STRIDED_LAYERS:
         raise UserError(f"--unit-strides must be from 0 to {STRIDED_LAYERS}, got {options.unit_strides}")
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed must be from 0 to below 2^31, got {options.seed}")
     of_v2 = {"expansion": options.expansion, "bottleneck_activation": options.bottleneck_activation}
     of_v2 = {name: value for name, value in of_v2.items() if value is not None}
     if of_v2 and options.model != "mobilenet_v2":

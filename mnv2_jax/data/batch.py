@@ -51,5 +51,5 @@ class TrainData(Protocol):
         `position` is the one that a checkpoint of this run kept at `step`.
         """
 
-    def batch(self, value: Any, seed: Int[Array, ""], step: Int[Array, ""], first: Int[Array, ""], count: int) -> Batch:
-        """Inside the compiled step: the `count` examples of the whole batch from place `first` on."""
+    def batch(self, value: Any, seed: Int[Array, ""], step: Int[Array, ""], places: Int[Array, " n"]) -> Batch:
+        """Inside the compiled step: the examples at these places of the whole batch."""

@@ -112,9 +112,11 @@ def find_entry(name: str, data_dir: Path | None = None) -> Entry:
         raise UserError("--dataset folder is streamed; it needs --data-files DIR, with a subfolder a class")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         known = ", ".join([*CATALOG, FOLDER])
         raise UserError(f"unknown data set {name!r}; known are {known}, and what TFDS has prepared") from error
+    except ImportError as error:
+        raise UserError(f"TFDS needs more packages for {name} ({str(error).splitlines()[-1]})") from error
     image_key(builder), label_key(builder)
     splits = set(builder.info.splits)
     test = next((split for split in ("test", "validation") if split in splits), None)
@@ -197,6 +199,10 @@ def prepared_builder(
     builder = make_builder(name, data_files, data_dir)
     if builder.is_prepared():
         return builder
+    if name not in CATALOG and not progress:
+        raise UserError(
+            f"{name} is not prepared in {builder.data_dir}; prepare it once: python -m mnv2_jax datasets prepare {name}"
+        )
     try:
         if not os.access(_existing_parent(Path(builder.data_dir)), os.W_OK):
             raise UserError(f"{name} cannot be prepared: {builder.data_dir} cannot be written; set TFDS_DATA_DIR")

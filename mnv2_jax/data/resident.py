@@ -5,6 +5,7 @@ number alone. So two networks with the same seed see the same batches.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +75,15 @@ class Dataset:
         """From uint8 to the network's input."""
         return PREPROCESSING[self.preprocessing].normalization
 
-    def train_data(self, batch_size: int) -> "ResidentData":
-        """Training batches of `batch_size` examples."""
+    def fingerprint(self) -> str:
+        """Changes when the images or their classes do."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.images.tobytes() + split.labels.tobytes())
+        return digest.hexdigest()
+
+    def train_data(self, batch_size: int, accumulation: int = 1) -> "ResidentData":
+        """Training batches of `batch_size` examples; in how many parts a device takes them does not matter here."""
         return ResidentData(self, batch_size)
 
     def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
@@ -116,6 +124,8 @@ def load(
                 image = np.asarray(scaled).reshape(side, side, -1)
             images.append(image)
             labels.append(example["label"])
+        if not images:
+            raise UserError(f"the split {split} of {name} has no images")
         return Examples(np.stack(images), np.asarray(labels, np.int32))
 
     train = read(entry.train)
@@ -193,16 +203,13 @@ class ResidentData:
         """The training split at every step: which of it is meant follows from the step's number."""
         return itertools.repeat((self.dataset.train, None))
 
-    def batch(
-        self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], first: Int[Array, ""], count: int
-    ) -> Batch:
-        """The examples of the step's batch from place `first` on."""
+    def batch(self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], places: Int[Array, " n"]) -> Batch:
+        """The examples at these places of the step's batch."""
         order_key, augment_key = jax.random.split(data_key(seed))
         chosen = batch_indices(order_key, step, len(value.labels), self.batch_size)
-        chosen = jax.lax.dynamic_slice_in_dim(chosen, first, count)
-        places = first + jnp.arange(count)
+        chosen = chosen[places]
         images = augment(jax.random.fold_in(augment_key, step), places, value.images[chosen], self.dataset.augmentation)
-        return Batch(self.dataset.normalization(images), value.labels[chosen], jnp.ones(count), places)
+        return Batch(self.dataset.normalization(images), value.labels[chosen], jnp.ones(len(places)), places)
 
 
 def data_key(seed: Int[Array, ""]) -> Key[Array, ""]:

@@ -30,6 +30,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example:
         """One of them."""
 
+    def fingerprint(self) -> str:
+        """Changes when the examples are others, as far as it can be told without reading them."""
+
 
 class TfdsSource:
     """The examples of one split of a prepared TFDS set.
@@ -45,6 +48,7 @@ class TfdsSource:
         self._source = builder.as_data_source(split, decoders={self._image: tfds.decode.SkipDecoding()})
         self._length = len(self._source) if limit is None else limit
         self._title = f"{builder.name} {split}"
+        self._version = str(builder.version)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -57,16 +61,21 @@ class TfdsSource:
         name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         return Example(example[self._image], int(example[self._label]), name or f"image {index} of {self._title}")
 
+    def fingerprint(self) -> str:
+        """The set's name and version, and the split."""
+        return f"{self._title} {self._version}"
+
 
 class FolderSource:
     """The images of one split of a folder.
 
     Args:
+        folder: in which they all lie.
         files: (path, class) of each.
     """
 
-    def __init__(self, files: Sequence[tuple[Path, int]]):
-        self._files = tuple(files)
+    def __init__(self, folder: Path, files: Sequence[tuple[Path, int]]):
+        self._folder, self._files = folder, tuple(files)
 
     def __len__(self) -> int:
         """How many there are."""
@@ -79,6 +88,11 @@ class FolderSource:
             return Example(path.read_bytes(), label, str(path))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+    def fingerprint(self) -> str:
+        """A hash of the files' places in the folder and their classes."""
+        names = [f"{path.relative_to(self._folder).as_posix()} {label}" for path, label in self._files]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def read_folder(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
@@ -95,8 +109,9 @@ def read_folder(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Pat
     if not folder.is_dir():
         raise UserError(f"--data-files {folder} is not a folder; expected a folder with a subfolder of images a class")
     parts = {name: folder / name for name in ("train", "val", "validation", "test") if (folder / name).is_dir()}
-    if "train" not in parts or len(parts) == 1:
-        classes, images = _read_classes(folder)
+    has_train = "train" in parts and any(path.is_dir() for path in parts["train"].iterdir())
+    if not has_train or len(parts) == 1:
+        classes, images = _read_classes(parts["train"] if has_train else folder)
         return classes, _split(images)
     classes, images = _read_classes(parts.pop("train"))
     held = {}
@@ -119,10 +134,14 @@ def _read_classes(folder: Path) -> tuple[tuple[str, ...], list[list[Path]]]:
         raise UserError(f"{folder} has {len(classes)} subfolders; expected one a class, two classes or more")
     images = []
     for path in classes:
-        inside = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-        if not inside:
+        files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+        if not files:
             raise UserError(f"the class folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-        images.append(sorted(inside, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest()))
+
+        def order(file: Path, inside: Path = path) -> str:
+            return hashlib.sha256(file.relative_to(inside).as_posix().encode()).hexdigest()
+
+        images.append(sorted(files, key=order))
     return tuple(path.name for path in classes), images
 
 

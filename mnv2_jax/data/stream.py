@@ -6,6 +6,7 @@ nothing; each reads only its part of every batch. The position of the stream is 
 """
 
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ OnBadImage = Literal["stop", "skip"]
 
 # Grain's threads are the parallelism; OpenCV's own would fight them for the cores.
 cv2.setNumThreads(0)
+# What is wrong with an image is said once, by us.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Pixels(NamedTuple):
@@ -74,6 +77,9 @@ class RandomShift:
 
 Crop = RandomCrop | RandomShift
 
+PREFETCH_BYTES = 1 << 30
+"""Of batches that wait for the devices."""
+
 REDUCED = {
     (3, 1): cv2.IMREAD_COLOR,
     (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
@@ -94,11 +100,17 @@ def decode(example: Example, channels: int, divisor: int = 1) -> UInt8[np.ndarra
         UserError: names the image if it is damaged.
     """
     flags = REDUCED[channels, divisor] | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(example.content, np.uint8), flags)
+    try:
+        image = cv2.imdecode(np.frombuffer(example.content, np.uint8), flags)
+    except cv2.error:
+        image = None
     if image is None:
         # OpenCV knows fewer kinds than Pillow, which also says what is wrong.
-        pillow = np.asarray(read_image(example.name, channels, example.content))
-        image = pillow[..., ::-1] if channels == 3 else pillow
+        pillow = read_image(example.name, channels, example.content)
+        if divisor > 1:
+            pillow = pillow.reduce(divisor)
+        image = np.asarray(pillow)
+        image = image[..., ::-1] if channels == 3 else image
     return image.reshape(*image.shape[:2], channels)
 
 
@@ -154,7 +166,7 @@ class Prepare(grain.transforms.RandomMap):
     Args:
         source: the examples.
         crop, flip, size, channels: how they are varied.
-        skipped: where to note the name of a damaged image, in whose place the next one is taken; None to fail.
+        skipped: where to note a damaged image, in whose place the next one is taken; None to fail.
     """
 
     def __init__(
@@ -167,16 +179,17 @@ class Prepare(grain.transforms.RandomMap):
         """The pixels of an example."""
         flip = self._flip and bool(generator.integers(2))
         for tried in range(len(self._source)):
-            example = self._source[(index + tried) % len(self._source)]
+            number = (index + tried) % len(self._source)
             try:
+                example = self._source[number]
                 if isinstance(self._crop, RandomCrop):
                     image = crop_and_scale(example, self._crop, self._size, self._channels, generator)
                 else:
                     image = scale_and_shift(example, self._crop, self._size, self._channels, generator)
-            except UserError:
+            except UserError as error:
                 if self._skipped is None:
                     raise
-                self._skipped[example.name] = None
+                self._skipped[str(error)] = None
                 continue
             return Pixels(np.ascontiguousarray(image[:, ::-1] if flip else image), np.array(example.label, np.int32))
         raise UserError("no image of the training split can be read")
@@ -223,7 +236,7 @@ class StreamedDataset:
         crop, flip, color: how training images are varied.
         on_bad_image: "stop" at a damaged image and name it, or "skip" it: training takes the next one in its place,
             evaluation counts one image less.
-        skipped: names of the images that were skipped so far.
+        skipped: which images were skipped so far, and why.
     """
 
     name: str
@@ -252,9 +265,16 @@ class StreamedDataset:
         """From uint8 to the network's input."""
         return PREPROCESSING[self.preprocessing].normalization
 
-    def train_data(self, batch_size: int) -> "StreamedData":
-        """Training batches of `batch_size` examples."""
-        return StreamedData(self, batch_size)
+    def fingerprint(self) -> str:
+        """Changes when other images are meant: by their number and names, which are read without the images."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split, source in self.sources.items():
+            digest.update(f"{split} {len(source)} {source.fingerprint()}".encode())
+        return digest.hexdigest()
+
+    def train_data(self, batch_size: int, accumulation: int = 1) -> "StreamedData":
+        """Training batches of `batch_size` examples, of which a device takes `accumulation` parts."""
+        return StreamedData(self, batch_size, accumulation)
 
     def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
         """Every example of a split exactly once, in order, in batches of one shape, filled up with weight 0.
@@ -267,14 +287,14 @@ class StreamedDataset:
         how = PREPROCESSING[self.preprocessing]
 
         def prepare(index: int) -> tuple[Float[np.ndarray, "h w c"], int, int]:
-            example = source[index]
             try:
+                example = source[index]
                 image = preprocess(read_image(example.name, channels, example.content), how, size)
-            except UserError:
+            except UserError as error:
                 if self.on_bad_image == "stop":
                     raise
-                self.skipped[example.name] = None
-                return np.zeros(self.image_shape, np.float32), example.label, 0
+                self.skipped[str(error)] = None
+                return np.zeros(self.image_shape, np.float32), 0, 0
             return image, example.label, 1
 
         indices = [
@@ -299,8 +319,9 @@ class StreamedDataset:
 
 def read_options(ahead: int) -> grain.ReadOptions:
     """As many threads as there are cores: OpenCV and Pillow let go of Python's lock while they decode."""
-    threads = max(1, min(os.cpu_count() or 1, ahead))
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, ahead))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, min(cores, ahead))
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=min(ahead, 2 * threads))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -310,10 +331,12 @@ class StreamedData:
     Attributes:
         dataset: the set.
         batch_size: of the whole batch, over all processes.
+        accumulation: parts of a device, see `device_places`.
     """
 
     dataset: StreamedDataset
     batch_size: int
+    accumulation: int = 1
     shared = False
 
     def shapes(self) -> Pixels:
@@ -336,25 +359,31 @@ class StreamedData:
             .shuffle()
             .repeat()
             .random_map(prepare)
-            # A batch is taken from the stream in one piece, and each process takes a run of it.
-            .batch(self.batch_size // parts, drop_remainder=True)[part::parts]
+            # Every accumulated part of a batch is one piece of the stream, and each process takes a run of it.
+            .batch(self.batch_size // parts // self.accumulation, drop_remainder=True)[part::parts]
+            .batch(self.accumulation)
         )
-        threads = os.cpu_count() or 1
-        batches = iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
+        # A thread makes a batch: as many at once as there are cores and a gibibyte holds.
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in self.shapes()) // parts
+        batches = iter(stream.to_iter_dataset(read_options(max(2, PREFETCH_BYTES // size))))
         batches.set_state(position or {"next_index": step})
         for pixels in batches:
-            yield pixels, batches.get_state()
+            yield Pixels(*map(self._by_device, pixels)), batches.get_state()
 
-    def batch(
-        self, value: Pixels, seed: Int[Array, ""], step: Int[Array, ""], first: Int[Array, ""], count: int
-    ) -> Batch:
+    def _by_device(self, array: np.ndarray) -> np.ndarray:
+        """From (parts, examples, ...) to examples in the order of devices, each with all of its parts."""
+        shape = array.shape[2:]
+        if self.accumulation > 1:
+            array = array.reshape(self.accumulation, jax.local_device_count(), -1, *shape).swapaxes(0, 1)
+        return array.reshape(-1, *shape)
+
+    def batch(self, value: Pixels, seed: Int[Array, ""], step: Int[Array, ""], places: Int[Array, " n"]) -> Batch:
         """Normalise a device's part, after its colours are varied."""
-        places = first + jnp.arange(count)
         images = jnp.asarray(value.images)
         varied: Array = images
         if self.dataset.color and images.shape[-1] == 3:
             varied = distort_color(jax.random.fold_in(data_key(seed), step), places, images)
-        return Batch(self.dataset.normalization(varied), value.labels, jnp.ones(count), places)
+        return Batch(self.dataset.normalization(varied), value.labels, jnp.ones(len(places)), places)
 
 
 def load_stream(
@@ -388,7 +417,7 @@ def load_stream(
         if train_images is not None:
             check_train_images(train_images, len(files["train"]), str(data_files))
             files["train"] = files["train"][:train_images]
-        sources: dict[str, Source] = {split: FolderSource(inside) for split, inside in files.items()}
+        sources: dict[str, Source] = {split: FolderSource(data_files, inside) for split, inside in files.items()}
         side = resolution or 224
         return StreamedDataset(
             str(data_files),

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from mnv2_jax.data.batch import Batch
+from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.task import Sums
 
 
@@ -43,6 +44,8 @@ class Classification:
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Mean loss and the two accuracies, as fractions."""
+        if not sums["examples"]:
+            raise UserError("there is not one image that counts: the split is empty, or none of it can be read")
         return {
             "loss": float(sums["loss"] / sums["examples"]),
             "accuracy": float(sums["correct"] / sums["examples"]),

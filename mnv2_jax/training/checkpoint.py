@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from mnv2_jax.errors import UserError
@@ -31,10 +33,15 @@ class Saved(NamedTuple):
 
 def tree_digest(tree: PyTree) -> str:
     """SHA-256 over the names, types, shapes and bits of all arrays of a tree."""
-    digest = hashlib.sha256()
+    leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # Attributes, keys and places alike, in the order of their names: the tree may come back as dictionaries.
+        name = "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
+        leaves[name] = leaf
+    digest = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
         array = np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
@@ -46,14 +53,17 @@ class RunCheckpoints:
         folder: for the checkpoints alone.
         keep: newest ones that are kept.
         keep_every: besides, those of every multiple of so many steps.
+        read_only: to look at them while, perhaps, the run goes on.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None):
+    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None, read_only: bool = False):
         with _writable(folder):
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
-                item_names=("state", "notes"),
-                options=ocp.CheckpointManagerOptions(
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
+                options=ocp.CheckpointManagerOptions(read_only=True)
+                if read_only
+                else ocp.CheckpointManagerOptions(
                     max_to_keep=keep, keep_period=keep_every, cleanup_tmp_directories=True
                 ),
             )
@@ -94,11 +104,14 @@ class RunCheckpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def restore(self, like: TrainState | None = None) -> Saved | None:
-        """The newest checkpoint that can be read; None where there is none.
+        """The newest checkpoint that can be read; None where there is none at all.
 
         Args:
             like: the shapes, with the shardings that the arrays shall have; None puts them on the first device,
                 as dictionaries.
+
+        Raises:
+            UserError: if there are checkpoints and none can be read.
         """
         damaged: list[tuple[int, str]] = []
         for step in self.steps:
@@ -107,16 +120,29 @@ class RunCheckpoints:
                 parts = ocp.args.Composite(state=ocp.args.StandardRestore(target), notes=ocp.args.JsonRestore())
                 restored = self._manager.restore(step, args=parts)
                 state, notes = restored["state"], restored["notes"]
-                if like is not None and tree_digest(state) != notes["sha256"]:
+                if tree_digest(state) != notes["sha256"]:
                     raise ValueError("its content is not what was saved")
                 return Saved(state, notes, damaged)
             except Exception as error:  # Orbax lets errors of every library below it through
                 damaged.append((step, " ".join(str(error).split())[:120] or type(error).__name__))
+        if damaged:
+            steps = ", ".join(str(step) for step, _ in damaged)
+            raise UserError(
+                f"none of the checkpoints in {self._folder} (of steps {steps}) can be read ({damaged[0][1]}); "
+                "--overwrite begins anew"
+            )
         return None
 
-    def delete(self, step: int) -> None:
-        """Remove a checkpoint, so that a run that comes to its step again can write it."""
-        self._manager.delete(step)
+    def set_aside(self, step: int) -> None:
+        """Rename a checkpoint that cannot be read, so that a run that comes to its step again can write it."""
+        if jax.process_index() == 0:
+            with _writable(self._folder):
+                aside = self._folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        self._manager.reload()
 
     def _shapes(self, step: int) -> Any:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

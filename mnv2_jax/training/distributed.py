@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def initialize(options: Processes) -> None:
         if any(value is None for value in given):
             raise UserError("--coordinator, --processes and --process-id go together; give all three or none")
         count, number = options.processes or 0, options.process_id or 0
+        if not re.fullmatch(r"\S+:\d+", options.coordinator or ""):
+            raise UserError(f"--coordinator must be HOST:PORT, got {options.coordinator}")
         if not 0 <= number < count:
             raise UserError(f"--process-id must be from 0 to below the {count} --processes, got {number}")
         try:
@@ -51,4 +54,10 @@ def initialize(options: Processes) -> None:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the coordinator {options.coordinator} cannot be joined ({reason})") from error
     elif environment_says(os.environ):
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the other processes, of which the environment tells, cannot be joined ({reason})"
+            ) from error

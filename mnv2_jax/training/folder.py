@@ -12,6 +12,9 @@ from mnv2_jax.training.metrics import write_atomically
 CONFIG = "config.json"
 """What is asked, flat; a folder is that of a run or study if it has one."""
 
+MARKS = {"run": {"dataset", "seed"}, "study": {"dataset", "experiment"}}
+"""Settings by which a run's folder is known, and a study's."""
+
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they read back from JSON: lists for tuples."""
@@ -34,21 +37,26 @@ def check_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, kin
         raise UserError(f"--out {folder} is a file; name a folder")
     config_file = folder / CONFIG
     if not config_file.exists():
-        foreign = [path.name for path in folder.iterdir()] if folder.exists() else []
+        # What an interruption left of the settings' own file is ours.
+        foreign = [path.name for path in folder.iterdir() if path.name != f".{CONFIG}.new"] if folder.exists() else []
         if foreign:
             raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
-        return
-    if overwrite:
         return
     wanted = plain(settings)
     try:
         known = json.loads(config_file.read_text())
+        if not isinstance(known, dict) or not MARKS[kind] <= known.keys():
+            raise UserError(f"--out {folder} holds no {kind}: its {CONFIG} is of something else; name another folder")
+        if overwrite:
+            return
         differences = [
             f"{name} is {known.get(name)!r} there and {wanted.get(name)!r} here"
             for name in {**wanted, **known}
             if known.get(name) != wanted.get(name)
         ]
-    except (ValueError, AttributeError, TypeError) as error:
+    except ValueError as error:
+        if overwrite:
+            return
         raise UserError(f"{config_file} is not a {kind}'s ({error}); name another --out or --overwrite it") from error
     if differences:
         raise UserError(
@@ -69,7 +77,7 @@ def claim_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, con
     """
     try:
         if overwrite and folder.exists():
-            for name in (CONFIG, *contents):
+            for name in contents:
                 path = folder / name
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

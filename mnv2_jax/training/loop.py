@@ -26,11 +26,10 @@ from mnv2_jax.training.parallel import (
     check_divides,
     compile_program,
     create_mesh,
-    lower_program,
     place,
     shapes_of,
 )
-from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, eval_step, init_state, train_step
+from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_places, eval_step, init_state, train_step
 
 EVALUATION_BATCH = 256
 STREAM_AHEAD = 3
@@ -53,8 +52,8 @@ class Dataset(Protocol):
     def train_images(self) -> int:
         """How many images there are to train on."""
 
-    def train_data(self, batch_size: int) -> TrainData:
-        """Training batches of `batch_size` examples."""
+    def train_data(self, batch_size: int, accumulation: int = 1) -> TrainData:
+        """Training batches of `batch_size` examples, of which a device takes `accumulation` parts."""
 
     def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
         """Every example of a split exactly once, process `part`'s share of every batch."""
@@ -109,16 +108,16 @@ def compile_programs(
         UserError: if the batch does not divide by the devices.
     """
     began = time.perf_counter()
-    data = dataset.train_data(config.batch_size)
+    data = dataset.train_data(config.batch_size, config.accumulation)
     value_spec = REPLICATED if data.shared else DATA
-    per_device = check_divides(config.batch_size, config.accumulation, mesh)
+    check_divides(config.batch_size, config.accumulation, mesh)
 
     def init(seed):
         return init_state(seed, learner, dataset.image_shape)
 
     def train(state, totals, value):
-        first = jax.lax.axis_index(DATA_AXIS) * per_device
-        batch = data.batch(value, state.seed, state.step, first, per_device)
+        places = device_places(config.batch_size, config.accumulation)
+        batch = data.batch(value, state.seed, state.step, places)
         state, sums = train_step(state, batch, learner)
         sums[FINITE] = jnp.isfinite(sums["loss"]).astype(jnp.float32)
         # The last result is what one may wait for: the others' memory goes to the next step.
@@ -129,9 +128,8 @@ def compile_programs(
 
     seeds, size = mesh.shape["seed"], evaluation_size(mesh)
     shape = jax.ShapeDtypeStruct
-    lowered_init = lower_program(init, mesh, [SEED], [shape((seeds,), jnp.int32)], parallel=parallel)
-    state = lowered_init.out_info
-    state = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), state)
+    one = jax.eval_shape(init, shape((), jnp.int32))
+    state = jax.tree.map(lambda leaf: shape((seeds, *leaf.shape), leaf.dtype), one)
     totals = {name: shape((seeds,), jnp.float32) for name in (*learner.task.names, FINITE)}
     value = shapes_of(data.shapes(), mesh, value_spec, parallel)
     images, each = jnp.zeros((size, *dataset.image_shape)), jnp.zeros(size, jnp.int32)

@@ -45,20 +45,19 @@ def create_mesh(seeds: int = 1, data: int | None = None) -> Mesh:
     return jax.make_mesh((seeds, data), ("seed", DATA_AXIS), axis_types=axes, devices=devices[: seeds * data])
 
 
-def check_divides(batch_size: int, accumulation: int, mesh: Mesh) -> int:
-    """The images that a device gets of a batch.
+def check_divides(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Refuse a batch of which the devices' parts are not equal.
 
     Raises:
-        UserError: if they are not a whole number, in each accumulated part.
+        UserError: says which batch would do.
     """
-    devices = mesh.shape[DATA_AXIS]
-    per_device, rest = divmod(batch_size, devices)
-    if rest or per_device % accumulation:
+    unit = mesh.shape[DATA_AXIS] * accumulation
+    if batch_size % unit:
         parts = f" with {accumulation} accumulated parts each" if accumulation > 1 else ""
-        unit = devices * accumulation
         near = max(unit, round(batch_size / unit) * unit)
-        raise UserError(f"--batch-size {batch_size} does not divide by {devices} devices{parts}; take {near}")
-    return per_device
+        raise UserError(
+            f"--batch-size {batch_size} does not divide by {unit // accumulation} devices{parts}; take {near}"
+        )
 
 
 def lower_program(
@@ -80,6 +79,22 @@ def lower_program(
         donate: positions of arguments whose memory the result may take.
         parallel: "pmap" for meshes of one seed.
     """
+    if parallel == "pmap":
+        return _pmapped(function, specs, donate).lower(_spread(mesh), *arguments)
+    # No run depends on another, and what is summed over devices is the function's business: nothing to check.
+    mapped = jax.shard_map(
+        _of_one_run(function, specs), mesh=mesh, in_specs=tuple(specs), out_specs=SEED, check_vma=False
+    )
+    return jax.jit(
+        mapped,
+        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
+        out_shardings=NamedSharding(mesh, SEED),
+        donate_argnums=tuple(donate),
+    ).lower(*arguments)
+
+
+def _of_one_run(function: Callable, specs: Sequence[PartitionSpec]) -> Callable:
+    """What a device does: a function of one run, on arguments and results with a first axis of runs."""
 
     def on_device(*arguments):
         own = [
@@ -88,24 +103,19 @@ def lower_program(
         ]
         return jax.tree.map(lambda leaf: leaf[None], function(*own))
 
-    if parallel == "pmap":
-        # pmap wants one argument at least that is spread over the devices, so it is given one that nothing uses.
-        mapped = jax.pmap(
-            lambda _, *arguments: on_device(*arguments),
-            axis_name=DATA_AXIS,
-            in_axes=(0, *(0 if spec == DATA else None for spec in specs)),
-            out_axes=None,
-            donate_argnums=tuple(position + 1 for position in donate),
-        )
-        return mapped.lower(_spread(mesh), *arguments)
-    # No run depends on another, and what is summed over devices is the function's business: nothing to check.
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=tuple(specs), out_specs=SEED, check_vma=False)
-    return jax.jit(
-        mapped,
-        in_shardings=tuple(NamedSharding(mesh, spec) for spec in specs),
-        out_shardings=NamedSharding(mesh, SEED),
-        donate_argnums=tuple(donate),
-    ).lower(*arguments)
+    return on_device
+
+
+def _pmapped(function: Callable, specs: Sequence[PartitionSpec], donate: Sequence[int]) -> Any:
+    """By `pmap`, which wants one argument at least that is spread over the devices: the first, which nothing uses."""
+    on_device = _of_one_run(function, specs)
+    return jax.pmap(
+        lambda _, *arguments: on_device(*arguments),
+        axis_name=DATA_AXIS,
+        in_axes=(0, *(0 if spec == DATA else None for spec in specs)),
+        out_axes=None,
+        donate_argnums=tuple(position + 1 for position in donate),
+    )
 
 
 def _spread(mesh: Mesh) -> np.ndarray:
@@ -121,6 +131,9 @@ def compile_program(
     parallel: Parallel = "jit",
 ) -> Callable:
     """`lower_program`, compiled. Its arguments come from `place`."""
+    if parallel == "pmap" and jax.process_count() > 1:
+        # Of several processes' pmap only a call can be compiled, not shapes.
+        return functools.partial(_pmapped(function, specs, donate), _spread(mesh))
     compiled = lower_program(function, mesh, specs, arguments, donate, parallel).compile()
     return functools.partial(compiled, _spread(mesh)) if parallel == "pmap" else compiled
 
@@ -137,9 +150,7 @@ def shapes_of(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "
 
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "jit") -> Any:
     """Put arrays of the host on the devices: this process's rows of the axis that `spec` spreads, or the whole."""
-    if parallel == "pmap":
-        if spec != DATA:
-            return tree
+    if parallel == "pmap" and spec == DATA:
         local = len(mesh.local_devices)
         return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(local, -1, *np.shape(leaf)[1:]), tree)
     sharding = NamedSharding(mesh, spec)

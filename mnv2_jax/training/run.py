@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tensorboardX
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
@@ -29,9 +29,11 @@ from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.checkpoint import RunCheckpoints, tree_digest
 from mnv2_jax.training.config import TrainConfig
-from mnv2_jax.training.folder import check_folder, claim_folder
+from mnv2_jax.training.folder import check_folder, claim_folder, plain
+from mnv2_jax.training.log import Log
 from mnv2_jax.training.loop import (
     Logged,
+    Pause,
     Programs,
     compile_programs,
     evaluate,
@@ -40,9 +42,9 @@ from mnv2_jax.training.loop import (
     log_interval,
     train,
 )
-from mnv2_jax.training.metrics import Record, read_records, to_line, write_atomically, write_records
+from mnv2_jax.training.metrics import Record, write_atomically
 from mnv2_jax.training.optimizer import create_optimizer, create_schedule
-from mnv2_jax.training.parallel import SEED, Parallel, create_mesh
+from mnv2_jax.training.parallel import SEED, Parallel, check_divides, create_mesh, place
 from mnv2_jax.training.progress import RunReporter
 from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState
 from mnv2_jax.weights.load import Weights, describe, save_weights
@@ -50,6 +52,9 @@ from mnv2_jax.weights.load import Weights, describe, save_weights
 CHECKPOINTS, NETWORK, METRICS, SUMMARY = "checkpoints", "network", "metrics.jsonl", "summary.json"
 TENSORBOARD, TRACE = "tensorboard", "trace"
 CONTENTS = (CHECKPOINTS, NETWORK, METRICS, SUMMARY, TENSORBOARD, TRACE)
+
+OWN = "mnv2_jax"
+"""The source of networks that were trained here."""
 
 Dataset = resident.Dataset | stream.StreamedDataset
 
@@ -178,49 +183,12 @@ def network_of(run: Run, dataset: Dataset) -> Weights:
     return Weights(
         create_network(run, dataset),
         {},
-        source="mnv2_jax",
+        source=OWN,
         preprocessing=dataset.preprocessing,
         resolution=dataset.image_shape[0],
         class_names=dataset.class_names,
         image_channels=dataset.image_shape[2],
     )
-
-
-class Log:
-    """Where records go: JSON lines, TensorBoard, and the terminal. Only the first process writes.
-
-    Args:
-        folder: of the run.
-        reporter: the terminal.
-        step: records behind it are of steps that are done again.
-    """
-
-    def __init__(self, folder: Path, reporter: RunReporter, step: int):
-        self._reporter = reporter
-        self._file = self._board = None
-        if jax.process_index() == 0:
-            path = folder / METRICS
-            write_records(path, [record for record in read_records(path) if record.step <= step])
-            self._file = path.open("a", encoding="utf-8")
-            self._board = tensorboardX.SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
-
-    def write(self, record: Record) -> None:
-        """Write one record, to the disk at once."""
-        if self._file is None or self._board is None:
-            return
-        self._file.write(to_line(record))
-        self._file.flush()
-        for name, value in record.metrics.items():
-            self._board.add_scalar(f"{record.split}/{name}", value, record.step)
-        if record.images_per_second is not None:
-            self._board.add_scalar(f"{record.split}/images_per_second", record.images_per_second, record.step)
-        self._reporter.record(record)
-
-    def close(self) -> None:
-        """Let go of the files."""
-        if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
 
 
 @contextlib.contextmanager
@@ -252,81 +220,109 @@ def execute(
         UserError: for bad input, before anything is written; for a loss that is no number; for a full disk.
         Preempted: after SIGTERM, when the run is saved.
     """
-    check_folder(run.settings(), folder, overwrite, "run")
-    summary_file = folder / SUMMARY
-    if summary_file.exists() and not overwrite:
-        reporter.say("This run was finished before.")
-        return json.loads(summary_file.read_text())
-    dataset = load_dataset(run, execution.on_bad_image)
-    steps = run.training.steps(dataset.train_images)
-    mesh = create_mesh()
-    learner = create_learner(run, dataset, mesh.size)
-    reporter.say(f"compiling for {mesh.size} devices ({mesh.devices.flat[0].device_kind})")
-    programs = compile_programs(learner, dataset, run.training, mesh, execution.parallel)
-    reporter.say(f"compiled in {programs.compile_seconds:.0f} s")
-    if jax.process_index() == 0:
-        claim_folder(run.settings(), folder, overwrite, CONTENTS)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("folder")
-    checkpoints = RunCheckpoints(folder / CHECKPOINTS, execution.keep, execution.keep_every)
-    with contextlib.closing(checkpoints):
-        state, done, position, seconds = _resume(run, programs, checkpoints, reporter)
-        log = Log(folder, reporter, done)
-        with contextlib.closing(log), watch_for_preemption() as stopping:
-            trainer = _Trainer(run, execution, folder, dataset, programs, checkpoints, log, seconds)
-            reporter.start(done, steps)
-            try:
-                state = trainer.train(state, range(done, steps), position, stopping)
-            finally:
-                reporter.stop()
-            test = trainer.evaluate(state, "test", steps)
-        skipped = sorted(getattr(dataset, "skipped", {}))
-        if skipped:
-            reporter.say(f"{len(skipped)} damaged images were skipped: {', '.join(skipped[:5])}")
-        variables = jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state.variables(averaged=True))
-        weights = network_of(run, dataset)._replace(variables=variables)
-        summary = {
-            "dataset": run.dataset,
-            "steps": steps,
-            "test": test,
-            "parameters_sha256": tree_digest(state.params),
-            "settings": run.settings(),
-            "train_images": dataset.train_images,
-            "skipped_images": skipped,
-            "compile_seconds": round(programs.compile_seconds, 2),
-            "train_seconds": round(trainer.seconds(), 2),
-            "command": command,
-            "environment": dict(environment or {}),
-        }
+    with _said_in_one_line(folder), watch_for_preemption() as stopping:
+        dataset = load_shared(run, execution.on_bad_image)
+        settings = {**run.settings(), "data_sha256": dataset.fingerprint()}
+        check_folder(settings, folder, overwrite, "run")
+        summary_file = folder / SUMMARY
+        if summary_file.exists() and not overwrite:
+            reporter.say("This run was finished before.")
+            return json.loads(summary_file.read_text())
+        steps = run.training.steps(dataset.train_images)
+        if execution.profile is not None and execution.profile[1] > steps:
+            raise UserError(f"--profile ends at step {execution.profile[1]}, and the run has {steps}")
+        mesh = create_mesh()
+        check_divides(run.training.batch_size, run.training.accumulation, mesh)
+        reporter.say(f"compiling for {mesh.size} devices ({mesh.devices.flat[0].device_kind})")
+        learner = create_learner(run, dataset, mesh.size)
+        programs = compile_programs(learner, dataset, run.training, mesh, execution.parallel)
+        reporter.say(f"compiled in {programs.compile_seconds:.0f} s")
         if jax.process_index() == 0:
-            save_weights(folder / NETWORK, weights)
-            write_atomically(summary_file, json.dumps(summary, indent=2, default=str) + "\n")
-    return summary
+            claim_folder(settings, folder, overwrite, CONTENTS)
+        wait_for_processes("folder")
+        checkpoints = RunCheckpoints(folder / CHECKPOINTS, execution.keep, execution.keep_every)
+        with contextlib.closing(checkpoints):
+            state, done, notes = _resume(run, programs, checkpoints, reporter)
+            if isinstance(dataset, stream.StreamedDataset):
+                dataset.skipped.update(dict.fromkeys(notes.get("skipped", ())))
+            log = Log(folder / METRICS, folder / TENSORBOARD, reporter, done)
+            with contextlib.closing(log):
+                trainer = _Trainer(
+                    run, execution, folder, dataset, programs, checkpoints, log, notes.get("seconds", 0.0)
+                )
+                reporter.start(done, steps)
+                try:
+                    state = trainer.train(state, range(done, steps), notes.get("position"), stopping)
+                finally:
+                    reporter.stop()
+                test = trainer.evaluate(state, "test", steps)
+            skipped = trainer.skipped()
+            if skipped:
+                reporter.say(f"{len(skipped)} damaged images were skipped, the first of them: {skipped[0]}")
+            variables = jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state.variables(averaged=True))
+            weights = network_of(run, dataset)._replace(variables=variables)
+            summary = {
+                "dataset": run.dataset,
+                "steps": steps,
+                "test": test,
+                "parameters_sha256": tree_digest(state.params),
+                "settings": settings,
+                "train_images": dataset.train_images,
+                "skipped_images": skipped,
+                "compile_seconds": round(programs.compile_seconds, 2),
+                "train_seconds": round(trainer.seconds(), 2),
+                "command": command,
+                "environment": dict(environment or {}),
+            }
+            if jax.process_index() == 0:
+                save_weights(folder / NETWORK, weights)
+                write_atomically(summary_file, json.dumps(plain(summary), indent=2) + "\n")
+            wait_for_processes("summary")
+    return plain(summary)
+
+
+@contextlib.contextmanager
+def _said_in_one_line(folder: Path) -> Iterator[None]:
+    """Whatever cannot be written of a run, the user can mend, and go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}); mend that, and the same command "
+            "goes on from the last checkpoint"
+        ) from error
+
+
+def wait_for_processes(where: str) -> None:
+    """Until all have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def load_shared(run: Run, on_bad_image: OnBadImage) -> Dataset:
+    """`load_dataset` in every process; what has to be prepared first, the first one prepares."""
+    if jax.process_index() == 0:
+        dataset = load_dataset(run, on_bad_image)
+    wait_for_processes("data")
+    return dataset if jax.process_index() == 0 else load_dataset(run, on_bad_image)
 
 
 def _resume(
     run: Run, programs: Programs, checkpoints: RunCheckpoints, reporter: RunReporter
-) -> tuple[TrainState, int, Any, float]:
-    """(state, steps done, position of the data, seconds so far): of the newest checkpoint that is whole, or anew."""
+) -> tuple[TrainState, int, dict[str, Any]]:
+    """(state, steps done, notes): of the newest checkpoint that is whole, or of a run that begins."""
     state = programs.start([run.seed])
     sharding = NamedSharding(programs.mesh, SEED)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
-    had = checkpoints.steps
     saved = checkpoints.restore(like)
     if saved is None:
-        for step in had:
-            checkpoints.delete(step)
-        if had:
-            reporter.say(
-                f"none of the checkpoints of steps {', '.join(map(str, had))} can be read; the run begins anew"
-            )
-        return state, 0, None, 0.0
+        return state, 0, {}
     done = int(saved.state.step.addressable_data(0)[0])
     for step, why in saved.damaged:
-        checkpoints.delete(step)
+        checkpoints.set_aside(step)
         reporter.say(f"the checkpoint of step {step} cannot be read ({why}); going on from the one of step {done}")
     reporter.say(f"going on from step {done}")
-    return saved.state, done, saved.notes["position"], saved.notes["seconds"]
+    return saved.state, done, saved.notes
 
 
 class _Trainer:
@@ -335,7 +331,10 @@ class _Trainer:
     def __init__(self, run, execution, folder, dataset, programs, checkpoints, log, seconds):
         self._run, self._execution, self._folder = run, execution, folder
         self._dataset, self._programs, self._checkpoints, self._log = dataset, programs, checkpoints, log
-        self._schedule = create_schedule(run.training, run.training.steps_per_epoch(dataset.train_images))
+        # All of them at once: asking the schedule while the devices work would wait for them.
+        schedule = create_schedule(run.training, run.training.steps_per_epoch(dataset.train_images))
+        steps = run.training.steps(dataset.train_images)
+        self._rates = np.broadcast_to(np.asarray(schedule(np.arange(steps))), (steps,))
         self._network = describe(network_of(run, dataset))
         self._before, self._began = seconds, time.perf_counter()
 
@@ -366,27 +365,58 @@ class _Trainer:
         saves = evaluations if every is None else frozenset(range(every, steps + 1, every)) | {steps}
         log_every = self._execution.log_every or log_interval(steps)
         first, last = self._execution.profile or (0, 0)
-        if first == todo.start + 1:
-            jax.profiler.start_trace(self._folder / TRACE)
         pauses = evaluations | saves | ({first - 1, last} if last else set())
-        events = train(self._programs, state, self._run.seed, todo, log_every, pauses, position, stopping)
+        if todo.start in evaluations and not self._log.has("validation", todo.start):
+            self.evaluate(state, "validation", todo.start)
+        with contextlib.ExitStack() as tracing:
+            if first == todo.start + 1:
+                tracing.enter_context(jax.profiler.trace(str(self._folder / TRACE)))
+            events = train(self._programs, state, self._run.seed, todo, log_every, pauses, position, stopping)
+            return self._follow(events, state, evaluations, saves, first, last, tracing)
+
+    def _follow(
+        self,
+        events: Iterator[Logged | Pause],
+        state: TrainState,
+        evaluations: frozenset[int],
+        saves: frozenset[int],
+        first: int,
+        last: int,
+        tracing: contextlib.ExitStack,
+    ) -> TrainState:
+        """What happens between the steps."""
         for event in events:
             if isinstance(event, Logged):
-                rate = float(self._schedule(event.step - 1))
-                metrics = {**event.metrics[0], "learning_rate": rate}
+                metrics = {**event.metrics[0], "learning_rate": float(self._rates[event.step - 1])}
                 self._write("train", event.step, metrics, event.examples_per_second)
                 continue
             state = event.state
-            if last and event.step == last:
-                jax.profiler.stop_trace()
-            if event.step in evaluations:
+            if event.step == last:
+                tracing.close()
+            # Where there is little time left, the state goes first; what it scores, the next start finds out.
+            if event.step in evaluations and not event.stopping:
                 self.evaluate(state, "validation", event.step)
             if event.step in saves or event.stopping:
-                notes = {"position": event.position, "seconds": self.seconds(), "network": self._network}
-                self._checkpoints.save(state, event.step, notes)
+                # pmap's arrays are each process's own; a checkpoint is of all.
+                whole = state
+                if self._programs.parallel == "pmap":
+                    whole = place(jax.device_get(state), self._programs.mesh, SEED)
+                self._checkpoints.save(whole, event.step, self._notes(event.position))
             if event.stopping:
                 self._checkpoints.wait()
                 raise Preempted(f"SIGTERM: saved after step {event.step}; the same command goes on from there.")
             if event.step == first - 1:
-                jax.profiler.start_trace(self._folder / TRACE)
+                tracing.enter_context(jax.profiler.trace(str(self._folder / TRACE)))
         return state
+
+    def _notes(self, position: Any) -> dict[str, Any]:
+        return {
+            "position": position,
+            "seconds": self.seconds(),
+            "network": self._network,
+            "skipped": self.skipped(),
+        }
+
+    def skipped(self) -> list[str]:
+        """Which images could not be read so far."""
+        return sorted(getattr(self._dataset, "skipped", ()))

@@ -124,6 +124,18 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
     return state, sums
 
 
+def device_places(batch_size: int, accumulation: int) -> Int[Array, " n"]:
+    """Which places of the whole batch this device has, part after part. Inside `DATA_AXIS`.
+
+    A part is a run of the batch, and each device has a run of every part: so the parts are the same whatever the
+    number of devices.
+    """
+    part = batch_size // accumulation
+    share = part // lax.axis_size(DATA_AXIS)
+    starts = part * jnp.arange(accumulation) + share * lax.axis_index(DATA_AXIS)
+    return (starts[:, None] + jnp.arange(share)).ravel()
+
+
 def eval_step(state: TrainState, batch: Batch, learner: Learner) -> Sums:
     """Metrics of a batch over all devices, with the running statistics, and the moving average if there is one."""
     outputs = learner.model.apply(state.variables(averaged=True), batch.images, train=False)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mnv2_jax.ablation import plots
-from mnv2_jax.ablation.progress import Reporter, duration
+from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.report import sentence, write_report
 from mnv2_jax.ablation.statistics import compare_paired
 from mnv2_jax.ablation.study import Arm, PaperResult, Study, run_study
@@ -15,6 +15,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.mobilenet_v2 import Stage
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.progress import duration
 from mnv2_jax.weights.load import load_weights
 
 # Two blocks instead of seventeen: compiled in seconds.

@@ -1,4 +1,3 @@
-import dataclasses
 import gzip
 
 import jax
@@ -11,12 +10,11 @@ from mnv2_jax.data.builders import fashion_mnist
 from mnv2_jax.data.builders.fashion_mnist import FILES, IdxFile, find_idx_files, read_idx
 from mnv2_jax.data.resident import (
     Augmentation,
+    ResidentData,
     augment,
     batch_indices,
     evaluation_batches,
     load,
-    normalize,
-    training_batch,
 )
 from mnv2_jax.errors import UserError
 
@@ -61,41 +59,45 @@ def test_an_epoch_shows_no_example_twice_and_the_next_another_order():
 def test_a_batch_is_a_function_of_key_and_step(digits):
     examples = jax.tree.map(jnp.asarray, digits.train)
 
-    def batch(seed, step):
-        return training_batch(jax.random.key(seed), jnp.int32(step), examples, 8, digits.augmentation)
+    def batch(seed, step, first=0, stop=8):
+        return ResidentData(digits, 8).batch(examples, jnp.int32(seed), jnp.int32(step), jnp.arange(first, stop))
 
     jax.tree.map(np.testing.assert_array_equal, batch(0, 3), batch(0, 3))
     assert not np.array_equal(batch(0, 3).images, batch(0, 4).images)
     assert not np.array_equal(batch(0, 3).labels, batch(1, 3).labels)
+    # A device's part is what the whole batch has there.
+    jax.tree.map(lambda part, whole: np.testing.assert_array_equal(part, whole[2:6]), batch(0, 3, 2, 6), batch(0, 3))
 
 
 def test_augmentation_of_an_image_does_not_depend_on_the_size_of_the_batch(digits):
     key, images = jax.random.key(0), jnp.asarray(digits.train.images[:6])
-    small, large = (augment(key, images[:n], Augmentation(2, True)) for n in (3, 6))
+    small, large = (augment(key, jnp.arange(n), images[:n], Augmentation(2, True)) for n in (3, 6))
     np.testing.assert_array_equal(small, large[:3])
 
 
 def test_augmentation_moves_by_at_most_the_shift_and_mirrors_half():
     image = np.zeros((1, 9, 9, 1), np.uint8)
     image[0, 4, 3] = 200
-    moved = np.asarray(augment(jax.random.key(0), jnp.repeat(jnp.asarray(image), 400, 0), Augmentation(2, True)))
+    many = jnp.repeat(jnp.asarray(image), 400, 0)
+    moved = np.asarray(augment(jax.random.key(0), jnp.arange(400), many, Augmentation(2, True)))
     _, rows, columns, _ = np.nonzero(moved)
     assert len(rows) == 400
     assert set(rows) == {2, 3, 4, 5, 6}
     assert set(columns) == set(range(1, 8))  # 3 or, mirrored, 5, give or take 2
-    unmoved = augment(jax.random.key(0), jnp.asarray(image), Augmentation(0, False))
+    unmoved = augment(jax.random.key(0), jnp.arange(1), jnp.asarray(image), Augmentation(0, False))
     np.testing.assert_array_equal(unmoved, image)
 
 
 def test_images_are_normalised_to_minus_one_to_one(digits):
-    np.testing.assert_allclose(normalize(jnp.array([0, 255], jnp.uint8).reshape(1, 1, 2, 1)).ravel(), [-1, 1])
-    batch = next(evaluation_batches(digits.test, 5))
-    np.testing.assert_allclose(batch.images, normalize(jnp.asarray(digits.test.images[:5])), atol=1e-6)
+    extremes = jnp.array([0, 255], jnp.uint8).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(digits.normalization(extremes).ravel(), [-1, 1])
+    batch = next(digits.evaluation("test", 5))
+    np.testing.assert_allclose(batch.images, digits.test.images[:5] / 127.5 - 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 454, 1000])
 def test_evaluation_shows_every_image_exactly_once(digits, batch_size):
-    batches = list(evaluation_batches(digits.test, batch_size))
+    batches = list(evaluation_batches(digits.test, batch_size, digits.normalization))
     assert {batch.images.shape for batch in batches} == {(batch_size, 28, 28, 1)}
     real = np.concatenate([batch.weights for batch in batches]) == 1
     assert real.sum() == len(digits.test.labels)
@@ -111,8 +113,8 @@ def test_train_images_takes_the_first(digits, data_dir):
 
 
 def test_unknown_data_set(data_dir):
-    with pytest.raises(UserError, match="unknown data set 'mnist'; known are digits, fashion_mnist"):
-        load("mnist", data_dir=data_dir)
+    with pytest.raises(UserError, match="unknown data set 'nothing'; known are digits, fashion_mnist"):
+        load("nothing", data_dir=data_dir)
 
 
 def test_digits_take_no_files(data_dir, tmp_path):
@@ -236,7 +238,31 @@ def test_real_fashion_mnist(fashion_files, data_dir):
     np.testing.assert_array_equal(np.bincount(data.test.labels), [1000] * 10)
 
 
-def test_catalog_is_complete():
-    for name, entry in catalog.CATALOG.items():
-        assert dataclasses.asdict(entry)["title"]
-        assert name in catalog.DatasetName.__args__
+def test_studies_know_the_sets_that_live_on_the_device():
+    resident = {name for name, entry in catalog.CATALOG.items() if entry.resident}
+    assert set(catalog.ResidentName.__args__) == resident
+
+
+def test_a_set_that_tfds_knows_has_to_be_prepared_first(data_dir):
+    with pytest.raises(UserError, match=r"mnist is not prepared in .*; prepare it once: .* datasets prepare mnist"):
+        load("mnist", data_dir=data_dir)
+    with pytest.raises(UserError, match="lfw is no classification set: it has 0 class features, expected one"):
+        load("lfw", data_dir=data_dir)
+
+
+def test_preparing_says_that_tensorflow_is_missing(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def no_tensorflow(self, **_):
+        raise ModuleNotFoundError("No module named 'tensorflow'")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_tensorflow)
+    with pytest.raises(UserError, match="TFDS writes the images of cifar10 with TensorFlow, which is not installed"):
+        catalog.prepared_builder("cifar10", data_dir=tmp_path)
+
+
+def test_preparing_imagenet_says_what_to_put_where(tmp_path):
+    with pytest.raises(
+        UserError, match=r"imagenet2012 has to be downloaded by hand into .*manual.*ILSVRC2012_img_train"
+    ):
+        catalog.prepared_builder("imagenet2012", data_dir=tmp_path)

@@ -84,6 +84,8 @@ def test_accumulated_parts_are_what_devices_are(run):
     """Four parts of 16 on one device are four devices with 16 images each, and statistics of their own."""
     assert difference(run(1, accumulation=4), run(4, batch_norm="replica")) < 1e-5
     assert difference(run(2, accumulation=2, batch_norm="replica"), run(4, batch_norm="replica")) < 1e-5
+    # With statistics over all devices, the parts are the same on any number of them.
+    assert difference(run(8, accumulation=4), run(1, accumulation=4)) < 1e-5
 
 
 def test_the_comparison_would_see_a_difference(run):

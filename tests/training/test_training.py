@@ -258,9 +258,9 @@ def test_arms_are_paired_by_seed(tiny):
 
         def start(seed, examples, learner=learner):
             state = init_state(seed, learner, tiny.image_shape)
-            batch = data.batch(examples, state.seed, state.step, jnp.int32(0), 16)
+            batch = data.batch(examples, state.seed, state.step, jnp.arange(16))
             later, _ = train_step(state, batch, learner)
-            return state, batch, data.batch(examples, later.seed, later.step, jnp.int32(0), 16)
+            return state, batch, data.batch(examples, later.seed, later.step, jnp.arange(16))
 
         seeds = place(np.array([7], np.int32), mesh, SEED)
         examples_there = place(examples, mesh, REPLICATED)

@@ -1,0 +1,60 @@
+"""Images that tests make for themselves: in files, and as a TFDS set of ImageNet's form."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+
+def encoded(seed, width=48, height=40, kind="JPEG", label=None):
+    """An image file's bytes: noise, and if there is a label a stripe that tells it."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    if label is not None:
+        pixels[:, :, label % 3] = 255 * (label % 2)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, quality=90)
+    return buffer.getvalue()
+
+
+def write_folder(path: Path, classes=("cat", "dog"), images=20, **options) -> Path:
+    """A folder of images, a subfolder a class."""
+    for label, name in enumerate(classes):
+        (path / name).mkdir(parents=True)
+        for index in range(images):
+            content = encoded(100 * label + index, label=label, **options)
+            (path / name / f"{index:03}.jpg").write_bytes(content)
+    return path
+
+
+class ImageNetLike(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """1000 classes and few JPEGs of two sizes under ImageNet's name, version, splits and features."""
+
+    name = "imagenet2012"
+    VERSION = tfds.image_classification.Imagenet2012.VERSION
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=[f"n{index:08}" for index in range(1000)]),
+                "file_name": tfds.features.Text(),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, description="synthetic", features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0, 200), "validation": self._generate_examples(1000, 30)}
+
+    def _generate_examples(self, first, count):
+        for index in range(count):
+            size = (160, 120) if index % 3 else (90, 200)
+            content = io.BytesIO(encoded(first + index, *size, label=index % 1000))
+            yield index, {"image": content, "label": index % 1000, "file_name": f"train_{first + index}.JPEG"}
+
+
+def prepare_imagenet_like(data_dir: Path) -> None:
+    """Prepare it where `load_stream("imagenet2012")` finds it."""
+    ImageNetLike(data_dir=data_dir, file_format="array_record").download_and_prepare()

@@ -1,0 +1,141 @@
+"""Two processes with four devices each are the run of one process with eight."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from training.runs import run_tiny
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.training.distributed import Processes, environment_says, initialize
+from mnv2_jax.training.metrics import read_records
+from mnv2_jax.weights.load import load_weights
+
+HERE = Path(__file__).parent
+# Small steps, few of them: what differs is rounding.
+SMALL = {"learning_rate": 0.002, "epochs": 1, "batch_size": 48, "accumulation": 1, "evaluations": 1}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(folder, data_dir, calls):
+    """Two processes that call `run_tiny(folder, ...)` with these arguments; as subprocesses."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "TFDS_DATA_DIR": str(data_dir),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "PYTHONPATH": str(HERE.parent),
+    }
+    processes = []
+    for number in range(2):
+        code = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from mnv2_jax.training.distributed import Processes, initialize\n"
+            f"initialize(Processes('127.0.0.1:{port}', 2, {number}))\n"
+            "import jax\n"
+            "assert (jax.device_count(), jax.local_device_count()) == (8, 4)\n"
+            "from training.runs import run_tiny\n"
+            f"run_tiny(Path({str(folder)!r}), log=sys.stdout, {calls})\n"
+        )
+        processes.append(
+            subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+        )  # fmt: skip
+    return processes
+
+
+def finish(processes):
+    results = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, results, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return results
+
+
+def difference(one, other):
+    one, other = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (one, other))
+    return np.linalg.norm(one - other) / np.linalg.norm(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("streamed", "compiled"), [(False, "jit"), (True, "jit"), (False, "pmap")])
+def test_two_processes(data_dir, digits, tmp_path, monkeypatch, streamed, compiled):
+    """Parameters, every record but the times, and the files."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    finish(start(tmp_path / "two", data_dir, f"streamed={streamed}, training={SMALL}, parallel={compiled!r}"))
+    run_tiny(tmp_path / "one", streamed, training=SMALL)
+    one, two = (load_weights(tmp_path / name / "network").variables["params"] for name in ("one", "two"))
+    assert difference(two, one) < 1e-5
+    records = [read_records(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    for ours, theirs in zip(*records, strict=True):
+        assert (ours.step, ours.split, ours.images) == (theirs.step, theirs.split, theirs.images)
+        assert theirs.metrics == pytest.approx(ours.metrics, rel=0.01)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["test"]["examples"] == 454
+
+
+@pytest.mark.slow
+def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits, tmp_path):
+    """And the same command in both goes on."""
+    calls = "training={'epochs': 4, 'evaluations': 1}, log_every=1, checkpoint_every=10000"
+    processes = start(tmp_path / "run", data_dir, calls)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    began = time.monotonic()
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() - began < 200
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    results = [process.communicate(timeout=200) for process in processes]
+    steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert len(steps) == 1
+    for process, (_, errors) in zip(processes, results, strict=True):
+        assert process.returncode != 0
+        assert f"Preempted: SIGTERM: saved after step {steps[0]}" in errors
+    output, _ = finish(start(tmp_path / "run", data_dir, calls))[0]
+    assert f"going on from step {steps[0]}" in output
+    assert "step 60 test:" in output
+
+
+# --- Flags and environment -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Processes("localhost:1"), "go together; give all three or none"),
+        (Processes("localhost:1", 2, 2), "--process-id must be from 0 to below the 2 --processes, got 2"),
+        (Processes("localhost", 2, 0), "--coordinator must be HOST:PORT, got localhost"),
+    ],
+)
+def test_flags_that_do_not_go_together(options, says):
+    with pytest.raises(UserError, match=says):
+        initialize(options)
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_the_environment_tells_of_other_processes(environment, says):
+    assert environment_says(environment) == says
