@@ -1,8 +1,11 @@
 """Eight CPU devices, strict JAX, small data: what every test runs with."""
 
+import atexit
 import gc
 import os
+import shutil
 import signal
+import tempfile
 import warnings
 
 # Before JAX starts: CPU whatever else is installed, and eight devices of it.
@@ -12,10 +15,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pathlib import Path
 
+# TFDS reads this when it is imported. The tests prepare their data where nothing of the user's is.
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mnv2-tfds-")
+
 import jax
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
 # A shell's background jobs, these tests perhaps among them, hand down that they ignore interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,8 +52,8 @@ def orbax_fails():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("tfds")
+def data_dir() -> Path:
+    return Path(os.environ["TFDS_DATA_DIR"])
 
 
 @pytest.fixture(scope="session")

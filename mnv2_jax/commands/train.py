@@ -5,6 +5,7 @@ again goes on where it stopped; SIGTERM saves and ends with exit code 75.
 """
 
 import dataclasses
+import itertools
 import os
 import shlex
 import sys
@@ -84,7 +85,7 @@ class Options:
 def default(arguments: list[str]) -> Options:
     """What the flags start from: the settings of the recipe that they name."""
     names = [argument.partition("=") for argument in arguments]
-    following = [after for (flag, _, _), after in zip(names, arguments[1:], strict=False) if flag == "--recipe"]
+    following = [after for flag, after in itertools.pairwise(arguments) if flag == "--recipe"]
     given = [value for flag, equals, value in names if flag == "--recipe" and equals] + following
     name = given[-1] if given else "small"
     if name not in RECIPES:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mnv2_jax.data.batch import Normalization
 from mnv2_jax.errors import UserError
@@ -103,6 +103,8 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
                     # Pillow would cut 16-bit grey off at 255 instead of scaling it.
                     image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
                 return image.convert("L" if channels == 1 else "RGB")
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} cannot be read as an image: it is damaged, or of a kind that is not known") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
 

@@ -80,6 +80,12 @@ class RunCheckpoints:
         state = jax.tree.map(lambda leaf: leaf.copy(), state)
         notes = {**notes, "sha256": tree_digest(state)}
         with _writable(self._folder):
+            # One at a time, and only where it has room: writers that find the disk full fail by the dozen.
+            self._manager.wait_until_finished()
+            needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + (1 << 20)
+            free = shutil.disk_usage(self._folder).free
+            if free < needed:
+                raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
             )

@@ -233,13 +233,13 @@ def execute(
             raise UserError(f"--profile ends at step {execution.profile[1]}, and the run has {steps}")
         mesh = create_mesh()
         check_divides(run.training.batch_size, run.training.accumulation, mesh)
+        if jax.process_index() == 0:
+            claim_folder(settings, folder, overwrite, CONTENTS)
+        wait_for_processes("folder")
         reporter.say(f"compiling for {mesh.size} devices ({mesh.devices.flat[0].device_kind})")
         learner = create_learner(run, dataset, mesh.size)
         programs = compile_programs(learner, dataset, run.training, mesh, execution.parallel)
         reporter.say(f"compiled in {programs.compile_seconds:.0f} s")
-        if jax.process_index() == 0:
-            claim_folder(settings, folder, overwrite, CONTENTS)
-        wait_for_processes("folder")
         checkpoints = RunCheckpoints(folder / CHECKPOINTS, execution.keep, execution.keep_every)
         with contextlib.closing(checkpoints):
             state, done, notes = _resume(run, programs, checkpoints, reporter)

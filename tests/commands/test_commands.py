@@ -9,30 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2_jax import cli, create_model
-from mnv2_jax.__main__ import main
+from mnv2_jax import create_model
 from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
 from mnv2_jax.weights.load import Weights, load_weights, save_weights
 from mnv2_jax.weights.mapping import variable_shapes
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command in this process: exit code, output, errors."""
-    # These change the process for good.
-    monkeypatch.setattr(cli, "silence_libraries", lambda: None)
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mnv2_jax", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as stop:
-            return (stop.code, *capsys.readouterr())
-        return (0, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +46,20 @@ def images(tmp_path):
 
 def test_a_process_prints_what_it_knows():
     done = subprocess.run([sys.executable, "-m", "mnv2_jax"], capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["summary", "convert", "predict"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [
+        "train",
+        "evaluate",
+        "datasets",
+        "summary",
+        "convert",
+        "predict",
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["train-everything"], "there is no command 'train-everything'; known are summary, convert, predict"),
+        (["train-everything"], "there is no command 'train-everything'; known are train, evaluate, datasets, summary, convert, predict"),
         (["summary", "--model", "resnet"], "invalid choice 'resnet' for argument '--model'. Expected one of ('mobilenet_v1'"),
         (["summary", "--width-multiplier", "0"], "--width-multiplier must be greater than 0"),
         (["summary", "--resolution", "-1"], "--resolution must be from 1 to 4096 pixels, got -1"),
@@ -99,7 +86,7 @@ def test_bad_input_is_one_line_and_exit_2(run, arguments, says, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["summary", "convert", "predict"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "datasets", "summary", "convert", "predict"])
 def test_help(run, command):
     code, output, _ = run(command, "--help")
     assert code == 0

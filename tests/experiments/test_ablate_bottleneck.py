@@ -150,7 +150,7 @@ def test_a_terminal_gets_a_bar_and_interrupt_ends_cleanly_and_says_how_to_go_on(
     [
         (["--activation", "relu7"], "invalid choice 'relu7' for argument '--activation'. Expected one of ('relu6', 'relu'"),
         (["--activation", "linear"], "invalid choice 'linear'"),
-        (["--dataset", "mnist"], "invalid choice 'mnist' for argument '--dataset'. Expected one of ('digits', 'fashion_mnist')"),
+        (["--dataset", "mnist"], "invalid choice 'mnist' for argument '--dataset'. Expected one of ('digits', 'fashion_mnist', 'cifar10', 'cifar100')"),
         (["--colour", "red"], "Unrecognized options: --colour"),
         (["--seeds", "many"], "invalid literal for int() with base 10: 'many'"),
         (["--seeds", "0"], "--seeds must be 2 or more"),

@@ -30,14 +30,13 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(folder, data_dir, calls):
+def start(folder, calls):
     """Two processes that call `run_tiny(folder, ...)` with these arguments; as subprocesses."""
     port = free_port()
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
-        "TFDS_DATA_DIR": str(data_dir),
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "PYTHONPATH": str(HERE.parent),
     }
@@ -74,10 +73,9 @@ def difference(one, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("streamed", "compiled"), [(False, "jit"), (True, "jit"), (False, "pmap")])
-def test_two_processes(data_dir, digits, tmp_path, monkeypatch, streamed, compiled):
+def test_two_processes(data_dir, digits, tmp_path, streamed, compiled):
     """Parameters, every record but the times, and the files."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    finish(start(tmp_path / "two", data_dir, f"streamed={streamed}, training={SMALL}, parallel={compiled!r}"))
+    finish(start(tmp_path / "two", f"streamed={streamed}, training={SMALL}, parallel={compiled!r}"))
     run_tiny(tmp_path / "one", streamed, training=SMALL)
     one, two = (load_weights(tmp_path / name / "network").variables["params"] for name in ("one", "two"))
     assert difference(two, one) < 1e-5
@@ -92,7 +90,7 @@ def test_two_processes(data_dir, digits, tmp_path, monkeypatch, streamed, compil
 def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits, tmp_path):
     """And the same command in both goes on."""
     calls = "training={'epochs': 4, 'evaluations': 1}, log_every=1, checkpoint_every=10000"
-    processes = start(tmp_path / "run", data_dir, calls)
+    processes = start(tmp_path / "run", calls)
     metrics = tmp_path / "run" / "metrics.jsonl"
     began = time.monotonic()
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
@@ -105,7 +103,7 @@ def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits,
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode != 0
         assert f"Preempted: SIGTERM: saved after step {steps[0]}" in errors
-    output, _ = finish(start(tmp_path / "run", data_dir, calls))[0]
+    output, _ = finish(start(tmp_path / "run", calls))[0]
     assert f"going on from step {steps[0]}" in output
     assert "step 60 test:" in output
 
