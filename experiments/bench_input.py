@@ -1,0 +1,185 @@
+"""How many images a second does the input pipeline give, beside tf.data's? (random crops of JPEGs, to 224 pixels)
+
+Question: is the stream (Grain and OpenCV) at least 1.25 times as fast a core as tf.data, on the same files?
+Command:  python experiments/bench_input.py --peer-python tf/bin/python
+          where `python3 -m venv tf && tf/bin/pip install tensorflow-cpu` made that environment.
+Cost:     about a minute on 2 CPU cores.
+Expect:   a ratio above 1.25 (measured: see README).
+
+Both read the same JPEGs (500 by 375 pixels, parts of the two photographs that scikit-learn carries), take crops of
+5 to 100 % of the area with aspects from 3/4 to 4/3, scale them to 224 pixels bilinearly, mirror half of them and
+batch them. tf.data decodes the crop only (`decode_and_crop_jpeg`), and runs with AUTOTUNE. The two take turns, each
+in a process of its own; what counts is the time that a process's threads spent on the cores.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+SIZE, BATCH, AREA, ASPECT = 224, 32, (0.05, 1.0), (0.75, 1.33)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this script."""
+
+    peer_python: Path | None = None
+    """Python of an environment with TensorFlow; without it only ours is measured."""
+    files: int = 200
+    """JPEGs to make."""
+    images: int = 2000
+    """Images a round."""
+    rounds: int = 5
+    """Rounds of each, in turn."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+# --- The two pipelines, each in a process of its own -----------------------------------------------------
+
+
+def ours(folder: Path):
+    """Batches of the stream that training reads."""
+    from mnv2_jax.data.sources import FolderSource
+    from mnv2_jax.data.stream import RandomCrop, StreamedDataset
+
+    source = FolderSource(folder, [(path, 0) for path in sorted(folder.iterdir())])
+    dataset = StreamedDataset(
+        "bench", ("a", "b"), {"train": source}, (SIZE, SIZE, 3), "tensorflow", RandomCrop(AREA[0], ASPECT), True
+    )
+    for pixels, _ in dataset.train_data(BATCH).values(0, 0):
+        yield pixels.images
+
+
+def tensorflow(folder: Path):
+    """Batches of tf.data."""
+    import tensorflow as tf
+
+    def prepare(path):
+        content = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.image.extract_jpeg_shape(content),
+            tf.zeros((0, 0, 4)),
+            min_object_covered=0.0,
+            area_range=AREA,
+            aspect_ratio_range=ASPECT,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.image.decode_and_crop_jpeg(content, window, channels=3, dct_method="INTEGER_FAST")
+        image = tf.image.resize(image, (SIZE, SIZE))
+        return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
+
+    paths = [str(path) for path in sorted(folder.iterdir())]
+    data = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).repeat()
+    data = data.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH).prefetch(tf.data.AUTOTUNE)
+    yield from data.as_numpy_iterator()
+
+
+def work(name: str, folder: Path) -> None:
+    """For each number that comes in, draw so many images, and say what it took."""
+    batches = {"ours": ours, "tf.data": tensorflow}[name](folder)
+    for line in sys.stdin:
+        images = int(line)
+        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        for _ in range(images // BATCH):
+            batch = next(batches)
+            assert batch.shape == (BATCH, SIZE, SIZE, 3)
+        after, stop = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        core = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(json.dumps({"a_core": images / core, "all_cores": images / (stop - start)}), flush=True)
+
+
+# --- The comparison --------------------------------------------------------------------------------------
+
+
+def write_files(folder: Path, count: int) -> None:
+    """Parts of two photographs, as JPEGs of the size that most of ImageNet's have."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photographs = load_sample_images().images
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        photograph = photographs[index % len(photographs)]
+        top, left = generator.integers(photograph.shape[0] - 375), generator.integers(photograph.shape[1] - 500)
+        part = Image.fromarray(photograph[top : top + 375, left : left + 500])
+        part.save(folder / f"{index:04}.jpg", quality=95)
+
+
+def main(options: Options) -> None:
+    """Measure, and print."""
+    from mnv2_jax.errors import UserError
+
+    if min(options.files, options.rounds) < 1 or options.images < BATCH:
+        raise UserError(f"--files and --rounds must be 1 or more, and --images {BATCH} or more")
+    pythons = {"ours": Path(sys.executable)}
+    if options.peer_python is not None:
+        check = [options.peer_python, "-c", "import tensorflow"]
+        if not options.peer_python.is_file() or subprocess.run(check, capture_output=True).returncode:
+            raise UserError(f"--peer-python {options.peer_python} is no Python with TensorFlow")
+        pythons["tf.data"] = options.peer_python
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder, options.files)
+        size = sum(path.stat().st_size for path in folder.iterdir()) / options.files
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        workers = {
+            name: subprocess.Popen(
+                [python, __file__, "--work", name, folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
+            for name, python in pythons.items()
+        }
+        measured: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+        for turn in range(options.rounds + 1):
+            for name, worker in workers.items():
+                assert worker.stdin is not None
+                assert worker.stdout is not None
+                print(options.images, file=worker.stdin, flush=True)
+                result = json.loads(worker.stdout.readline())
+                if turn:  # the first one warms up
+                    measured[name].append(result)
+        for worker in workers.values():
+            worker.kill()
+            worker.communicate()
+    report(options, measured, size)
+
+
+def report(options: Options, measured: dict[str, list[dict[str, float]]], size: float) -> None:
+    """A line each, and the ratio of every round."""
+    ratios = [a["a_core"] / b["a_core"] for a, b in zip(measured["ours"], measured.get("tf.data", ()), strict=False)]
+    if options.json:
+        print(json.dumps({"bytes_a_file": size, "images_per_second": measured, "ratio_a_core": ratios}))
+        return
+    print(f"{options.files} JPEGs of {size / 1000:.0f} KB, {options.images} images a round, {options.rounds} rounds")
+    for name, rounds in measured.items():
+        core, every = ([entry[kind] for entry in rounds] for kind in ("a_core", "all_cores"))
+        print(
+            f"{name:8} {median(core):6.0f} images/s a core ({min(core):.0f} to {max(core):.0f}), "
+            f"{median(every):6.0f} on {os.cpu_count()} cores"
+        )
+    if ratios:
+        print(f"ratio a core {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work(sys.argv[2], Path(sys.argv[3]))
+    else:
+        from mnv2_jax import cli
+
+        cli.run(main, Options, __doc__)
