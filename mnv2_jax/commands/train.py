@@ -162,5 +162,5 @@ def main(options: Options) -> None:
     summary = execute(run, execution, folder, reporter, options.overwrite, command, environment())
     test = summary["test"]
     reporter.say(f"test accuracy {test['accuracy']:.2%}, top five {test['top5_accuracy']:.2%}, loss {test['loss']:.4f}")
-    for name in ("summary.json", "metrics.jsonl", "network"):
+    for name in ("figure.png", "summary.json", "metrics.jsonl", "network"):
         reporter.say(str(folder / name))

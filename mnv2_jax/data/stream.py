@@ -130,9 +130,10 @@ def size_of(content: bytes) -> tuple[int, int] | None:
 
 
 def crop_and_scale(
-    example: Example, crop: RandomCrop, size: int, channels: int, generator: np.random.Generator
-) -> UInt8[np.ndarray, "size size c"]:
+    example: Example, crop: RandomCrop, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]
+) -> None:
     """Decode, crop and scale in one go; a JPEG is decoded at a fraction of its size where the crop allows it."""
+    size, _, channels = output.shape
     known = size_of(example.content)
     image = None if known else decode(example, channels)
     height, width = known or image.shape[:2]  # type: ignore[union-attr]
@@ -142,56 +143,71 @@ def crop_and_scale(
         while divisor < 8 and min(rows, columns) >= 2 * divisor * size:
             divisor *= 2
         image = decode(example, channels, divisor)
-    scaled = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
-    scaled = cv2.resize(scaled, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
-    return scaled[..., ::-1]
+    part = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
+    output[:] = cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR).reshape(output.shape)
 
 
 def scale_and_shift(
-    example: Example, shift: RandomShift, size: int, channels: int, generator: np.random.Generator
-) -> UInt8[np.ndarray, "size size c"]:
+    example: Example, shift: RandomShift, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]
+) -> None:
     """Decode, scale, and move."""
+    size, _, channels = output.shape
     image = decode(example, channels)
     if image.shape[:2] != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(size, size, channels)
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(output.shape)
     margin = shift.pixels
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)))
     top, left = generator.integers(2 * margin + 1, size=2)
-    return padded[top : top + size, left : left + size, ::-1]
+    output[:] = padded[top : top + size, left : left + size]
 
 
-class Prepare(grain.transforms.RandomMap):
-    """From the number of an example to its pixels, by chances that Grain gives to its place in the stream.
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """From the numbers of a run of examples to their pixels, each by chances that follow from its place in the stream.
 
-    Args:
+    All of a run goes into one array: a copy less than examples that are stacked.
+
+    Attributes:
         source: the examples.
+        seed: of the stream.
         crop, flip, size, channels: how they are varied.
         skipped: where to note a damaged image, in whose place the next one is taken; None to fail.
     """
 
-    def __init__(
-        self, source: Source, crop: Crop, flip: bool, size: int, channels: int, skipped: dict[str, None] | None
-    ):
-        self._source, self._crop, self._flip, self._size, self._channels = source, crop, flip, size, channels
-        self._skipped = skipped
+    source: Source
+    seed: int
+    crop: Crop
+    flip: bool
+    size: int
+    channels: int
+    skipped: dict[str, None] | None = None
 
-    def random_map(self, index: int, generator: np.random.Generator) -> Pixels:
-        """The pixels of an example."""
-        flip = self._flip and bool(generator.integers(2))
-        for tried in range(len(self._source)):
-            number = (index + tried) % len(self._source)
+    def __call__(self, run: int, numbers: Int[np.ndarray, " n"]) -> Pixels:
+        """The pixels of the examples of run number `run` of the stream, which are all of one length."""
+        images = np.empty((len(numbers), self.size, self.size, self.channels), np.uint8)
+        labels = np.empty(len(numbers), np.int32)
+        for index, number in enumerate(numbers):
+            generator = np.random.default_rng((self.seed, run * len(numbers) + index))
+            labels[index] = self.one(int(number), generator, images[index])
+        return Pixels(images, labels)
+
+    def one(self, number: int, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]) -> int:
+        """Write the pixels of an example, and return its class."""
+        # Mirrored and in the order of colours that OpenCV has: views of the memory that is meant.
+        mirrored = output[:, ::-1] if self.flip and generator.integers(2) else output
+        for tried in range(len(self.source)):
             try:
-                example = self._source[number]
-                if isinstance(self._crop, RandomCrop):
-                    image = crop_and_scale(example, self._crop, self._size, self._channels, generator)
+                example = self.source[(number + tried) % len(self.source)]
+                if isinstance(self.crop, RandomCrop):
+                    crop_and_scale(example, self.crop, generator, mirrored[..., ::-1])
                 else:
-                    image = scale_and_shift(example, self._crop, self._size, self._channels, generator)
+                    scale_and_shift(example, self.crop, generator, mirrored[..., ::-1])
             except UserError as error:
-                if self._skipped is None:
+                if self.skipped is None:
                     raise
-                self._skipped[str(error)] = None
+                self.skipped[str(error)] = None
                 continue
-            return Pixels(np.ascontiguousarray(image[:, ::-1] if flip else image), np.array(example.label, np.int32))
+            return example.label
         raise UserError("no image of the training split can be read")
 
 
@@ -352,17 +368,18 @@ class StreamedData:
         dataset = self.dataset
         size, _, channels = dataset.image_shape
         skipped = dataset.skipped if dataset.on_bad_image == "skip" else None
-        prepare = Prepare(dataset.sources["train"], dataset.crop, dataset.flip, size, channels, skipped)
+        prepare = Prepare(dataset.sources["train"], seed, dataset.crop, dataset.flip, size, channels, skipped)
         stream = (
             grain.MapDataset.range(len(dataset.sources["train"]))
             .seed(seed)
             .shuffle()
             .repeat()
-            .random_map(prepare)
             # Every accumulated part of a batch is one piece of the stream, and each process takes a run of it.
-            .batch(self.batch_size // parts // self.accumulation, drop_remainder=True)[part::parts]
-            .batch(self.accumulation)
+            .batch(self.batch_size // parts // self.accumulation, drop_remainder=True)
+            .map_with_index(prepare)[part::parts]
         )
+        if self.accumulation > 1:
+            stream = stream.batch(self.accumulation)
         # A thread makes a batch: as many at once as there are cores and a gibibyte holds.
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in self.shapes()) // parts
         batches = iter(stream.to_iter_dataset(read_options(max(2, PREFETCH_BYTES // size))))
@@ -372,9 +389,10 @@ class StreamedData:
 
     def _by_device(self, array: np.ndarray) -> np.ndarray:
         """From (parts, examples, ...) to examples in the order of devices, each with all of its parts."""
+        if self.accumulation == 1:
+            return array
         shape = array.shape[2:]
-        if self.accumulation > 1:
-            array = array.reshape(self.accumulation, jax.local_device_count(), -1, *shape).swapaxes(0, 1)
+        array = array.reshape(self.accumulation, jax.local_device_count(), -1, *shape).swapaxes(0, 1)
         return array.reshape(-1, *shape)
 
     def batch(self, value: Pixels, seed: Int[Array, ""], step: Int[Array, ""], places: Int[Array, " n"]) -> Batch:

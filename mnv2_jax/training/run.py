@@ -1,7 +1,7 @@
 """One run from its settings to its files: resume, train, evaluate, log, save.
 
 A run's folder holds `config.json` (what is asked), `metrics.jsonl` and `tensorboard/` (what was logged),
-`checkpoints/STEP` (where to go on), and at the end `summary.json` and `network/`, which `load_weights` reads. The
+`checkpoints/STEP` (where to go on), and at the end `summary.json`, `figure.png` and `network/`, which `load_weights` reads. The
 same run started again goes on from its newest checkpoint, to the same bits.
 """
 
@@ -42,16 +42,17 @@ from mnv2_jax.training.loop import (
     log_interval,
     train,
 )
-from mnv2_jax.training.metrics import Record, write_atomically
+from mnv2_jax.training.metrics import Record, read_records, write_atomically
 from mnv2_jax.training.optimizer import create_optimizer, create_schedule
 from mnv2_jax.training.parallel import SEED, Parallel, check_divides, create_mesh, place
+from mnv2_jax.training.plots import save_run
 from mnv2_jax.training.progress import RunReporter
 from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState
 from mnv2_jax.weights.load import Weights, describe, save_weights
 
 CHECKPOINTS, NETWORK, METRICS, SUMMARY = "checkpoints", "network", "metrics.jsonl", "summary.json"
-TENSORBOARD, TRACE = "tensorboard", "trace"
-CONTENTS = (CHECKPOINTS, NETWORK, METRICS, SUMMARY, TENSORBOARD, TRACE)
+TENSORBOARD, TRACE, FIGURE = "tensorboard", "trace", "figure.png"
+CONTENTS = (CHECKPOINTS, NETWORK, METRICS, SUMMARY, TENSORBOARD, TRACE, FIGURE)
 
 OWN = "mnv2_jax"
 """The source of networks that were trained here."""
@@ -276,6 +277,7 @@ def execute(
             }
             if jax.process_index() == 0:
                 save_weights(folder / NETWORK, weights)
+                save_run(read_records(folder / METRICS), f"{run.model['name']} on {run.dataset}", folder / FIGURE)
                 write_atomically(summary_file, json.dumps(plain(summary), indent=2) + "\n")
             wait_for_processes("summary")
     return plain(summary)

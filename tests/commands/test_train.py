@@ -35,7 +35,15 @@ def finished(data_dir, digits, tmp_path_factory):
 
 def test_a_run_leaves_its_files(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoints", "network", "summary.json", "tensorboard"}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "network",
+        "summary.json",
+        "tensorboard",
+        "figure.png",
+    }
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["steps"] == 5
     assert summary["test"]["examples"] == 454

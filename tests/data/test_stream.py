@@ -94,6 +94,13 @@ def test_processes_read_the_parts_of_the_same_batches(pets, monkeypatch):
         np.testing.assert_array_equal(pixels.labels, np.concatenate([one.labels, other.labels]))
 
 
+def cropped(example, crop, size):
+    """A crop in RGB."""
+    output = np.zeros((size, size, 3), np.uint8)
+    crop_and_scale(example, crop, np.random.default_rng(0), output[..., ::-1])
+    return output
+
+
 # --- Images ----------------------------------------------------------------------------------------------
 
 
@@ -137,7 +144,7 @@ def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
         def box(self, generator, height, width):
             return 64, 128, 256, 256
 
-    small = crop_and_scale(example, Fixed(), 64, 3, np.random.default_rng(0))
+    small = cropped(example, Fixed(), 64)
     assert divisors == [4]
     expected = np.asarray(Image.fromarray(pixels.astype(np.uint8)[64:320, 128:384]).resize((64, 64)))
     assert np.abs(small.astype(int) - expected).mean() < 3
@@ -146,7 +153,7 @@ def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_other_kinds_of_images(kind):
     example = Example(encoded(3, kind=kind), 0, "image")
-    image = crop_and_scale(example, RandomCrop(1.0, (1.2, 1.2)), 40, 3, np.random.default_rng(0))
+    image = cropped(example, RandomCrop(1.0, (1.2, 1.2)), 40)
     expected = np.asarray(read_image("image", 3, example.content).resize((40, 40), Image.Resampling.BILINEAR))
     assert image.shape == (40, 40, 3)
     assert np.abs(image.astype(int) - expected).mean() < 12
@@ -156,7 +163,7 @@ def test_other_kinds_of_images(kind):
 def test_other_modes_of_images(mode):
     buffer = io.BytesIO()
     Image.new("RGB", (20, 20), (204, 102, 51)).convert(mode).save(buffer, "JPEG" if mode in ("L", "CMYK") else "PNG")
-    image = crop_and_scale(Example(buffer.getvalue(), 0, "x"), RandomCrop(), 8, 3, np.random.default_rng(0))
+    image = cropped(Example(buffer.getvalue(), 0, "x"), RandomCrop(), 8)
     expected = {"L": (127, 127, 127)}.get(mode, (204, 102, 51))
     np.testing.assert_allclose(image.reshape(-1, 3), np.broadcast_to(expected, (64, 3)), atol=8)
 
