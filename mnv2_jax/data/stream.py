@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import simplejpeg
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from mnv2_jax.data.batch import Batch, Normalization
@@ -31,8 +33,6 @@ OnBadImage = Literal["stop", "skip"]
 
 # Grain's threads are the parallelism; OpenCV's own would fight them for the cores.
 cv2.setNumThreads(0)
-# What is wrong with an image is said once, by us.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class Pixels(NamedTuple):
@@ -80,38 +80,43 @@ Crop = RandomCrop | RandomShift
 PREFETCH_BYTES = 1 << 30
 """Of batches that wait for the devices."""
 
-REDUCED = {
-    (3, 1): cv2.IMREAD_COLOR,
-    (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
-    (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
-    (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
-    (1, 1): cv2.IMREAD_GRAYSCALE,
-    (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
-"""How to ask OpenCV for an image at a fraction of its size, by (channels, divisor)."""
+MOST_PIXELS = 1 << 26
+"""Of a JPEG that is decoded without asking Pillow whether it is meant to fill the memory."""
+
+_thread = threading.local()
 
 
 def decode(example: Example, channels: int, divisor: int = 1) -> UInt8[np.ndarray, "h w c"]:
-    """An encoded image as BGR or grey, at 1 / `divisor` of its size.
+    """An encoded image as RGB or grey; a JPEG at 1 / `divisor` of its size, for a divisor of 1, 2, 4 or 8.
+
+    It lies in memory that the next call in the same thread takes again.
 
     Raises:
         UserError: names the image if it is damaged.
     """
-    flags = REDUCED[channels, divisor] | cv2.IMREAD_IGNORE_ORIENTATION
+    size = size_of(example.content)
+    if size is None or size[0] * size[1] > MOST_PIXELS:
+        image = read_image(example.name, channels, example.content)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+    height, width = (-(-side // divisor) for side in size)
+    needed = height * width * channels
+    if getattr(_thread, "memory", np.empty(0)).size < needed:
+        _thread.memory = np.empty(needed, np.uint8)
     try:
-        image = cv2.imdecode(np.frombuffer(example.content, np.uint8), flags)
-    except cv2.error:
-        image = None
-    if image is None:
-        # OpenCV knows fewer kinds than Pillow, which also says what is wrong.
-        pillow = read_image(example.name, channels, example.content)
-        if divisor > 1:
-            pillow = pillow.reduce(divisor)
-        image = np.asarray(pillow)
-        image = image[..., ::-1] if channels == 3 else image
-    return image.reshape(*image.shape[:2], channels)
+        return simplejpeg.decode_jpeg(
+            example.content,
+            "RGB" if channels == 3 else "GRAY",
+            fastdct=True,
+            fastupsample=True,
+            min_height=height,
+            min_width=width,
+            min_factor=divisor,
+            buffer=_thread.memory,
+        )
+    except ValueError:
+        # Pillow knows more kinds of JPEG, forgives what does not matter, and says what is wrong.
+        image = read_image(example.name, channels, example.content).reduce(divisor)
+        return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def size_of(content: bytes) -> tuple[int, int] | None:
@@ -130,7 +135,11 @@ def size_of(content: bytes) -> tuple[int, int] | None:
 
 
 def crop_and_scale(
-    example: Example, crop: RandomCrop, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]
+    example: Example,
+    crop: RandomCrop,
+    flip: bool,
+    generator: np.random.Generator,
+    output: UInt8[np.ndarray, "size size c"],
 ) -> None:
     """Decode, crop and scale in one go; a JPEG is decoded at a fraction of its size where the crop allows it."""
     size, _, channels = output.shape
@@ -144,11 +153,22 @@ def crop_and_scale(
             divisor *= 2
         image = decode(example, channels, divisor)
     part = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
-    output[:] = cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR).reshape(output.shape)
+    write(cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR), flip, output)
+
+
+def write(image: UInt8[np.ndarray, "size size *c"], flip: bool, output: UInt8[np.ndarray, "size size c"]) -> None:
+    """Put an image where it is meant to be, mirrored if asked; OpenCV mirrors faster than NumPy."""
+    if flip:
+        image = cv2.flip(image, 1)
+    output[:] = image.reshape(output.shape)
 
 
 def scale_and_shift(
-    example: Example, shift: RandomShift, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]
+    example: Example,
+    shift: RandomShift,
+    flip: bool,
+    generator: np.random.Generator,
+    output: UInt8[np.ndarray, "size size c"],
 ) -> None:
     """Decode, scale, and move."""
     size, _, channels = output.shape
@@ -158,7 +178,7 @@ def scale_and_shift(
     margin = shift.pixels
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)))
     top, left = generator.integers(2 * margin + 1, size=2)
-    output[:] = padded[top : top + size, left : left + size]
+    write(padded[top : top + size, left : left + size], flip, output)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,15 +213,14 @@ class Prepare:
 
     def one(self, number: int, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]) -> int:
         """Write the pixels of an example, and return its class."""
-        # Mirrored and in the order of colours that OpenCV has: views of the memory that is meant.
-        mirrored = output[:, ::-1] if self.flip and generator.integers(2) else output
+        flip = self.flip and bool(generator.integers(2))
         for tried in range(len(self.source)):
             try:
                 example = self.source[(number + tried) % len(self.source)]
                 if isinstance(self.crop, RandomCrop):
-                    crop_and_scale(example, self.crop, generator, mirrored[..., ::-1])
+                    crop_and_scale(example, self.crop, flip, generator, output)
                 else:
-                    scale_and_shift(example, self.crop, generator, mirrored[..., ::-1])
+                    scale_and_shift(example, self.crop, flip, generator, output)
             except UserError as error:
                 if self.skipped is None:
                     raise

@@ -97,7 +97,7 @@ def test_processes_read_the_parts_of_the_same_batches(pets, monkeypatch):
 def cropped(example, crop, size):
     """A crop in RGB."""
     output = np.zeros((size, size, 3), np.uint8)
-    crop_and_scale(example, crop, np.random.default_rng(0), output[..., ::-1])
+    crop_and_scale(example, crop, False, np.random.default_rng(0), output)
     return output
 
 
