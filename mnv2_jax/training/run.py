@@ -290,7 +290,7 @@ def _said_in_one_line(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}); mend that, and the same command "
+            f"{error.filename or folder} cannot be read or written ({error.strerror or error}); mend that, and the same command "
             "goes on from the last checkpoint"
         ) from error
 

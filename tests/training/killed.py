@@ -16,10 +16,10 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training.runs import run_tiny
+from training.runs import LONG, run_tiny
 
 # All is imported and nothing started: a child begins where Python's start is over.
-FIRST_SIGN, LONGEST = 60.0, 1.5
+FIRST_SIGN, LONGEST = 120.0, 1.0
 
 
 def attempt(folder: Path, streamed: bool, seconds: float | None) -> dict:
@@ -29,7 +29,7 @@ def attempt(folder: Path, streamed: bool, seconds: float | None) -> dict:
     child = os.fork()
     if child == 0:
         try:
-            run_tiny(folder / "run", streamed, on_start=lambda: began.touch(), checkpoint_every=1)
+            run_tiny(folder / "run", streamed, began.touch, training=LONG, checkpoint_every=1)
         except BaseException as error:
             print(json.dumps({"failed": repr(error)}), flush=True)
             os._exit(1)
