@@ -6,6 +6,7 @@ study, or any file of weights that `convert` takes.
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -42,10 +43,14 @@ def main(options: Options) -> None:
 
     from mnv2_jax.training.evaluation import evaluate_weights, open_weights
 
-    weights, dataset = open_weights(options.weights, options.ema)
-    name = options.dataset or dataset.get("dataset")
+    weights, settings, said = open_weights(options.weights, options.ema)
+    for line in said:
+        print(line, file=sys.stderr)
+    name = options.dataset or settings.get("dataset")
     if name is None:
         raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
+    if name == "folder" and options.data_files is None:
+        raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
     metrics, skipped = evaluate_weights(
         weights,
         name,
@@ -55,8 +60,14 @@ def main(options: Options) -> None:
         on_bad_image=options.on_bad_image,
     )
     if options.json:
-        said = {"weights": str(options.weights), "dataset": name, "split": options.split, **metrics, "skipped": skipped}
-        print(json.dumps(said))
+        content = {
+            "weights": str(options.weights),
+            "dataset": name,
+            "split": options.split,
+            **metrics,
+            "skipped": skipped,
+        }
+        print(json.dumps(content))
         return
     images = metrics.pop("examples")
     print(f"{name} {options.split}, {images} images, preprocessing {weights.preprocessing}")

@@ -1,7 +1,7 @@
 """The classes of images, with the preprocessing that belongs to the weights.
 
---weights takes a checkpoint (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED) or any file that
-`convert` takes. --array takes a batch that is preprocessed already.
+--weights takes a run's folder, a checkpoint (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED) or any file
+that `convert` takes. --array takes a batch that is preprocessed already.
 """
 
 import dataclasses

@@ -223,7 +223,7 @@ class Prepare:
                     scale_and_shift(example, self.crop, flip, generator, output)
             except UserError as error:
                 if self.skipped is None:
-                    raise
+                    raise UserError(f"{error}; --on-bad-image skip goes on without it") from error
                 self.skipped[str(error)] = None
                 continue
             return example.label
@@ -327,7 +327,7 @@ class StreamedDataset:
                 image = preprocess(read_image(example.name, channels, example.content), how, size)
             except UserError as error:
                 if self.on_bad_image == "stop":
-                    raise
+                    raise UserError(f"{error}; --on-bad-image skip goes on without it") from error
                 self.skipped[str(error)] = None
                 return np.zeros(self.image_shape, np.float32), 0, 0
             return image, example.label, 1

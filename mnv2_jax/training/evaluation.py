@@ -18,8 +18,8 @@ from mnv2_jax.training.run import CHECKPOINTS, NETWORK, OWN
 from mnv2_jax.weights.load import Weights, from_description, load_weights
 
 
-def open_weights(path: Path, averaged: bool = True) -> tuple[Weights, dict[str, Any]]:
-    """A network, and the settings of the run that it comes from, or none.
+def open_weights(path: Path, averaged: bool = True) -> tuple[Weights, dict[str, Any], list[str]]:
+    """A network, the settings of the run that it comes from, or none, and what there is to say of it.
 
     Args:
         path: a run's folder, or what `load_weights` takes.
@@ -29,7 +29,7 @@ def open_weights(path: Path, averaged: bool = True) -> tuple[Weights, dict[str, 
         UserError: if there is none.
     """
     if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
-        return load_weights(path), {}
+        return load_weights(path), {}, []
     try:
         settings = json.loads((path / CONFIG).read_text())
     except ValueError as error:
@@ -37,7 +37,7 @@ def open_weights(path: Path, averaged: bool = True) -> tuple[Weights, dict[str, 
     if "seed" not in settings:
         raise UserError(f"{path} is a study; name one of its networks, {path / CHECKPOINTS}/ARM-SEED")
     if (path / NETWORK).is_dir() and (averaged or not settings.get("ema_decay")):
-        return load_weights(path / NETWORK), settings
+        return load_weights(path / NETWORK), settings, []
     with contextlib.closing(RunCheckpoints(path / CHECKPOINTS, read_only=True)) as checkpoints:
         saved = checkpoints.restore()
     if saved is None:
@@ -48,7 +48,9 @@ def open_weights(path: Path, averaged: bool = True) -> tuple[Weights, dict[str, 
     variables = {"params": averages or state["params"], "batch_stats": state["batch_stats"]}
     import jax
 
-    return weights._replace(variables=jax.tree.map(lambda leaf: leaf[0], variables)), settings
+    said = [f"the checkpoint of step {step} cannot be read ({why})" for step, why in saved.damaged]
+    said.append(f"this is the network after step {int(state['step'][0])}, from a checkpoint of the run")
+    return weights._replace(variables=jax.tree.map(lambda leaf: leaf[0], variables)), settings, said
 
 
 def _some(names: tuple[str, ...] | None) -> str:

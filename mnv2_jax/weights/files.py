@@ -58,7 +58,10 @@ def kind_of(path: Path) -> str:
             return "checkpoint"
         if (path / "checkpoint").is_file():
             return "tf"
-        raise UserError(f"{path} is a folder, but no checkpoint of this package or of TensorFlow; name a file")
+        raise UserError(
+            f"{path} is a folder, but no checkpoint of this package or of TensorFlow, nor of a run that is finished; name a "
+            "file of weights, or a checkpoint's folder"
+        )
     if Path(f"{path}.index").is_file() or path.suffix == ".index":
         return "tf"
     try:

@@ -116,6 +116,8 @@ def load_weights(path: str | Path, source: str | None = None, drop_background: b
         raise UserError(f"{path} does not exist; expected a checkpoint's folder or a file of weights")
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
         path = path / "model.safetensors"  # a folder of Hugging Face's
+    if (path / "network" / "description").is_dir():
+        path = path / "network"  # a finished run's folder
     kind = files.kind_of(path)
     try:
         weights = _load_checkpoint(path, source) if kind == "checkpoint" else _load_foreign(path, kind, source)

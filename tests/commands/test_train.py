@@ -16,6 +16,7 @@ from samples import prepare_imagenet_like, write_folder
 from mnv2_jax.commands import train
 from mnv2_jax.training.config import RECIPES
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.weights.load import load_weights
 
 ROOT = Path(__file__).parents[2]
 IMAGENET = ROOT / "experiments" / "train_imagenet.py"
@@ -83,13 +84,21 @@ def test_evaluation_of_a_run_is_what_the_run_says(finished, run):
         assert found["examples"] == 454
         for name in ("loss", "accuracy", "top5_accuracy"):
             assert found[name] == pytest.approx(summary["test"][name], rel=1e-5)
+    code, _, errors = run("evaluate", "--weights", finished / "network")
+    assert code == 2
+    assert "name the images with --dataset" in errors
     # From the checkpoint, since the network that a run leaves is the average.
-    code, output, _ = run("evaluate", "--weights", finished, "--no-ema", "--json")
+    code, output, errors = run("evaluate", "--weights", finished, "--no-ema", "--json")
+    assert "this is the network after step 5, from a checkpoint of the run" in errors
     assert json.loads(output)["loss"] != pytest.approx(summary["test"]["loss"], rel=1e-4)
     (last,) = (r for r in read_records(finished / "metrics.jsonl") if (r.step, r.split) == (5, "validation"))
     code, output, _ = run("evaluate", "--weights", finished, "--split", "validation")
     assert "digits validation, 134 images" in output
     assert f"{last.metrics['accuracy']:.2%}" in output
+
+
+def test_a_runs_folder_is_weights(finished):
+    assert load_weights(finished).model == load_weights(finished / "network").model
 
 
 @pytest.mark.parametrize(
