@@ -10,7 +10,14 @@ LONG = {"epochs": 20}
 
 
 def run_tiny(
-    folder: Path, streamed: bool = False, on_start=lambda: None, log=None, training=None, model=None, **execution
+    folder: Path,
+    streamed: bool = False,
+    on_start=lambda: None,
+    log=None,
+    training=None,
+    model=None,
+    seed=5,
+    **execution,
 ):
     """Train two blocks on digits at 12 pixels with all that a run can have; returns the summary."""
     from rich.console import Console
@@ -31,7 +38,7 @@ def run_tiny(
         dataset="digits",
         model={"name": "mobilenet_v2", "width_multiplier": 0.1, "unit_strides": 1, "stages": STAGES, **(model or {})},
         training=TrainConfig(**{**settings, **(training or {})}),
-        seed=5,
+        seed=seed,
         resolution=12,
         train_images=240,
         streamed=streamed,
