@@ -10,14 +10,7 @@ LONG = {"epochs": 20}
 
 
 def run_tiny(
-    folder: Path,
-    streamed: bool = False,
-    on_start=lambda: None,
-    log=None,
-    training=None,
-    model=None,
-    seed=5,
-    **execution,
+    folder: Path, streamed: bool = False, on_start=lambda: None, log=None, training=None, model=None, **execution
 ):
     """Train two blocks on digits at 12 pixels with all that a run can have; returns the summary."""
     from rich.console import Console
@@ -38,7 +31,7 @@ def run_tiny(
         dataset="digits",
         model={"name": "mobilenet_v2", "width_multiplier": 0.1, "unit_strides": 1, "stages": STAGES, **(model or {})},
         training=TrainConfig(**{**settings, **(training or {})}),
-        seed=seed,
+        seed=5,
         resolution=12,
         train_images=240,
         streamed=streamed,
