@@ -1,12 +1,10 @@
 """Eight CPU devices, strict JAX, small data: what every test runs with."""
 
 import atexit
-import gc
 import os
 import shutil
 import signal
 import tempfile
-import warnings
 
 # Before JAX starts: CPU whatever else is installed, and eight devices of it.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -40,15 +38,6 @@ def _compilation_cache(tmp_path_factory):
     folder = os.environ.get("MNV2_TEST_CACHE") or str(tmp_path_factory.mktemp("xla"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-@pytest.fixture
-def orbax_fails():
-    """For a test in which Orbax cannot read: it leaves tasks behind, of which Python complains when it finds them."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ def test_a_checkpoint_returns_what_was_saved_last(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_fails")
 def test_another_shape_than_expected_is_refused(tmp_path):
     save_checkpoint(tmp_path / "x", VARIABLES, {})
     wrong = {**SHAPES, "params": {"a": jax.ShapeDtypeStruct((3, 3), jnp.float32)}}
@@ -29,7 +28,6 @@ def test_another_shape_than_expected_is_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_fails")
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="nothing cannot be read"):
         load_description(tmp_path / "nothing")

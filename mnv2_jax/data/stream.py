@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import itertools
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,11 +18,11 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import simplejpeg
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from mnv2_jax.data.batch import Batch, Normalization
 from mnv2_jax.data.catalog import FOLDER, find_entry, image_key, label_names, prepared_builder
+from mnv2_jax.data.jpeg import decode, read_frame
 from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
 from mnv2_jax.data.resident import check_train_images, data_key, pad_batch
 from mnv2_jax.data.sources import Example, FolderSource, Source, TfdsSource, read_folder
@@ -80,59 +79,6 @@ Crop = RandomCrop | RandomShift
 PREFETCH_BYTES = 1 << 30
 """Of batches that wait for the devices."""
 
-MOST_PIXELS = 1 << 26
-"""Of a JPEG that is decoded without asking Pillow whether it is meant to fill the memory."""
-
-_thread = threading.local()
-
-
-def decode(example: Example, channels: int, divisor: int = 1) -> UInt8[np.ndarray, "h w c"]:
-    """An encoded image as RGB or grey; a JPEG at 1 / `divisor` of its size, for a divisor of 1, 2, 4 or 8.
-
-    It lies in memory that the next call in the same thread takes again.
-
-    Raises:
-        UserError: names the image if it is damaged.
-    """
-    size = size_of(example.content)
-    if size is None or size[0] * size[1] > MOST_PIXELS:
-        image = read_image(example.name, channels, example.content)
-        return np.asarray(image).reshape(image.height, image.width, channels)
-    height, width = (-(-side // divisor) for side in size)
-    needed = height * width * channels
-    if getattr(_thread, "memory", np.empty(0)).size < needed:
-        _thread.memory = np.empty(needed, np.uint8)
-    try:
-        return simplejpeg.decode_jpeg(
-            example.content,
-            "RGB" if channels == 3 else "GRAY",
-            fastdct=True,
-            fastupsample=True,
-            min_height=height,
-            min_width=width,
-            min_factor=divisor,
-            buffer=_thread.memory,
-        )
-    except ValueError:
-        # Pillow knows more kinds of JPEG, forgives what does not matter, and says what is wrong.
-        image = read_image(example.name, channels, example.content).reduce(divisor)
-        return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def size_of(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG, from its header; None for what is no JPEG."""
-    if content[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 9 <= len(content) and content[position] == 0xFF:
-        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
-        # Start of frame, in all its kinds; C4, C8 and CC are other markers.
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height = int.from_bytes(content[position + 5 : position + 7], "big")
-            return height, int.from_bytes(content[position + 7 : position + 9], "big")
-        position += 2 + length
-    return None
-
 
 def crop_and_scale(
     example: Example,
@@ -141,17 +87,17 @@ def crop_and_scale(
     generator: np.random.Generator,
     output: UInt8[np.ndarray, "size size c"],
 ) -> None:
-    """Decode, crop and scale in one go; a JPEG is decoded at a fraction of its size where the crop allows it."""
+    """Decode, crop and scale in one go; of a JPEG only what the crop needs of its size and rows is decoded."""
     size, _, channels = output.shape
-    known = size_of(example.content)
-    image = None if known else decode(example, channels)
-    height, width = known or image.shape[:2]  # type: ignore[union-attr]
+    frame = read_frame(example.content)
+    image = None if frame else decode(example, channels)
+    height, width = frame[:2] if frame else image.shape[:2]  # type: ignore[union-attr]
     top, left, rows, columns = crop.box(generator, height, width)
     divisor = 1
     if image is None:
         while divisor < 8 and min(rows, columns) >= 2 * divisor * size:
             divisor *= 2
-        image = decode(example, channels, divisor)
+        image = decode(example, channels, divisor, top + rows)
     part = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
     write(cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR), flip, output)
 

@@ -10,6 +10,9 @@ import jax
 
 from mnv2_jax.errors import UserError
 
+GOOGLE = "0x1ae0"
+"""The vendor of TPUs on the PCI bus (jax/_src/hardware_utils.py)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
@@ -23,14 +26,19 @@ class Processes:
     """Number of this one, from 0; with --coordinator."""
 
 
-def environment_says(environment: Mapping[str, str]) -> bool:
-    """Whether the environment tells JAX of several processes: a Slurm job of several tasks, or a TPU host."""
-    if int(environment.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in environment:
-        return True
+def is_slurm_job(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm started several tasks, of which this is one."""
+    return int(environment.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in environment
+
+
+def is_tpu_host(environment: Mapping[str, str], devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether TPUs are plugged in here and are meant to be used; their files in /dev differ from kind to kind.
+
+    Network cards of Google's are taken for TPUs too, which does no harm: nothing tells them of other hosts.
+    """
     if environment.get("JAX_PLATFORMS", "") not in ("", "tpu"):
         return False
-    slice_hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return len(slice_hosts) > 1 or Path("/dev/accel0").exists()
+    return any(vendor.read_text().strip() == GOOGLE for vendor in devices.glob("*/vendor"))
 
 
 def initialize(options: Processes) -> None:
@@ -53,10 +61,12 @@ def initialize(options: Processes) -> None:
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the coordinator {options.coordinator} cannot be joined ({reason})") from error
-    elif environment_says(os.environ):
+    elif is_slurm_job(os.environ) or is_tpu_host(os.environ):
         try:
             jax.distributed.initialize()
         except (RuntimeError, ValueError) as error:
+            if isinstance(error, ValueError) and not is_slurm_job(os.environ):
+                return  # nothing here tells a TPU of other hosts
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"the other processes, of which the environment tells, cannot be joined ({reason})"

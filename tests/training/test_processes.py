@@ -1,5 +1,6 @@
 """Two processes with four devices each are the run of one process with eight."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import pytest
 from training.runs import run_tiny
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.distributed import Processes, environment_says, initialize
+from mnv2_jax.training import distributed
+from mnv2_jax.training.distributed import Processes, initialize, is_slurm_job, is_tpu_host
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.weights.load import load_weights
 
@@ -129,11 +131,29 @@ def test_flags_that_do_not_go_together(options, says):
     [
         ({}, False),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "4"}, False),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
     ],
 )
-def test_the_environment_tells_of_other_processes(environment, says):
-    assert environment_says(environment) == says
+def test_slurm_tells_of_other_processes(environment, says):
+    assert is_slurm_job(environment) == says
+
+
+def test_tpus_are_found_on_the_pci_bus(tmp_path):
+    for number, vendor in enumerate(["0x8086", "0x1ae0"]):
+        (tmp_path / f"0000:00:{number:02}.0").mkdir()
+        (tmp_path / f"0000:00:{number:02}.0" / "vendor").write_text(f"{vendor}\n")
+    assert is_tpu_host({}, tmp_path)
+    assert not is_tpu_host({"JAX_PLATFORMS": "cpu"}, tmp_path)
+    assert not is_tpu_host({}, tmp_path / "0000:00:00.0")
+
+
+@pytest.mark.parametrize("error", [ValueError("coordinator_address should be defined."), RuntimeError("unreachable")])
+def test_a_tpu_host_joins_the_others_or_is_alone(monkeypatch, error):
+    def join():
+        raise error
+
+    monkeypatch.setattr(distributed, "is_tpu_host", lambda environment: True)
+    monkeypatch.setattr(jax.distributed, "initialize", join)
+    with contextlib.nullcontext() if isinstance(error, ValueError) else pytest.raises(UserError, match="unreachable"):
+        initialize(Processes())

@@ -147,7 +147,6 @@ def damaged_files(checkpoint):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_fails")
 @pytest.mark.parametrize("damage", ["truncated", "deleted"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy, stopped, damage):
     """The largest file is where the arrays are."""
@@ -165,7 +164,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(copy, stopped, damage
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_fails")
 def test_any_file_of_a_checkpoint_may_be_deleted(copy, stopped, tmp_path):
     """Whatever file is gone: the state is the one that was saved, or the one before is taken."""
     from mnv2_jax.training.checkpoint import RunCheckpoints
@@ -191,7 +189,6 @@ def test_any_file_of_a_checkpoint_may_be_deleted(copy, stopped, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_fails")
 def test_where_no_checkpoint_can_be_read_nothing_is_begun_anew(copy):
     for step in ("20", "40"):
         victim = max(damaged_files(copy / "checkpoints" / step), key=lambda path: path.stat().st_size)

@@ -99,7 +99,6 @@ def test_a_checkpoint_needs_no_further_arguments(weights, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_fails")
 def test_a_damaged_checkpoint(weights, tmp_path):
     save_weights(tmp_path / "x", weights)
     for file in (tmp_path / "x" / "variables").rglob("*"):
