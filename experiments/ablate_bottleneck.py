@@ -12,8 +12,8 @@ import dataclasses
 from typing import Literal
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, study_command
-from mnv2_jax.ablation.study import Arm, PaperResult
+from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
+from mnv2_jax.ablation.study import Arm, PaperResult, Study
 
 PAPER = {"relu6": PaperResult(difference=-0.006, where="Fig. 6a", how="digitized")}
 
@@ -26,10 +26,10 @@ class Options(StudyOptions):
     """What is put on the bottleneck, to be compared with nothing (linear)."""
 
 
-def main(options: Options) -> None:
-    """Compare the linear bottleneck with the one that the flags name."""
+def create(options: Options) -> Study:
+    """The linear bottleneck, and the one that the flags name."""
     activation = options.activation
-    study_command(
+    return create_study(
         options,
         experiment="ablate_bottleneck",
         question=f"Is a linear bottleneck better than one followed by {activation}?",
@@ -40,6 +40,11 @@ def main(options: Options) -> None:
             Arm(activation, {"bottleneck_activation": activation}, PAPER.get(activation)),
         ],
     )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ COMMANDS = {
     "summary": "a network's layers, parameters, multiply-adds and memory",
     "convert": "weights of another code base into a checkpoint, and back",
     "predict": "the classes of images",
+    "plan": "what a run needs of TPUs that are not here: memory, time, the largest batch",
 }
 
 

@@ -47,19 +47,16 @@ class StudyOptions:
     """Replace the study that --out holds instead of continuing it."""
 
 
-def study_command(
-    options: StudyOptions, experiment: str, question: str, claim: str, arms: Sequence[Arm]
-) -> dict[str, Any]:
-    """Run the study that the flags describe, write all its files, and end with its table; returns the summary.
+def create_study(options: StudyOptions, experiment: str, question: str, claim: str, arms: Sequence[Arm]) -> Study:
+    """The study that the flags describe.
 
     Raises:
-        UserError: for bad input, before anything is written.
+        UserError: for bad input.
     """
     for name in ("width_multiplier", "expansion"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}")
-    entry = CATALOG[options.dataset]
-    study = Study(
+    return Study(
         experiment=experiment,
         question=question,
         claim=claim,
@@ -68,14 +65,23 @@ def study_command(
         model={
             "width_multiplier": options.width_multiplier,
             "expansion": options.expansion,
-            "unit_strides": default_unit_strides(options.dataset, entry.image_size),
+            "unit_strides": default_unit_strides(options.dataset, CATALOG[options.dataset].image_size),
         },
         training=TrainConfig(options.epochs, options.batch_size, options.learning_rate),
         seeds=options.seeds,
         train_images=options.train_images,
     )
-    names = "-".join(arm.name for arm in arms[1:])
-    folder = options.out or Path("runs") / f"{experiment}-{options.dataset}-{names}"
+
+
+def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:
+    """Run a study, write all its files, and end with its table; returns the summary.
+
+    Raises:
+        UserError: for bad input, before anything is written.
+    """
+    entry = CATALOG[options.dataset]
+    names = "-".join(arm.name for arm in study.arms[1:])
+    folder = options.out or Path("runs") / f"{study.experiment}-{options.dataset}-{names}"
     check_folder(identity(study), folder, options.overwrite, "study")
 
     # Only now the slow imports and the data.
@@ -84,7 +90,7 @@ def study_command(
     from mnv2_jax.data.resident import load
 
     console = create_console()
-    console.print(f"{experiment} on {entry.title}", markup=False)
+    console.print(f"{study.experiment} on {entry.title}", markup=False)
     dataset = load(options.dataset, options.data_files, train_images=options.train_images)
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     summary, records = run_study(study, dataset, folder, Reporter(console), options.overwrite, command, environment())

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from mnv2_jax.data.batch import Batch, TrainData
@@ -26,12 +26,14 @@ from mnv2_jax.training.parallel import (
     check_divides,
     compile_program,
     create_mesh,
+    lower_program,
     place,
     shapes_of,
 )
 from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_places, eval_step, init_state, train_step
 
 EVALUATION_BATCH = 256
+"""Images of a batch of evaluation, or one a device where there are more of them."""
 STREAM_AHEAD = 3
 """Steps that are given to the devices before the oldest is waited for, where each brings a batch of its own."""
 
@@ -99,15 +101,38 @@ def evaluation_size(mesh: Mesh) -> int:
     return devices * max(1, EVALUATION_BATCH // devices)
 
 
-def compile_programs(
-    learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
-) -> Programs:
-    """Compile all that runs of a network need: once, whatever the number of seeds.
+class Program(NamedTuple):
+    """A function of one run on one device, and what it takes to make a program of it; see `lower_program`."""
+
+    function: Callable
+    specs: Sequence[PartitionSpec]
+    arguments: Sequence[Any]
+    donate: Sequence[int] = ()
+
+    def lower(self, mesh: Mesh, parallel: Parallel) -> jax.stages.Lowered:
+        """Before it is compiled."""
+        return lower_program(self.function, mesh, self.specs, self.arguments, self.donate, parallel)
+
+    def compile(self, mesh: Mesh, parallel: Parallel) -> Callable:
+        """To be called."""
+        return compile_program(self.function, mesh, self.specs, self.arguments, self.donate, parallel)
+
+
+def describe_programs(
+    learner: Learner,
+    dataset: Dataset,
+    config: TrainConfig,
+    mesh: Mesh,
+    parallel: Parallel = "jit",
+    evaluation_images: int | None = None,
+) -> dict[str, Program]:
+    """All that runs of a network need, by the names of `Programs`: "init", "train" and "evaluate".
+
+    `evaluation_images` are those of a batch of evaluation, `evaluation_size(mesh)` if not given.
 
     Raises:
         UserError: if the batch does not divide by the devices.
     """
-    began = time.perf_counter()
     data = dataset.train_data(config.batch_size, config.accumulation)
     value_spec = REPLICATED if data.shared else DATA
     check_divides(config.batch_size, config.accumulation, mesh)
@@ -126,7 +151,7 @@ def compile_programs(
     def evaluate(state, totals, batch):
         return jax.tree.map(jnp.add, totals, {**eval_step(state, batch, learner), FINITE: jnp.ones(())})
 
-    seeds, size = mesh.shape["seed"], evaluation_size(mesh)
+    seeds, size = mesh.shape["seed"], evaluation_images or evaluation_size(mesh)
     shape = jax.ShapeDtypeStruct
     one = jax.eval_shape(init, shape((), jnp.int32))
     state = jax.tree.map(lambda leaf: shape((seeds, *leaf.shape), leaf.dtype), one)
@@ -135,12 +160,27 @@ def compile_programs(
     images, each = jnp.zeros((size, *dataset.image_shape)), jnp.zeros(size, jnp.int32)
     batch = jax.eval_shape(lambda: Batch(images, each, each.astype(jnp.float32), each))
     batch = shapes_of(batch, mesh, DATA, parallel)
+    return {
+        "init": Program(init, [SEED], [shape((seeds,), jnp.int32)]),
+        "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
+        "evaluate": Program(evaluate, [SEED, SEED, DATA], [state, totals, batch], [1]),
+    }
+
+
+def compile_programs(
+    learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
+) -> Programs:
+    """Compile all that runs of a network need: once, whatever the number of seeds.
+
+    Raises:
+        UserError: if the batch does not divide by the devices.
+    """
+    began = time.perf_counter()
+    programs = describe_programs(learner, dataset, config, mesh, parallel)
     return Programs(
-        init=compile_program(init, mesh, [SEED], [shape((seeds,), jnp.int32)], parallel=parallel),
-        train=compile_program(train, mesh, [SEED, SEED, value_spec], [state, totals, value], [0, 1], parallel),
-        evaluate=compile_program(evaluate, mesh, [SEED, SEED, DATA], [state, totals, batch], [1], parallel),
+        **{name: program.compile(mesh, parallel) for name, program in programs.items()},
         task=learner.task,
-        data=data,
+        data=dataset.train_data(config.batch_size, config.accumulation),
         mesh=mesh,
         parallel=parallel,
         batch_size=config.batch_size,

@@ -37,9 +37,12 @@ def seed_groups(seeds: Sequence[int], devices: int) -> list[tuple[int, ...]]:
     return [group + group[-1:] * (size - len(group)) for group in groups]
 
 
-def create_mesh(seeds: int = 1, data: int | None = None) -> Mesh:
-    """A mesh of `seeds` times `data` devices; all there are for one run if `data` is None."""
-    devices = jax.devices()
+def create_mesh(seeds: int = 1, data: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `seeds` times `data` devices; all there are for one run if `data` is None.
+
+    `devices` are this machine's if not given, or those of a topology that is compiled for and not there.
+    """
+    devices = jax.devices() if devices is None else devices
     data = len(devices) // seeds if data is None else data
     axes = (AxisType.Auto,) * 2
     return jax.make_mesh((seeds, data), ("seed", DATA_AXIS), axis_types=axes, devices=devices[: seeds * data])
@@ -80,7 +83,7 @@ def lower_program(
         parallel: "pmap" for meshes of one seed.
     """
     if parallel == "pmap":
-        return _pmapped(function, specs, donate).lower(_spread(mesh), *arguments)
+        return _pmapped(function, specs, donate, mesh).lower(_spread(mesh), *arguments)
     # No run depends on another, and what is summed over devices is the function's business: nothing to check.
     mapped = jax.shard_map(
         _of_one_run(function, specs), mesh=mesh, in_specs=tuple(specs), out_specs=SEED, check_vma=False
@@ -106,7 +109,7 @@ def _of_one_run(function: Callable, specs: Sequence[PartitionSpec]) -> Callable:
     return on_device
 
 
-def _pmapped(function: Callable, specs: Sequence[PartitionSpec], donate: Sequence[int]) -> Any:
+def _pmapped(function: Callable, specs: Sequence[PartitionSpec], donate: Sequence[int], mesh: Mesh) -> Any:
     """By `pmap`, which wants one argument at least that is spread over the devices: the first, which nothing uses."""
     on_device = _of_one_run(function, specs)
     return jax.pmap(
@@ -115,11 +118,17 @@ def _pmapped(function: Callable, specs: Sequence[PartitionSpec], donate: Sequenc
         in_axes=(0, *(0 if spec == DATA else None for spec in specs)),
         out_axes=None,
         donate_argnums=tuple(position + 1 for position in donate),
+        devices=list(mesh.devices.flat),
     )
 
 
+def _local_size(mesh: Mesh) -> int:
+    """Devices of this process; of a topology that is compiled for, all."""
+    return mesh.size // jax.process_count()
+
+
 def _spread(mesh: Mesh) -> np.ndarray:
-    return np.zeros(len(mesh.local_devices), np.int32)
+    return np.zeros(_local_size(mesh), np.int32)
 
 
 def compile_program(
@@ -133,7 +142,7 @@ def compile_program(
     """`lower_program`, compiled. Its arguments come from `place`."""
     if parallel == "pmap" and jax.process_count() > 1:
         # Of several processes' pmap only a call can be compiled, not shapes.
-        return functools.partial(_pmapped(function, specs, donate), _spread(mesh))
+        return functools.partial(_pmapped(function, specs, donate, mesh), _spread(mesh))
     compiled = lower_program(function, mesh, specs, arguments, donate, parallel).compile()
     return functools.partial(compiled, _spread(mesh)) if parallel == "pmap" else compiled
 
@@ -142,7 +151,7 @@ def shapes_of(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "
     """What `place` makes of arrays of these shapes, of which this process has its part."""
     if parallel != "pmap" or spec != DATA:
         return tree
-    local, devices = len(mesh.local_devices), mesh.size
+    local, devices = _local_size(mesh), mesh.size
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((local, leaf.shape[0] // devices, *leaf.shape[1:]), leaf.dtype), tree
     )
@@ -151,7 +160,7 @@ def shapes_of(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "
 def place(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "jit") -> Any:
     """Put arrays of the host on the devices: this process's rows of the axis that `spec` spreads, or the whole."""
     if parallel == "pmap" and spec == DATA:
-        local = len(mesh.local_devices)
+        local = _local_size(mesh)
         return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(local, -1, *np.shape(leaf)[1:]), tree)
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)

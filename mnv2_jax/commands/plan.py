@@ -1,0 +1,245 @@
+"""What a run needs of TPUs that are not here: its own step, compiled for a slice of them.
+
+The times are those of a roofline: what the chip takes at its peak for the operations, for the bytes and for what goes
+to other chips, as if all three were done at once and nothing ever waited. So the images a second are an upper bound.
+Needs the TPU compiler (the extra "plan"), and no TPU.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+import mnv2_jax
+from mnv2_jax import cli
+from mnv2_jax.commands.options import ModelOptions
+from mnv2_jax.errors import UserError
+from mnv2_jax.plan.chips import Topology, open_topology
+from mnv2_jax.plan.plan import PARTS, Plan, Step, imagenet_like, largest_batch, plan_run, plan_study
+from mnv2_jax.training.config import RECIPES
+from mnv2_jax.training.parallel import Parallel
+from mnv2_jax.training.progress import create_console
+from mnv2_jax.training.run import Run
+
+EXPERIMENTS = Path(mnv2_jax.__file__).parents[1] / "experiments"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ModelOptions):
+    """Flags of this command."""
+
+    topology: str = "v5e:2x4"
+    """The slice, as CHIP:SHAPE: v4, v5e, v5p or v6e, and the chips along each axis."""
+    step: Step = "train"
+    """Which of the engine's programs."""
+    batch_per_device: int = 128
+    """Images a chip and step."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the computation; parameters and statistics are float32."""
+    batch_norm: Literal["global", "replica"] = "replica"
+    """Batch statistics over all chips, or of each chip's images alone."""
+    accumulation: int = 1
+    """Parts that a chip takes its images in, one after the other."""
+    recipe: Literal["small", "paper", "cosine"] = "cosine"
+    """Optimizer, moving average and all else that the step computes, by the names of `train`."""
+    parallel: Parallel = "jit"
+    """How the step is compiled for several chips."""
+    sweep_batch: bool = False
+    """Find the largest power-of-two batch a chip that fits."""
+    compare: tuple[str, ...] = ()
+    """Settings of a second plan beside the first, as FLAG=VALUE: dtype=float32 batch-norm=global."""
+    study: str | None = None
+    """Plan the programs of a study instead, with its defaults: ablate_bottleneck."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+def main(options: Options) -> None:
+    """Plan what the flags describe."""
+    if options.study is not None and (options.compare or options.sweep_batch):
+        raise UserError("--study plans a study's own settings; leave --compare and --sweep-batch out")
+    if options.compare and options.sweep_batch:
+        raise UserError("--compare and --sweep-batch do not go together; take one after the other")
+    others = [changed(options, options.compare)] if options.compare else []
+    for each in (options, *others):
+        check(each)
+    topologies = {each.topology: open_topology(each.topology) for each in (options, *others)}
+    console = create_console()
+    report = (lambda text: None) if options.json else (lambda text: console.print(text, markup=False))
+
+    if options.study is not None:
+        study = find_study(options.study)
+        report(f"Compiling the {len(study.arms)} arms of {options.study} for {options.topology}; a minute or so each.")
+        plans = plan_study(study, topologies[options.topology])
+    else:
+        report(f"Compiling for {options.topology}; one to four minutes.")
+        plans = [plan(options, topologies[options.topology])]
+        for other in others:
+            report(f"Compiling with {' '.join(options.compare)}.")
+            plans.append(plan(other, topologies[other.topology]))
+        if options.sweep_batch:
+            plans = sweep(options, topologies[options.topology], plans[0], report)
+    if options.json:
+        described = [each.to_json() for each in plans]
+        print(json.dumps({**described[0], "others": described[1:]} if len(plans) > 1 else described[0], indent=2))
+        return
+    console.print(table(plans))
+    console.print(f"Peak figures: {plans[0].chip.source}.", markup=False)
+    for missed in [found for found in plans if not found.fits]:
+        console.print(advice(missed), markup=False)
+    fitting = [found for found in plans if found.fits]
+    if options.sweep_batch and fitting:
+        best = fitting[-1]
+        console.print(f"The largest power-of-two batch that fits is {best.images // best.chips} a chip.", markup=False)
+
+
+def check(options: Options) -> None:
+    """Refuse numbers that no run has.
+
+    Raises:
+        UserError: says which.
+    """
+    options.create()
+    if not 1 <= options.batch_per_device <= 1 << 16:
+        raise UserError(f"--batch-per-device must be from 1 to {1 << 16}, got {options.batch_per_device}")
+    if options.accumulation < 1 or options.batch_per_device % options.accumulation:
+        raise UserError(
+            f"--accumulation must divide --batch-per-device {options.batch_per_device}, got {options.accumulation}"
+        )
+    if options.num_classes < 1:
+        raise UserError("--num-classes must be 1 or more: without a classifier there is nothing to train")
+
+
+def changed(options: Options, settings: Sequence[str]) -> Options:
+    """The options with some of them set anew, "FLAG=VALUE" each.
+
+    Raises:
+        UserError: for what is no such flag or value.
+    """
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"--compare takes FLAG=VALUE, dtype=float32 for instance; got {setting!r}")
+    arguments = [f"--{setting.lstrip('-')}" for setting in settings]
+    return cli.parse(Options, "", arguments, "--compare", lambda _: options)
+
+
+def plan(options: Options, topology: Topology, batch_per_device: int | None = None) -> Plan:
+    """Compile what the flags describe, or with another batch."""
+    batch = batch_per_device or options.batch_per_device
+    training = dataclasses.replace(
+        RECIPES[options.recipe],
+        batch_size=batch * len(topology.devices),
+        batch_norm=options.batch_norm,
+        accumulation=options.accumulation if batch_per_device is None else 1,
+    )
+    run = Run(
+        dataset="plan",
+        model={
+            "name": options.model,
+            "width_multiplier": options.width_multiplier,
+            "convention": options.convention,
+            "output_stride": options.output_stride,
+            "unit_strides": options.unit_strides,
+            "dtype": options.dtype,
+        },
+        training=training,
+        resolution=options.resolution,
+    )
+    dataset = imagenet_like(options.resolution, options.num_classes, training, options.convention)
+    return plan_run(run, dataset, topology, options.step, options.parallel, title(options, batch))
+
+
+def title(options: Options, batch: int) -> str:
+    """The settings that people compare."""
+    return (
+        f"{options.model} {options.width_multiplier:g}, {options.resolution} px, {options.step}, {batch} a chip, "
+        f"{options.dtype}, {options.batch_norm} norm, {options.parallel}"
+    )
+
+
+def sweep(options: Options, topology: Topology, start: Plan, report: Callable[[str], None]) -> list[Plan]:
+    """Plans up to the largest batch that fits."""
+
+    def plan_of(batch: int) -> Plan:
+        report(f"Compiling with {batch} images a chip.")
+        return plan(options, topology, batch)
+
+    return largest_batch(plan_of, start, options.batch_per_device)
+
+
+def find_study(name: str):
+    """A study of the folder `experiments`, with its defaults.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    scripts = {path.stem: path for path in EXPERIMENTS.glob("*.py") if "create_study(" in path.read_text()}
+    if name not in scripts:
+        known = ", ".join(sorted(scripts)) or "none: the folder experiments of the source is not here"
+        raise UserError(f"there is no study {name!r}; known are {known}")
+    specification = importlib.util.spec_from_file_location(name, scripts[name])
+    assert specification is not None
+    assert specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script.create(script.Options())
+
+
+def advice(plan: Plan) -> str:
+    """By how much a program does not fit, and what would help."""
+    needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
+    return (
+        f"{plan.title} does not fit: it needs {needed:.2f} GiB of the {room:.2f} GiB that a {plan.chip.name} gives, "
+        f"{needed - room:.2f} GiB too much. A smaller --batch-per-device helps in proportion (--sweep-batch finds it), "
+        "so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
+    )
+
+
+def table(plans: Sequence[Plan]) -> Table:
+    """A column a plan."""
+    result = Table("a chip and step", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for each in plans:
+        result.add_column(each.title, justify="right", max_width=36)
+
+    def row(name: str, cell: Callable[[Plan], str], always: bool = False) -> None:
+        result.add_row(name, *(cell(each) if each.fits or always else "-" for each in plans))
+
+    row("slice", lambda p: f"{p.topology.name}, {p.chips} chips used", True)
+    row("images a step, all chips", lambda p: f"{p.images:,}", True)
+    result.add_section()
+    for part, name in PARTS.items():
+        if any(each.memory.get(part) for each in plans):
+            row(f"{name}, MB", functools.partial(_part, part))
+    row("memory needed, MB", lambda p: f"{p.hbm_bytes / 1e6:,.1f}", True)
+    row("memory there is, MB", lambda p: f"{p.chip.usable_bytes / 1e6:,.1f}", True)
+    row("fits", lambda p: f"yes, {p.hbm_bytes / p.chip.usable_bytes:.0%} full" if p.fits else "no", True)
+    result.add_section()
+    row("operations, GFLOP", lambda p: f"{p.flops / 1e9:,.2f}")  # type: ignore[operator]
+    row("bytes moved, GB", lambda p: f"{p.bytes_accessed / 1e9:,.3f}")  # type: ignore[operator]
+    row("collectives", _collectives)
+    result.add_section()
+    for part, name in {"compute": "operations", "memory": "bytes", "links": "links"}.items():
+        row(f"{name} at the peak, ms", functools.partial(_milliseconds, part))
+    row("bound by", lambda p: str(p.bound_by))
+    row("images a second, all chips, at most", lambda p: f"{p.images_per_second:,.0f}")
+    row("compiled in, s", lambda p: f"{p.compile_seconds:.0f}", True)
+    return result
+
+
+def _part(part: str, plan: Plan) -> str:
+    return f"{plan.memory[part] / 1e6:,.1f}"
+
+
+def _milliseconds(part: str, plan: Plan) -> str:
+    return f"{plan.seconds()[part] * 1e3:,.3f}"
+
+
+def _collectives(plan: Plan) -> str:
+    kinds = plan.by_kind().items()
+    return "\n".join(f"{each['count']} {kind}, {each['bytes'] / 1e6:,.2f} MB" for kind, each in kinds) or "none"

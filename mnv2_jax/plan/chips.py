@@ -1,0 +1,174 @@
+"""TPUs as one rents them: the chips' figures, the shapes that slices have, and the compiler for them."""
+
+import dataclasses
+import fnmatch
+import os
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from math import prod
+
+import jax
+
+from mnv2_jax.errors import UserError
+
+GIBIBYTE = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one chip can do at most.
+
+    Attributes:
+        name: of the generation.
+        flops: bfloat16 operations a second. XLA multiplies float32 matrices in bfloat16 too, unless told otherwise.
+        hbm_bytes: high-bandwidth memory.
+        usable_bytes: what of it the compiler gives a program; from its own errors (libtpu 0.0.42).
+        hbm_bandwidth: bytes a second.
+        link_bandwidth: bytes a second over all links to other chips, in one direction.
+        slices: numbers of chips along each axis that are offered, smaller ones first.
+        source: of the figures.
+        config: the compiler's name for its cores taken as one device, where there are two.
+    """
+
+    name: str
+    flops: float
+    hbm_bytes: int
+    usable_bytes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+    slices: tuple[str, ...]
+    source: str
+    config: str | None = None
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SOLID = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            "v4",
+            275e12,
+            32 * GIBIBYTE,
+            int(30.75 * GIBIBYTE),
+            1.2e12,
+            2.7e11,
+            _SOLID,
+            "cloud.google.com/tpu/docs/v4; links: jax-ml.github.io/scaling-book/tpus (6 of 45 GB/s)",
+            "megacore",
+        ),
+        Chip(
+            "v5e",
+            197e12,
+            16 * GIBIBYTE,
+            int(15.75 * GIBIBYTE),
+            8.19e11,
+            2e11,
+            _FLAT,
+            "cloud.google.com/tpu/docs/v5e (links: 400 GB/s in both directions together)",
+        ),
+        Chip(
+            "v5p",
+            459e12,
+            95 * GIBIBYTE,
+            int(95.74 * GIBIBYTE),
+            2.765e12,
+            6e11,
+            _SOLID,
+            "cloud.google.com/tpu/docs/v5p (links: 1200 GB/s in both directions together)",
+        ),
+        Chip(
+            "v6e",
+            918e12,
+            32 * GIBIBYTE,
+            int(31.25 * GIBIBYTE),
+            1.638e12,
+            4e11,
+            _FLAT,
+            "cloud.google.com/tpu/docs/v6e (links: 800 GB/s in both directions together)",
+        ),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice that programs are compiled for.
+
+    Attributes:
+        name: as the user wrote it, "v5e:2x4".
+        chip: what it is made of.
+        devices: one a chip.
+    """
+
+    name: str
+    chip: Chip
+    devices: Sequence[jax.Device]
+
+
+def required_libtpu() -> str:
+    """The versions of libtpu that belong to the JAX in use, "0.0.42.*" for instance."""
+    for requirement in metadata.requires("jax") or []:
+        found = re.match(r"libtpu\s*==\s*([\w.*]+)", requirement)
+        if found:
+            return found[1]
+    return "*"
+
+
+def check_compiler() -> str:
+    """The version of the TPU compiler.
+
+    Raises:
+        UserError: if it is missing, or is another than JAX's; says which to install.
+    """
+    required = required_libtpu()
+    cure = f"jax {jax.__version__} goes with libtpu {required}: pip install 'libtpu=={required}'"
+    try:
+        installed = metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        raise UserError(f"planning needs the TPU compiler, which is not installed; {cure}") from None
+    if not fnmatch.fnmatch(installed, required):
+        raise UserError(f"the TPU compiler is libtpu {installed}; {cure}")
+    return installed
+
+
+def open_topology(name: str) -> Topology:
+    """A slice by its name, without a TPU. Starts no TPU, here or elsewhere: this process computes on the CPU from now on.
+
+    Raises:
+        UserError: for a slice that is not offered, or without the compiler that fits.
+    """
+    generation, _, shape = name.partition(":")
+    if generation not in CHIPS:
+        raise UserError(
+            f"--topology must be CHIP:SHAPE, v5e:2x4 for instance, with a chip of {', '.join(CHIPS)}; got {name!r}"
+        )
+    chip = CHIPS[generation]
+    if shape not in chip.slices:
+        raise UserError(f"--topology {name} is no slice that is offered; {generation} has {', '.join(chip.slices)}")
+    check_compiler()
+    jax.config.update("jax_platforms", "cpu")
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",  # this is no TPU host
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compiling is nobody's business but ours
+        "TPU_LOG_DIR": "disabled",
+        "TPU_STDERR_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    options: dict[str, object] = {} if chip.config is None else {"chip_config_name": chip.config}
+    axes = [int(side) for side in shape.split("x")]
+    if prod(axes) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        description = topologies.get_topology_desc(name, platform="tpu", **options)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the TPU compiler does not open {name} ({reason})") from error
+    return Topology(name, chip, description.devices)

@@ -1,0 +1,315 @@
+"""The training engine's own programs, compiled for a slice of TPUs that is not here, and what that tells."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from mnv2_jax.ablation.study import Study
+from mnv2_jax.ablation.study import create_learner as create_study_learner
+from mnv2_jax.data.resident import load
+from mnv2_jax.data.sources import Example
+from mnv2_jax.data.stream import RandomCrop, StreamedDataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.cost import layer_costs
+from mnv2_jax.plan.chips import Chip, Topology
+from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes
+from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.loop import Dataset, describe_programs
+from mnv2_jax.training.parallel import Parallel, create_mesh, seed_groups
+from mnv2_jax.training.run import Run, create_learner
+from mnv2_jax.training.step import Learner
+
+Step = Literal["train", "eval"]
+
+IMAGENET_IMAGES = 1_281_167
+
+LARGEST_BATCH = 1 << 14
+"""Images a chip, beyond which nobody trains."""
+
+PARTS = {
+    "params": "parameters",
+    "batch_stats": "batch-norm statistics",
+    "opt_state": "optimizer",
+    "ema": "moving average",
+    "batch": "images and labels",
+    "activations": "activations",
+    "temporary": "other temporary",
+    "program": "program",
+    "padding": "padding of small arrays",
+}
+"""Of the memory that a program needs, and what to call them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a program needs of each chip. Bytes, operations and seconds are of one step.
+
+    Attributes:
+        title: what was compiled.
+        topology: the slice.
+        chips: of the slice that the program uses.
+        images: that a step takes, over all chips and runs.
+        memory: bytes by the names of `PARTS`; empty if the program does not fit.
+        hbm_bytes: that the program needs, as the compiler says.
+        flops: operations; None if the program does not fit, like what follows.
+        bytes_accessed: read and written.
+        collectives: what the chips exchange.
+        compile_seconds: that compiling took here.
+    """
+
+    title: str
+    topology: Topology
+    chips: int
+    images: int
+    memory: dict[str, int]
+    hbm_bytes: int
+    flops: float | None
+    bytes_accessed: float | None
+    collectives: tuple[Collective, ...]
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chip has room for it."""
+        return self.flops is not None
+
+    @property
+    def chip(self) -> Chip:
+        """What the slice is made of."""
+        return self.topology.chip
+
+    def seconds(self) -> dict[str, float]:
+        """What each part of the chip takes at least, at its peak: "compute", "memory" and "links"."""
+        if self.flops is None or self.bytes_accessed is None:
+            return {}
+        sent = sum(collective.sent_bytes() for collective in self.collectives)
+        return {
+            "compute": self.flops / self.chip.flops,
+            "memory": self.bytes_accessed / self.chip.hbm_bandwidth,
+            "links": sent / self.chip.link_bandwidth,
+        }
+
+    @property
+    def bound_by(self) -> str | None:
+        """What takes longest."""
+        seconds = self.seconds()
+        return max(seconds, key=seconds.__getitem__) if seconds else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """An upper bound, of all chips: as if nothing ever waited, and compute, memory and links worked at once."""
+        seconds = self.seconds()
+        return self.images / max(seconds.values()) if seconds else None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "title": self.title,
+            "topology": self.topology.name,
+            "chips": self.chips,
+            "batch_size": self.images,
+            "fits": self.fits,
+            "per_chip": {
+                "hbm_bytes": self.hbm_bytes,
+                "hbm_available_bytes": self.chip.usable_bytes,
+                "memory": self.memory,
+                "flops": self.flops,
+                "bytes_accessed": self.bytes_accessed,
+            },
+            "collectives": [{"kind": kind, **figures} for kind, figures in self.by_kind().items()],
+            "seconds": self.seconds(),
+            "images_per_second_upper_bound": self.images_per_second,
+            "bound_by": self.bound_by,
+            "peak": {
+                "flops": self.chip.flops,
+                "hbm_bandwidth": self.chip.hbm_bandwidth,
+                "link_bandwidth": self.chip.link_bandwidth,
+                "source": self.chip.source,
+            },
+            "compile_seconds": round(self.compile_seconds, 2),
+        }
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """How many collectives of each kind there are, and the bytes of their results on a chip."""
+        figures: dict[str, dict[str, int]] = {}
+        for collective in self.collectives:
+            entry = figures.setdefault(collective.kind, {"count": 0, "bytes": 0})
+            entry["count"] += 1
+            entry["bytes"] += collective.bytes
+        return figures
+
+
+class _Unread(Sequence):
+    """Examples of which only the number matters."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Example:
+        raise NotImplementedError("a plan reads no data")
+
+    def fingerprint(self) -> str:
+        """Of nothing."""
+        return ""
+
+
+def imagenet_like(resolution: int, num_classes: int, training: TrainConfig, convention: str) -> StreamedDataset:
+    """A data set of ImageNet's form that is never read."""
+    preprocessing = "tensorflow" if convention == "tensorflow" else "torchvision"
+    return StreamedDataset(
+        "plan",
+        tuple(map(str, range(num_classes))),
+        {"train": _Unread(IMAGENET_IMAGES)},
+        (resolution, resolution, 3),
+        preprocessing,
+        RandomCrop(training.smallest_crop),
+        True,
+        training.color_distortion,
+    )
+
+
+def plan_run(
+    run: Run, dataset: StreamedDataset, topology: Topology, step: Step, parallel: Parallel, title: str
+) -> Plan:
+    """Compile a run's program for a slice.
+
+    Args:
+        run: its settings; the batch is that of all chips together.
+        dataset: of which no image is read.
+        topology: the slice, all of which the run takes.
+        step: "train", or "eval" with the same batch.
+        parallel: how the step is compiled for several chips.
+        title: for reports.
+    """
+    mesh = create_mesh(devices=topology.devices)
+    learner = create_learner(run, dataset, mesh.size)
+    return plan_programs(learner, dataset, run.training, topology, mesh, step, parallel, title)
+
+
+def plan_programs(
+    learner: Learner,
+    dataset: Dataset,
+    training: TrainConfig,
+    topology: Topology,
+    mesh: Mesh,
+    step: Step,
+    parallel: Parallel,
+    title: str,
+) -> Plan:
+    """Compile one of the engine's programs for the devices of a mesh.
+
+    Raises:
+        UserError: if the batch does not divide by them, or the compiler fails for other reasons than memory.
+    """
+    batch_size = training.batch_size
+    programs = describe_programs(learner, dataset, training, mesh, parallel, evaluation_images=batch_size)
+    program = programs["train" if step == "train" else "evaluate"]
+    state, _, value = program.arguments
+    began = time.perf_counter()
+    known: dict[str, Any] = dict(
+        title=title, topology=topology, chips=mesh.size, images=batch_size * mesh.shape["seed"]
+    )
+    try:
+        compiled: Any = program.lower(mesh, parallel).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_bytes(str(error))
+        if needed is None:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"the TPU compiler cannot compile this for {topology.name} ({reason})") from error
+        # What it names are the temporaries; the arguments come on top.
+        seconds = time.perf_counter() - began
+        return Plan(
+            **known,
+            memory={},
+            hbm_bytes=needed,
+            flops=None,
+            bytes_accessed=None,
+            collectives=(),
+            compile_seconds=seconds,
+        )
+    seconds = time.perf_counter() - began
+    sizes, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    seeds, chips_a_run = mesh.shape["seed"], mesh.shape["data"]
+    # Each chip has the state of one run, and its part of the batch or the whole of a resident set.
+    parts = {name: _bytes(getattr(state, name)) // seeds for name in ("params", "batch_stats", "opt_state", "ema")}
+    shared = step == "train" and dataset.train_data(batch_size).shared
+    parts["batch"] = _bytes(value) // (1 if shared else chips_a_run)
+    temporary = sizes.temp_size_in_bytes
+    parts["activations"] = min(temporary, _activation_bytes(learner, dataset, training, chips_a_run, step))
+    parts["temporary"] = temporary - parts["activations"]
+    parts["program"] = sizes.generated_code_size_in_bytes
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    total = held + temporary + parts["program"]
+    return Plan(
+        **known,
+        memory={**parts, "padding": total - sum(parts.values())},
+        hbm_bytes=total,
+        flops=cost["flops"],
+        bytes_accessed=cost["bytes accessed"],
+        collectives=tuple(collectives(compiled.as_text(), mesh.size)),
+        compile_seconds=seconds,
+    )
+
+
+def plan_study(study: Study, topology: Topology) -> list[Plan]:
+    """Compile the training program of each arm of a study, its seeds spread over the chips as the study spreads them."""
+    dataset = load(study.dataset, train_images=study.train_images)
+    seeds = len(seed_groups(range(study.seeds), len(topology.devices))[0])
+    mesh = create_mesh(seeds, 1, topology.devices)
+    return [
+        plan_programs(
+            create_study_learner(study, arm, dataset), dataset, study.training, topology, mesh, "train", "jit", arm.name
+        )
+        for arm in study.arms
+    ]
+
+
+def largest_batch(plan_of: Callable[[int], Plan], start: Plan, batch: int) -> list[Plan]:
+    """Plans of other batches a chip, powers of two, until the largest that fits is among them.
+
+    Args:
+        plan_of: compiles for a batch a chip.
+        start: of `batch` images a chip.
+        batch: of it.
+    """
+    plans = {batch: start}
+    power = 1 << (batch.bit_length() - 1)
+    if start.fits and start.memory["activations"]:
+        # Memory grows with the images: begin where it should be nearly full.
+        images = start.memory["activations"] + start.memory["temporary"] + start.memory["batch"]
+        room = start.chip.usable_bytes - (start.hbm_bytes - images)
+        power = max(power, 1 << (max(1, room * batch // images).bit_length() - 1))
+    while 1 <= power <= LARGEST_BATCH:
+        if power not in plans:
+            plans[power] = plan_of(power)
+        following = power * 2 if plans[power].fits else power // 2
+        if following in plans and plans[following].fits != plans[power].fits:
+            break
+        power = following
+    return [plans[size] for size in sorted(plans)]
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _activation_bytes(learner: Learner, dataset: Dataset, training: TrainConfig, chips: int, step: Step) -> int:
+    """What the layers leave behind for one part of a chip's images: of training every convolution's output, which
+    the backward pass needs; of evaluation the largest layer's input and output."""
+    layers = layer_costs(learner.model.clone(batch_norm_axis=None), dataset.image_shape)
+    values = (
+        max(layer.activation_bytes(1) for layer in layers)
+        if step == "eval"
+        else sum(prod(layer.output_shape) for layer in layers) // training.accumulation
+    )
+    return values * jnp.dtype(learner.model.dtype).itemsize * training.batch_size // chips
