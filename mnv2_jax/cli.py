@@ -1,6 +1,7 @@
 """What every command does the same way: read its flags, keep quiet but for itself, fail in one line."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -81,6 +82,17 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def leave_absent_tpus_alone() -> None:
+    """Where the TPU compiler is installed and no TPU is there, keep JAX from starting one: it takes time and complains."""
+    import jax
+
+    from mnv2_jax.training.distributed import is_tpu_host
+
+    installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name) is not None}
+    if installed == {"libtpu"} and not jax.config.jax_platforms and not is_tpu_host(os.environ):  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
+
+
 def fail(error: UserError) -> NoReturn:
     """Say what was wrong in one line and end with exit code 2."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -108,6 +120,7 @@ def run(
     try:
         parsed = parse(options, description, arguments, program, default)
         silence_libraries()
+        leave_absent_tpus_alone()
         use_compilation_cache()
         main(parsed)
         sys.stdout.flush()

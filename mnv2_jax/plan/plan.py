@@ -245,7 +245,7 @@ def plan_programs(
     shared = step == "train" and dataset.train_data(batch_size).shared
     parts["batch"] = _bytes(value) // (1 if shared else chips_a_run)
     temporary = sizes.temp_size_in_bytes
-    parts["activations"] = min(temporary, _activation_bytes(learner, dataset, training, chips_a_run, step))
+    parts["activations"] = min(temporary, activation_bytes(learner, dataset, training, chips_a_run, step))
     parts["temporary"] = temporary - parts["activations"]
     parts["program"] = sizes.generated_code_size_in_bytes
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
@@ -303,7 +303,7 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _activation_bytes(learner: Learner, dataset: Dataset, training: TrainConfig, chips: int, step: Step) -> int:
+def activation_bytes(learner: Learner, dataset: Dataset, training: TrainConfig, chips: int, step: Step) -> int:
     """What the layers leave behind for one part of a chip's images: of training every convolution's output, which
     the backward pass needs; of evaluation the largest layer's input and output."""
     layers = layer_costs(learner.model.clone(batch_norm_axis=None), dataset.image_shape)

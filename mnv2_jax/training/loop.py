@@ -157,8 +157,8 @@ def describe_programs(
     state = jax.tree.map(lambda leaf: shape((seeds, *leaf.shape), leaf.dtype), one)
     totals = {name: shape((seeds,), jnp.float32) for name in (*learner.task.names, FINITE)}
     value = shapes_of(data.shapes(), mesh, value_spec, parallel)
-    images, each = jnp.zeros((size, *dataset.image_shape)), jnp.zeros(size, jnp.int32)
-    batch = jax.eval_shape(lambda: Batch(images, each, each.astype(jnp.float32), each))
+    each = jnp.zeros(size, jnp.int32)
+    batch = jax.eval_shape(lambda: Batch(jnp.zeros((size, *dataset.image_shape)), each, each.astype(jnp.float32), each))
     batch = shapes_of(batch, mesh, DATA, parallel)
     return {
         "init": Program(init, [SEED], [shape((seeds,), jnp.int32)]),

@@ -1,0 +1,73 @@
+"""What is read off a compiled program's text and the compiler's errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, shape_bytes
+from mnv2_jax.training.parallel import create_mesh
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [
+        ("f32[]", 4),
+        ("f32[144]{0:T(256)S(1)}", 576),
+        ("bf16[2,3,4]{2,1,0}", 48),
+        ("(f32[3,3,1,16]{3,2,1,0:T(1,128)S(1)}, f32[]{:T(128)}, /*index=5*/bf16[8]{0})", 576 + 4 + 16),
+    ],
+)
+def test_bytes_of_shapes(shapes, size):
+    assert shape_bytes(shapes) == size
+
+
+def test_collectives_of_a_program():
+    """Of XLA's own text for eight devices."""
+    mesh = create_mesh(2, 4)
+
+    def on_device(x):
+        total = lax.psum(x, "data")
+        return lax.ppermute(total, "seed", [(0, 1), (1, 0)])
+
+    spec = PartitionSpec("seed", "data")
+    mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    text = mapped.lower(jnp.zeros((2, 400))).compile().as_text()
+    # Each device has one row of a hundred numbers.
+    assert sorted(collectives(text, 8), key=str) == [
+        Collective("all-reduce", 400, 4),
+        Collective("collective-permute", 400, 8),
+    ]
+    alone = jax.jit(lambda x: x + 1).lower(jnp.zeros(4)).compile().as_text()
+    assert list(collectives(alone, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("%a = f32[10]{0} all-reduce(%b), replica_groups=[2,4]<=[8], to_apply=%r", Collective("all-reduce", 40, 4)),
+        ("%a = f32[10]{0} all-gather-start(%b), replica_groups={{0,1}}", Collective("all-gather", 40, 2)),
+        ("%a = bf16[10]{0} all-reduce(%b), replica_groups={}", Collective("all-reduce", 20, 16)),
+    ],
+)
+def test_groups_are_written_in_three_ways(line, expected):
+    assert list(collectives(line, 16)) == [expected]
+    assert list(collectives(line.replace("all-", "get-tuple-element(%all-"), 16)) == []
+
+
+def test_what_a_chip_sends():
+    assert Collective("all-reduce", 800, 8).sent_bytes() == 1400
+    assert Collective("all-gather", 800, 8).sent_bytes() == 700
+    assert Collective("all-reduce", 800, 1).sent_bytes() == 0
+
+
+def test_how_much_a_program_wanted():
+    gibibyte = 2**30
+    refused = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (298.12G) exceeds available HBM (15.75G)."
+    assert needed_bytes(refused) == int(298.12 * gibibyte)
+    other = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.14G of 15.75G hbm. Exceeded hbm capacity by 1.4G."
+    assert needed_bytes(other) == int(17.14 * gibibyte)
+    assert needed_bytes("INVALID_ARGUMENT: something else (12.0G)") is None
+    assert np.isclose(needed_bytes("RESOURCE_EXHAUSTED: Used 512.00M of 1.0G hbm"), gibibyte / 2)

@@ -1,0 +1,187 @@
+"""Plans: bounds and sweeps by hand-made figures, and (marked) small networks compiled for TPUs."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.cost import count_parameters, layer_costs
+from mnv2_jax.plan import chips, plan
+from mnv2_jax.plan.chips import CHIPS, Topology, check_compiler, open_topology
+from mnv2_jax.plan.compiled import Collective
+from mnv2_jax.plan.plan import Plan, activation_bytes, imagenet_like, largest_batch, plan_run
+from mnv2_jax.training.config import RECIPES
+from mnv2_jax.training.run import Run, create_learner, create_network
+
+V5E = CHIPS["v5e"]
+
+
+def by_hand(batch=128, fits=True, **changes):
+    figures = dict(
+        title="by hand",
+        topology=Topology("v5e:2x4", V5E, []),
+        chips=8,
+        images=8 * batch,
+        memory={"activations": batch * 10_000_000, "temporary": 0, "batch": 0} if fits else {},
+        hbm_bytes=batch * 10_000_000,
+        flops=1.97e12 if fits else None,
+        bytes_accessed=8.19e9,
+        collectives=(Collective("all-reduce", 14_000_000, 8),),
+        compile_seconds=1.0,
+    )
+    return Plan(**{**figures, **changes})
+
+
+def test_the_bound_is_that_of_what_takes_longest():
+    found = by_hand()
+    assert found.seconds() == pytest.approx({"compute": 0.01, "memory": 0.01, "links": 24.5e6 / 2e11})
+    assert by_hand(flops=3e12).bound_by == "compute"
+    slow = by_hand(bytes_accessed=8.19e10)
+    assert slow.bound_by == "memory"
+    assert slow.images_per_second == pytest.approx(8 * 128 / 0.1)
+    assert by_hand(collectives=(Collective("all-reduce", 10**10, 8),)).bound_by == "links"
+    assert by_hand(fits=False).images_per_second is None
+
+
+@pytest.mark.parametrize("start", [1, 128, 1000, 1024, 8192])
+@pytest.mark.parametrize("largest", [1, 64, 1024, 4096])
+def test_the_largest_batch_is_found_with_few_compilations(start, largest):
+    asked = []
+
+    def plan_of(batch):
+        asked.append(batch)
+        return by_hand(batch, batch <= largest)
+
+    plans = largest_batch(plan_of, plan_of(start), start)
+    fitting = [batch for batch in asked if batch <= largest and batch & (batch - 1) == 0]
+    assert max(fitting) == largest
+    assert largest * 2 in asked
+    assert len(asked) == len(set(asked))
+    sizes = [found.images for found in plans]
+    assert sizes == sorted(sizes)
+
+
+def test_where_nothing_fits_the_sweep_ends():
+    plans = largest_batch(lambda batch: by_hand(batch, False), by_hand(4, False), 4)
+    assert [found.images // 8 for found in plans] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v9:2x4", "v5e:3x3", "v5e:2x2x2", "v5p:2x2", "v5e:32x32"])
+def test_slices_that_are_not_offered(name):
+    with pytest.raises(UserError, match=r"of v4, v5e, v5p, v6e|(v5e|v5p) has \dx\d"):
+        open_topology(name)
+
+
+def test_the_compiler_has_to_be_the_one_that_belongs_to_jax(monkeypatch):
+    required = chips.required_libtpu()
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\*", required)
+
+    def missing(name):
+        raise chips.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(chips.metadata, "version", missing)
+    with pytest.raises(UserError, match=rf"not installed; .*pip install 'libtpu=={re.escape(required)}'"):
+        check_compiler()
+    monkeypatch.setattr(chips.metadata, "version", lambda name: "0.0.1.3")
+    with pytest.raises(UserError, match=rf"is libtpu 0\.0\.1\.3; .*pip install 'libtpu=={re.escape(required)}'"):
+        check_compiler()
+    monkeypatch.setattr(chips.metadata, "version", lambda name: required.replace("*", "1"))
+    assert check_compiler() == required.replace("*", "1")
+
+
+# --- Compiled for TPUs -----------------------------------------------------------------------------------
+
+
+SIDE, BATCH = 32, 16
+
+
+def small_run(**training):
+    """A network with each kind of block, compiled in seconds."""
+    model = {"name": "mobilenet_v2", "stages": [(1, 16, 1, 1), (6, 24, 1, 2)], "dtype": "bfloat16", "unit_strides": 0}
+    return Run("plan", model, dataclasses.replace(RECIPES["cosine"], **training), resolution=SIDE)
+
+
+def planned(topology, monkeypatch, parallel="jit", step="train", **training):
+    """The plan, and the compiled text."""
+    texts = []
+    real = plan.collectives
+    monkeypatch.setattr(plan, "collectives", lambda text, devices: texts.append(text) or real(text, devices))
+    opened = open_topology(topology)
+    run = small_run(batch_size=BATCH * len(opened.devices), **training)
+    dataset = imagenet_like(SIDE, 10, run.training, "tensorflow")
+    return plan_run(run, dataset, opened, step, parallel, "small"), texts[0]
+
+
+def test_activations_are_what_the_backward_pass_needs():
+    """By the paper's layers at 224 pixels: 6.68 million values, of two bytes each."""
+    training = dataclasses.replace(RECIPES["cosine"], batch_size=16, batch_norm="replica")
+    run = Run("plan", {"name": "mobilenet_v2", "dtype": "bfloat16", "unit_strides": 0}, training, resolution=224)
+    dataset = imagenet_like(224, 1000, training, "tensorflow")
+    learner = create_learner(run, dataset, 8)
+    outputs = sum(math.prod(layer.output_shape) for layer in layer_costs(learner.model, (224, 224, 3)))
+    assert activation_bytes(learner, dataset, training, 8, "train") == 2 * 2 * outputs
+    largest = (112 * 112 + 56 * 56) * 96  # the first depthwise convolution with stride 2
+    assert activation_bytes(learner, dataset, training, 8, "eval") == 2 * 2 * largest
+    parts = dataclasses.replace(training, accumulation=2)
+    assert activation_bytes(learner, dataset, parts, 8, "train") == 2 * outputs
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x2"])
+def test_a_training_step_for_a_slice(topology, monkeypatch):
+    found, text = planned(topology, monkeypatch)
+    assert found.fits
+    # Gradients, statistics and metrics are summed together, perhaps in pieces; nothing else is exchanged.
+    kinds = found.by_kind()
+    assert set(kinds) == {"all-reduce"}
+    assert kinds["all-reduce"]["count"] <= 3
+    run = small_run()
+    network = create_network(run, imagenet_like(SIDE, 10, run.training, "tensorflow"))
+    parameters = count_parameters(network, (SIDE, SIDE, 3))
+    assert kinds["all-reduce"]["bytes"] == pytest.approx(4 * parameters, rel=0.2)
+    assert {collective.group for collective in found.collectives} == {found.chips}
+    # TPUs get the native depthwise convolution, in the type that was asked for; on CPU it is shifts and products.
+    depthwise = [line for line in text.splitlines() if re.search(r" convolution\(.*depthwise", line)]
+    assert depthwise
+    assert all("feature_group_count" in line or "batch_group_count" in line for line in depthwise)
+    forward = [line for line in depthwise if "feature_group_count" in line and "transpose" not in line]
+    assert len(forward) == 2
+    # They and what is between layers are bfloat16, as was asked for; the parameters stay float32.
+    image = f"{BATCH},{SIDE // 2},{SIDE // 2},32"
+    assert re.search(rf"bf16\[{image}\]", text)
+    assert not re.search(rf"f32\[{image}\]\S* (convolution|add|maximum|clamp)\(", text.split("ENTRY")[1])
+    assert re.search(r"parameter.*\n", text)
+    assert "f32[1,1,1,32,16]" in text.split("ENTRY")[1]
+    # What was counted by shapes is what the compiler says it takes.
+    counted = sum(size for part, size in found.memory.items() if part != "padding")
+    assert counted == pytest.approx(found.hbm_bytes, rel=0.1)
+    assert found.memory["params"] == 4 * parameters
+    assert found.memory["opt_state"] == pytest.approx(4 * parameters, abs=16)
+    assert min(found.memory.values()) >= 0
+
+
+@pytest.mark.tpu_compiler
+def test_ways_of_compiling_and_one_chip(monkeypatch):
+    by_pmap, _ = planned("v5e:2x2", monkeypatch, "pmap")
+    by_jit, _ = planned("v5e:2x2", monkeypatch)
+    assert by_pmap.flops == pytest.approx(by_jit.flops, rel=0.01)
+    assert by_pmap.by_kind().keys() == by_jit.by_kind().keys() == {"all-reduce"}
+    alone, _ = planned("v5e:1x1", monkeypatch, batch_norm="global")
+    assert alone.collectives == ()
+    assert alone.flops == pytest.approx(by_jit.flops, rel=0.05)
+    # Without a backward pass.
+    evaluation, _ = planned("v5e:2x2", monkeypatch, step="eval")
+    assert evaluation.flops < 0.5 * by_jit.flops
+    assert evaluation.memory["opt_state"] > 0  # the state is whole, though evaluation needs but a part
+
+
+@pytest.mark.tpu_compiler
+def test_what_does_not_fit_is_said_with_its_size(monkeypatch):
+    opened = open_topology("v5e:1x1")
+    run = small_run(batch_size=1 << 20)
+    found = plan_run(run, imagenet_like(SIDE, 10, run.training, "tensorflow"), opened, "train", "jit", "large")
+    assert not found.fits
+    assert found.hbm_bytes > V5E.usable_bytes
+    assert found.to_json()["bound_by"] is None
