@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 from mnv2_jax.commands import plan as command
@@ -55,7 +56,7 @@ def planned(monkeypatch):
         )
 
     monkeypatch.setattr(command, "plan", plan)
-    monkeypatch.setattr(command, "open_topology", lambda name: Topology(name, CHIPS[name.split(":")[0]], [None] * 8))
+    monkeypatch.setattr(command, "open_topology", lambda name: Topology(name, CHIPS[name.split(":")[0]], jax.devices()))
 
 
 def test_json_has_what_programs_read(run, planned):
