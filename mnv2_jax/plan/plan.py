@@ -244,11 +244,13 @@ def plan_programs(
     parts = {name: _bytes(getattr(state, name)) // seeds for name in ("params", "batch_stats", "opt_state", "ema")}
     shared = step == "train" and dataset.train_data(batch_size).shared
     parts["batch"] = _bytes(value) // (1 if shared else chips_a_run)
+    # What of the state a program does not use, evaluation for instance, is on the chip all the same.
+    held = max(sizes.argument_size_in_bytes, sum(parts.values()))
+    held += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     temporary = sizes.temp_size_in_bytes
     parts["activations"] = min(temporary, activation_bytes(learner, dataset, training, chips_a_run, step))
     parts["temporary"] = temporary - parts["activations"]
     parts["program"] = sizes.generated_code_size_in_bytes
-    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     total = held + temporary + parts["program"]
     return Plan(
         **known,
