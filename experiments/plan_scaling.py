@@ -59,7 +59,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "chips": found["chips"],
         "operations, GFLOP": chip["flops"] / 1e9,
-        "memory moved, GB": chip["bytes_accessed"] / 1e9,
+        "bytes to and from HBM, GB": chip["hbm_traffic_bytes"] / 1e9,
         "results of collectives, MB": sum(each["bytes"] for each in found["collectives"]) / 1e6,
         "images a second, at most": found["images_per_second_upper_bound"],
         "bound by": found["bound_by"],

@@ -1,7 +1,9 @@
 """What a run needs of TPUs that are not here: its own step, compiled for a slice of them.
 
 The times are those of a roofline: what the chip takes at its peak for the operations, for the bytes and for what goes
-to other chips, as if all three were done at once and nothing ever waited. So the images a second are an upper bound.
+to other chips, as if all three were done at once and nothing ever waited. So the images a second are an upper bound,
+and a loose one: a depthwise convolution, for instance, never reaches the peak. The bytes are those between the chip and
+its HBM; XLA's own count, which is shown too, holds copies into the chip's fast memory several times.
 Needs the TPU compiler (the extra "plan"), and no TPU.
 """
 
@@ -221,10 +223,11 @@ def table(plans: Sequence[Plan]) -> Table:
     row("fits", lambda p: f"yes, {p.hbm_bytes / p.chip.usable_bytes:.0%} full" if p.fits else "no", True)
     result.add_section()
     row("operations, GFLOP", lambda p: f"{p.flops / 1e9:,.2f}")  # type: ignore[operator]
-    row("bytes moved, GB", lambda p: f"{p.bytes_accessed / 1e9:,.3f}")  # type: ignore[operator]
+    row("bytes moved, as XLA counts, GB", lambda p: f"{p.bytes_accessed / 1e9:,.3f}")  # type: ignore[operator]
+    row("bytes to and from HBM, at least, GB", lambda p: f"{p.traffic_bytes / 1e9:,.3f}")  # type: ignore[operator]
     row("collectives", _collectives)
     result.add_section()
-    for part, name in {"compute": "operations", "memory": "bytes", "links": "links"}.items():
+    for part, name in {"compute": "operations", "memory": "bytes to and from HBM", "links": "links"}.items():
         row(f"{name} at the peak, ms", functools.partial(_milliseconds, part))
     row("bound by", lambda p: str(p.bound_by))
     row("images a second, all chips, at most", lambda p: f"{p.images_per_second:,.0f}")

@@ -1,9 +1,10 @@
-"""What a compiled program says of itself: its memory, and what it sends to other chips."""
+"""What a compiled program's text (HLO) says: what it moves between a chip's memories, and to other chips."""
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import NamedTuple
 
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 ITEM_BYTES |= {"s64": 8, "u64": 8, "f64": 8}
@@ -54,6 +55,97 @@ def _group_size(attributes: str, devices: int) -> int:
         return len(listed[1].split(","))
     short = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
     return int(short[2]) if short else devices
+
+
+class Instruction(NamedTuple):
+    """A line of a computation: `%name = shape opcode(operands), rest`."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+
+
+FAST_MEMORY = "S(1)"
+"""In an array's layout: it lies in the chip's own fast memory (VMEM), and moving it costs no bandwidth of HBM."""
+
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+PARTIAL = {"slice", "dynamic-slice", "gather"}
+"""Instructions that read no more of their first operand than they return."""
+
+
+def traffic_bytes(text: str) -> int:
+    """What a program reads from HBM and writes to it, at least: every instruction's operands and result, once each.
+
+    XLA's own "bytes accessed" counts a copy into fast memory at its start, at its end, and again where it is used,
+    and of a slice the whole that it is cut from; so it is more than what is moved.
+    """
+    computations: dict[str, list[Instruction]] = {}
+    main, name = "", ""
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if header:
+            name = header[2]
+            main = name if header[1] else main
+            computations[name] = []
+            continue
+        found = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line)
+        if found and name:
+            inside, _, rest = found[4].partition(")")
+            # A parameter has its number there.
+            operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or (inside,)
+            computations[name].append(Instruction(found[1], found[2], found[3], operands, rest))
+    return _computation_bytes(computations, main)
+
+
+def _computation_bytes(computations: Mapping[str, Sequence[Instruction]], name: str) -> int:
+    shapes = {each.name: each.shape for each in computations.get(name, ())}
+    return sum(_instruction_bytes(computations, each, shapes) for each in computations.get(name, ()))
+
+
+def _instruction_bytes(
+    computations: Mapping[str, Sequence[Instruction]], instruction: Instruction, shapes: Mapping[str, str]
+) -> int:
+    opcode, shape, rest = instruction.opcode, instruction.shape, instruction.rest
+    if opcode in FREE or opcode.endswith("-done"):
+        return 0
+    if opcode == "while":
+        body = re.search(r"body=%([\w.\-]+)", rest)
+        count = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+        return (int(count[1]) if count else 1) * (_computation_bytes(computations, body[1]) if body else 0)
+    if opcode in ("call", "conditional"):
+        # One branch is taken; the cheapest, for we count what is moved at least.
+        branches = re.findall(r"(?:to_apply=|computations=\{|, )%([\w.\-]+)", rest)
+        return min((_computation_bytes(computations, each) for each in branches if each in computations), default=0)
+    if opcode in ("copy-start", "slice-start"):
+        # The result names both ends; a slice is as large as its smaller one.
+        ends = re.findall(r"\b[a-z]+\d*\[[\d,]*\](?:\{[^}]*\})?", shape)[:2]
+        return min(map(shape_bytes, ends)) * sum(FAST_MEMORY not in end for end in ends)
+    if opcode in PARTIAL:
+        return _slow_bytes(shape) + (shape_bytes(shape) if _slow_bytes(shapes.get(instruction.operands[0], "")) else 0)
+    called = re.search(r"calls=%([\w.\-]+)", rest)
+    fused = computations.get(called[1], ()) if called else ()
+    return _slow_bytes(shape) + sum(
+        _read_bytes(fused, place, _slow_bytes(shapes.get(operand, "")))
+        for place, operand in enumerate(instruction.operands)
+        if operand not in instruction.operands[:place]
+    )
+
+
+def _slow_bytes(shapes: str) -> int:
+    """Of those arrays that lie in HBM."""
+    arrays = re.findall(r"\b[a-z]+\d*\[[\d,]*\](?:\{[^}]*\})?", shapes)
+    return sum(shape_bytes(array) for array in arrays if FAST_MEMORY not in array)
+
+
+def _read_bytes(fused: Sequence[Instruction], place: int, whole: int) -> int:
+    """What a fused computation reads of its parameter: the parts that are cut out of it, or else the whole."""
+    names = [each.name for each in fused if each.opcode == "parameter" and each.operands == (str(place),)]
+    users = [each for each in fused if set(names) & set(each.operands)]
+    if not users or any(each.opcode not in PARTIAL or each.operands[0] not in names for each in users):
+        return whole
+    return min(whole, sum(shape_bytes(each.shape) for each in users))
 
 
 def needed_bytes(message: str) -> int | None:

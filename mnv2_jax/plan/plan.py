@@ -19,7 +19,7 @@ from mnv2_jax.data.stream import RandomCrop, StreamedDataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import layer_costs
 from mnv2_jax.plan.chips import Chip, Topology
-from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes
+from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, traffic_bytes
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.loop import Dataset, describe_programs
 from mnv2_jax.training.parallel import Parallel, create_mesh, seed_groups
@@ -59,7 +59,8 @@ class Plan:
         memory: bytes by the names of `PARTS`; empty if the program does not fit.
         hbm_bytes: that the program needs, as the compiler says.
         flops: operations; None if the program does not fit, like what follows.
-        bytes_accessed: read and written.
+        bytes_accessed: read and written, as XLA counts, which is more than what HBM moves.
+        traffic_bytes: read from HBM and written to it at least, see `traffic_bytes`.
         collectives: what the chips exchange.
         compile_seconds: that compiling took here.
     """
@@ -72,6 +73,7 @@ class Plan:
     hbm_bytes: int
     flops: float | None
     bytes_accessed: float | None
+    traffic_bytes: int | None
     collectives: tuple[Collective, ...]
     compile_seconds: float
 
@@ -87,12 +89,12 @@ class Plan:
 
     def seconds(self) -> dict[str, float]:
         """What each part of the chip takes at least, at its peak: "compute", "memory" and "links"."""
-        if self.flops is None or self.bytes_accessed is None:
+        if self.flops is None or self.traffic_bytes is None:
             return {}
         sent = sum(collective.sent_bytes() for collective in self.collectives)
         return {
             "compute": self.flops / self.chip.flops,
-            "memory": self.bytes_accessed / self.chip.hbm_bandwidth,
+            "memory": self.traffic_bytes / self.chip.hbm_bandwidth,
             "links": sent / self.chip.link_bandwidth,
         }
 
@@ -122,6 +124,7 @@ class Plan:
                 "memory": self.memory,
                 "flops": self.flops,
                 "bytes_accessed": self.bytes_accessed,
+                "hbm_traffic_bytes": self.traffic_bytes,
             },
             "collectives": [{"kind": kind, **figures} for kind, figures in self.by_kind().items()],
             "seconds": self.seconds(),
@@ -234,6 +237,7 @@ def plan_programs(
             hbm_bytes=needed,
             flops=None,
             bytes_accessed=None,
+            traffic_bytes=None,
             collectives=(),
             compile_seconds=seconds,
         )
@@ -252,13 +256,15 @@ def plan_programs(
     parts["temporary"] = temporary - parts["activations"]
     parts["program"] = sizes.generated_code_size_in_bytes
     total = held + temporary + parts["program"]
+    text = compiled.as_text()
     return Plan(
         **known,
         memory={**parts, "padding": total - sum(parts.values())},
         hbm_bytes=total,
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
-        collectives=tuple(collectives(compiled.as_text(), mesh.size)),
+        traffic_bytes=traffic_bytes(text),
+        collectives=tuple(collectives(text, mesh.size)),
         compile_seconds=seconds,
     )
 

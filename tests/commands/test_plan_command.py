@@ -50,7 +50,8 @@ def planned(monkeypatch):
             memory={"activations": 40_000_000 * batch, "temporary": 0, "batch": 0} if fits else {},
             hbm_bytes=40_000_000 * batch if fits else 17 * 2**30,
             flops=2e9 * batch if fits else None,
-            bytes_accessed=1.8e8 * batch if fits else None,
+            bytes_accessed=4e8 * batch if fits else None,
+            traffic_bytes=180_000_000 * batch if fits else None,
             collectives=(Collective("all-reduce", 14_000_000, 8),) if fits else (),
             compile_seconds=90.0,
         )

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, shape_bytes
+from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, shape_bytes, traffic_bytes
 from mnv2_jax.training.parallel import create_mesh
 
 
@@ -71,3 +71,45 @@ def test_how_much_a_program_wanted():
     assert needed_bytes(other) == int(17.14 * gibibyte)
     assert needed_bytes("INVALID_ARGUMENT: something else (12.0G)") is None
     assert np.isclose(needed_bytes("RESOURCE_EXHAUSTED: Used 512.00M of 1.0G hbm"), gibibyte / 2)
+
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%fused_part (param_0: f32[100,10], param_1: f32[10]) -> f32[10] {
+  %param_0 = f32[100,10]{1,0} parameter(0)
+  %param_1 = f32[10]{0} parameter(1)
+  %row = f32[1,10]{1,0} slice(%param_0), slice={[3:4], [0:10]}
+  ROOT %sum = f32[10]{0} add(%row, %param_1)
+}
+
+%body (carried: (f32[10], s32[])) -> (f32[10], s32[]) {
+  %carried = (f32[10]{0}, s32[]) parameter(0)
+  %value = f32[10]{0} get-tuple-element(%carried), index=0
+  %twice = f32[10]{0} add(%value, %value)
+  ROOT %next = (f32[10]{0}, s32[]) tuple(%twice, %value)
+}
+
+ENTRY %main (big: f32[100,10], bias: f32[10]) -> f32[10] {
+  %big = f32[100,10]{1,0:T(8,128)} parameter(0)
+  %bias = f32[10]{0:T(128)} parameter(1)
+  %started = ((f32[100,10]{1,0:T(8,128)}), f32[25,10]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%big), slice={[0:25], [0:10]}
+  %quarter = f32[25,10]{1,0:T(8,128)S(1)} slice-done(%started)
+  %near = f32[25,10]{1,0:T(8,128)S(1)} multiply(%quarter, %quarter)
+  %copied = (f32[10]{0:T(128)}, f32[10]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%near)
+  %part = f32[10]{0:T(128)} fusion(%big, %bias), kind=kLoop, calls=%fused_part
+  %looped = (f32[10]{0}, s32[]) while(%part), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %result = f32[10]{0} get-tuple-element(%looped), index=0
+}
+"""
+
+
+def test_traffic_leaves_out_the_fast_memory_and_what_is_not_read():
+    slice_of_big, copy_out = 4 * 250, 4 * 10  # each has one end in HBM
+    fusion = 4 * 10 + 4 * 10 + 4 * 10  # one row, the bias, the result
+    loop = 3 * (4 * 10 + 4 * 10)  # one operand, though used twice, and a result, three times
+    assert traffic_bytes(PROGRAM) == slice_of_big + copy_out + fusion + loop
+
+
+def test_traffic_of_a_product_is_its_operands_and_its_result():
+    compiled = jax.jit(lambda a, b: a @ b).lower(jnp.zeros((64, 32)), jnp.zeros((32, 16))).compile()
+    assert traffic_bytes(compiled.as_text()) == 4 * (64 * 32 + 32 * 16 + 64 * 16)

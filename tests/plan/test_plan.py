@@ -27,7 +27,8 @@ def by_hand(batch=128, fits=True, **changes):
         memory={"activations": batch * 10_000_000, "temporary": 0, "batch": 0} if fits else {},
         hbm_bytes=batch * 10_000_000,
         flops=1.97e12 if fits else None,
-        bytes_accessed=8.19e9,
+        bytes_accessed=2e10,
+        traffic_bytes=8_190_000_000 if fits else None,
         collectives=(Collective("all-reduce", 14_000_000, 8),),
         compile_seconds=1.0,
     )
@@ -38,7 +39,7 @@ def test_the_bound_is_that_of_what_takes_longest():
     found = by_hand()
     assert found.seconds() == pytest.approx({"compute": 0.01, "memory": 0.01, "links": 24.5e6 / 2e11})
     assert by_hand(flops=3e12).bound_by == "compute"
-    slow = by_hand(bytes_accessed=8.19e10)
+    slow = by_hand(traffic_bytes=81_900_000_000)
     assert slow.bound_by == "memory"
     assert slow.images_per_second == pytest.approx(8 * 128 / 0.1)
     assert by_hand(collectives=(Collective("all-reduce", 10**10, 8),)).bound_by == "links"
@@ -160,6 +161,7 @@ def test_a_training_step_for_a_slice(topology, monkeypatch):
     assert found.memory["params"] == 4 * parameters
     assert found.memory["opt_state"] == pytest.approx(4 * parameters, abs=16)
     assert min(found.memory.values()) >= 0
+    assert 0 < found.traffic_bytes < found.bytes_accessed
 
 
 @pytest.mark.tpu_compiler
