@@ -60,7 +60,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
         "chips": found["chips"],
         "operations, GFLOP": chip["flops"] / 1e9,
         "bytes to and from HBM, GB": chip["hbm_traffic_bytes"] / 1e9,
-        "results of collectives, MB": sum(each["bytes"] for each in found["collectives"]) / 1e6,
+        "bytes to other chips, MB": chip["sent_bytes"] / 1e6,
         "images a second, at most": found["images_per_second_upper_bound"],
         "bound by": found["bound_by"],
     }
@@ -76,16 +76,16 @@ def draw(plans: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.plot(chips, values, marker="o", color="#0072B2")
         for x, y in zip(chips, values, strict=True):
             text = f"{y:,.0f}" if y >= 1000 else f"{y:.3g}"
-            axes.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9)
+            axes.annotate(text, (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
         axes.set_xscale("log", base=2)
         axes.set_xticks(chips, [str(chip) for chip in chips])
         axes.margins(x=0.1, y=0.25)
         if name.startswith("images"):
             axes.set_yscale("log")
-            axes.set_ylabel(f"{name} (all chips)")
+            axes.set_ylabel(f"{name}, of all chips")
         else:
-            axes.set_ylim(bottom=0)
-            axes.set_ylabel(f"{name} (a chip and step)")
+            axes.set_ylim(0, 1.25 * max(*values, 1e-9))
+            axes.set_ylabel(name)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.7)
     for axes in panels[1]:
@@ -119,8 +119,10 @@ def main(options: Options) -> None:
     file = options.out / PLANS
     try:
         done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); --overwrite begins anew") from error
+        for found in done.values():
+            figures(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged, or of another version ({error!r}); --overwrite begins anew") from error
     for each, topology in zip(wanted, topologies, strict=True):
         if topology.name not in done:
             console.print(f"Compiling for {topology.name}; one to four minutes.", markup=False)
@@ -130,7 +132,7 @@ def main(options: Options) -> None:
             done[topology.name] = found.to_json()
             write_atomically(file, json.dumps(done, indent=2) + "\n")
     plans = [done[name] for name in options.topologies]
-    title = f"A chip's part of a training step: {plans[0]['title']}"
+    title = f"What a chip does in a step: {plans[0]['title']}"
     plots.save(draw(plans, title), options.out)
     rows = [figures(found) for found in plans]
     summary = {"experiment": "plan_scaling", "plans": rows, "environment": environment()}

@@ -64,10 +64,20 @@ class Options(ModelOptions):
 
 def main(options: Options) -> None:
     """Plan what the flags describe."""
-    if options.study is not None and (options.compare or options.sweep_batch):
-        raise UserError("--study plans a study's own settings; leave --compare and --sweep-batch out")
+    if options.study is not None:
+        own = dataclasses.replace(Options(), topology=options.topology, study=options.study, json=options.json)
+        given = [
+            field.name for field in dataclasses.fields(own) if getattr(own, field.name) != getattr(options, field.name)
+        ]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UserError(f"--study plans a study's own settings; leave {flags} out")
     if options.compare and options.sweep_batch:
         raise UserError("--compare and --sweep-batch do not go together; take one after the other")
+    if options.sweep_batch and options.accumulation & (options.accumulation - 1):
+        raise UserError(
+            f"--sweep-batch takes powers of two, which --accumulation {options.accumulation} does not divide"
+        )
     others = [changed(options, options.compare)] if options.compare else []
     for each in (options, *others):
         check(each)
@@ -92,7 +102,8 @@ def main(options: Options) -> None:
         print(json.dumps({**described[0], "others": described[1:]} if len(plans) > 1 else described[0], indent=2))
         return
     console.print(table(plans))
-    console.print(f"Peak figures: {plans[0].chip.source}.", markup=False)
+    for chip in {each.chip.name: each.chip for each in plans}.values():
+        console.print(f"Peak figures of {chip.name}: {chip.source}.", markup=False)
     for missed in [found for found in plans if not found.fits]:
         console.print(advice(missed), markup=False)
     fitting = [found for found in plans if found.fits]
@@ -125,8 +136,11 @@ def changed(options: Options, settings: Sequence[str]) -> Options:
         UserError: for what is no such flag or value.
     """
     for setting in settings:
-        if "=" not in setting:
+        name, equals, _ = setting.lstrip("-").partition("=")
+        if not name or not equals:
             raise UserError(f"--compare takes FLAG=VALUE, dtype=float32 for instance; got {setting!r}")
+        if name.replace("_", "-") in ("compare", "study", "json", "sweep-batch"):
+            raise UserError(f"--compare changes settings of a plan, and --{name} is none")
     arguments = [f"--{setting.lstrip('-')}" for setting in settings]
     return cli.parse(Options, "", arguments, "--compare", lambda _: options)
 
@@ -138,7 +152,7 @@ def plan(options: Options, topology: Topology, batch_per_device: int | None = No
         RECIPES[options.recipe],
         batch_size=batch * len(topology.devices),
         batch_norm=options.batch_norm,
-        accumulation=options.accumulation if batch_per_device is None else 1,
+        accumulation=options.accumulation,
     )
     run = Run(
         dataset="plan",
@@ -158,10 +172,21 @@ def plan(options: Options, topology: Topology, batch_per_device: int | None = No
 
 
 def title(options: Options, batch: int) -> str:
-    """The settings that people compare."""
-    return (
-        f"{options.model} {options.width_multiplier:g}, {options.resolution} px, {options.step}, {batch} a chip, "
-        f"{options.dtype}, {options.batch_norm} norm, {options.parallel}"
+    """The settings that people compare, and all others that are not the defaults."""
+    usual = Options()
+    names = ("recipe", "accumulation", "num_classes", "convention", "output_stride", "unit_strides")
+    others = [name for name in names if getattr(options, name) != getattr(usual, name)]
+    return ", ".join(
+        [
+            f"{options.model} {options.width_multiplier:g}",
+            f"{options.resolution} px",
+            options.step,
+            f"{batch} a chip",
+            options.dtype,
+            f"{options.batch_norm} norm",
+            options.parallel,
+            *(f"{name.replace('_', ' ')} {getattr(options, name)}" for name in others),
+        ]
     )
 
 

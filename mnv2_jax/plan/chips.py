@@ -22,8 +22,7 @@ class Chip:
     Attributes:
         name: of the generation.
         flops: bfloat16 operations a second. XLA multiplies float32 matrices in bfloat16 too, unless told otherwise.
-        hbm_bytes: high-bandwidth memory.
-        usable_bytes: what of it the compiler gives a program; from its own errors (libtpu 0.0.42).
+        usable_bytes: of high-bandwidth memory that the compiler gives a program; from its own errors (libtpu 0.0.42).
         hbm_bandwidth: bytes a second.
         link_bandwidth: bytes a second over all links to other chips, in one direction.
         slices: numbers of chips along each axis that are offered, smaller ones first.
@@ -33,7 +32,6 @@ class Chip:
 
     name: str
     flops: float
-    hbm_bytes: int
     usable_bytes: int
     hbm_bandwidth: float
     link_bandwidth: float
@@ -51,7 +49,6 @@ CHIPS = {
         Chip(
             "v4",
             275e12,
-            32 * GIBIBYTE,
             int(30.75 * GIBIBYTE),
             1.2e12,
             2.7e11,
@@ -62,7 +59,6 @@ CHIPS = {
         Chip(
             "v5e",
             197e12,
-            16 * GIBIBYTE,
             int(15.75 * GIBIBYTE),
             8.19e11,
             2e11,
@@ -72,7 +68,6 @@ CHIPS = {
         Chip(
             "v5p",
             459e12,
-            95 * GIBIBYTE,
             int(95.74 * GIBIBYTE),
             2.765e12,
             6e11,
@@ -82,7 +77,6 @@ CHIPS = {
         Chip(
             "v6e",
             918e12,
-            32 * GIBIBYTE,
             int(31.25 * GIBIBYTE),
             1.638e12,
             4e11,
@@ -140,8 +134,8 @@ def open_topology(name: str) -> Topology:
     Raises:
         UserError: for a slice that is not offered, or without the compiler that fits.
     """
-    generation, _, shape = name.partition(":")
-    if generation not in CHIPS:
+    generation, colon, shape = name.partition(":")
+    if generation not in CHIPS or not colon:
         raise UserError(
             f"--topology must be CHIP:SHAPE, v5e:2x4 for instance, with a chip of {', '.join(CHIPS)}; got {name!r}"
         )

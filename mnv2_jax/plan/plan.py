@@ -91,12 +91,16 @@ class Plan:
         """What each part of the chip takes at least, at its peak: "compute", "memory" and "links"."""
         if self.flops is None or self.traffic_bytes is None:
             return {}
-        sent = sum(collective.sent_bytes() for collective in self.collectives)
         return {
             "compute": self.flops / self.chip.flops,
             "memory": self.traffic_bytes / self.chip.hbm_bandwidth,
-            "links": sent / self.chip.link_bandwidth,
+            "links": self.sent_bytes / self.chip.link_bandwidth,
         }
+
+    @property
+    def sent_bytes(self) -> float:
+        """What a chip sends to others, at least."""
+        return sum(collective.sent_bytes() for collective in self.collectives)
 
     @property
     def bound_by(self) -> str | None:
@@ -125,6 +129,7 @@ class Plan:
                 "flops": self.flops,
                 "bytes_accessed": self.bytes_accessed,
                 "hbm_traffic_bytes": self.traffic_bytes,
+                "sent_bytes": self.sent_bytes,
             },
             "collectives": [{"kind": kind, **figures} for kind, figures in self.by_kind().items()],
             "seconds": self.seconds(),

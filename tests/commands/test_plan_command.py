@@ -24,7 +24,11 @@ from mnv2_jax.plan.plan import Plan
         (["--compare", "dtype=float8"], "float8"),
         (["--compare", "colour=red"], "colour"),
         (["--compare", "dtype=float32", "--sweep-batch"], "do not go together"),
-        (["--study", "ablate_bottleneck", "--sweep-batch"], "leave --compare and --sweep-batch out"),
+        (["--compare", "study=ablate_bottleneck"], "--compare changes settings of a plan, and --study is none"),
+        (["--compare", "=3"], "--compare takes FLAG=VALUE"),
+        (["--topology", "v5e"], "--topology must be CHIP:SHAPE"),
+        (["--sweep-batch", "--batch-per-device", "6", "--accumulation", "3"], "--accumulation 3 does not divide"),
+        (["--study", "ablate_bottleneck", "--sweep-batch", "--dtype", "float32"], "leave --dtype, --sweep-batch out"),
     ],
 )
 def test_bad_input_is_said_in_one_line(run, arguments, says):
