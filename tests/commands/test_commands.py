@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_exit_2(run, arguments, says, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "datasets", "summary", "convert", "predict"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "datasets", "summary", "convert", "predict", "plan"])
 def test_help(run, command):
     code, output, _ = run(command, "--help")
     assert code == 0
