@@ -53,6 +53,7 @@ def test_a_process_prints_what_it_knows():
         "summary",
         "convert",
         "predict",
+        "plan",
     ]
 
 
