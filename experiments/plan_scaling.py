@@ -2,7 +2,7 @@
 
 Question: do operations, bytes moved and bytes sent a chip stay the same from one chip to 256?
 Command:  python experiments/plan_scaling.py
-Cost:     four compilations, some 10 minutes on 2 CPU cores; no TPU, but its compiler (pip install -e '.[plan]').
+Cost:     four compilations, some 10 minutes on 2 busy CPU cores; no TPU, but its compiler (pip install -e '.[plan]').
 Expect:   operations and bytes of memory are the same; what is sent approaches twice the size of the gradients.
 
 Every chip has the same images in a step, so the work of all grows with the slice (weak scaling). The figures are the
@@ -76,10 +76,12 @@ def draw(plans: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.plot(chips, values, marker="o", color="#0072B2")
         for x, y in zip(chips, values, strict=True):
             text = f"{y:,.0f}" if y >= 1000 else f"{y:.3g}"
-            axes.annotate(text, (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=9)
+            # Beside a line that rises, above one that does not.
+            offset = (-16, 8) if name.startswith("images") else (0, 9)
+            axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha="center", fontsize=9)
         axes.set_xscale("log", base=2)
         axes.set_xticks(chips, [str(chip) for chip in chips])
-        axes.margins(x=0.1, y=0.25)
+        axes.margins(x=0.2, y=0.25)
         if name.startswith("images"):
             axes.set_yscale("log")
             axes.set_ylabel(f"{name}, of all chips")
