@@ -49,12 +49,21 @@ def shape_bytes(shapes: str) -> int:
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """From replica_groups={{0,1},{2,3}} or its short form [groups,size]<=[devices]; all if none are named."""
+    """From what stands behind replica_groups=, all devices if that is nothing.
+
+    {{0,1},{2,3}} lists them, [2,4]<=[8] are two groups of four, mesh['seed'=2,'data'=4] {'data'} names their axes.
+    """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return len(listed[1].split(","))
-    short = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
-    return int(short[2]) if short else devices
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes)
+    if counted:
+        return int(counted[2])
+    named = re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", attributes)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    return devices
 
 
 class Instruction(NamedTuple):

@@ -49,10 +49,14 @@ def test_collectives_of_a_program():
     [
         ("%a = f32[10]{0} all-reduce(%b), replica_groups=[2,4]<=[8], to_apply=%r", Collective("all-reduce", 40, 4)),
         ("%a = f32[10]{0} all-gather-start(%b), replica_groups={{0,1}}", Collective("all-gather", 40, 2)),
+        (
+            "%a = f32[10]{0} all-reduce(%b), replica_groups=mesh['seed'=2,'data'=4] {'data'}, to_apply=%r",
+            Collective("all-reduce", 40, 4),
+        ),
         ("%a = bf16[10]{0} all-reduce(%b), replica_groups={}", Collective("all-reduce", 20, 16)),
     ],
 )
-def test_groups_are_written_in_three_ways(line, expected):
+def test_groups_are_written_in_four_ways(line, expected):
     assert list(collectives(line, 16)) == [expected]
     assert list(collectives(line.replace("all-", "get-tuple-element(%all-"), 16)) == []
 
