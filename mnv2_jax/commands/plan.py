@@ -20,6 +20,7 @@ from rich.table import Table
 
 import mnv2_jax
 from mnv2_jax import cli
+from mnv2_jax.ablation.study import Study
 from mnv2_jax.commands.options import ModelOptions
 from mnv2_jax.errors import UserError
 from mnv2_jax.plan.chips import Topology, open_topology
@@ -200,7 +201,7 @@ def sweep(options: Options, topology: Topology, start: Plan, report: Callable[[s
     return largest_batch(plan_of, start, options.batch_per_device)
 
 
-def find_study(name: str):
+def find_study(name: str) -> Study:
     """A study of the folder `experiments`, with its defaults.
 
     Raises:
@@ -222,7 +223,7 @@ def advice(plan: Plan) -> str:
     """By how much a program does not fit, and what would help."""
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
-        f"{plan.title} does not fit: it needs {needed:.2f} GiB of the {room:.2f} GiB that a {plan.chip.name} gives, "
+        f"{plan.title} does not fit: it needs {needed:.2f} GiB or more of the {room:.2f} GiB that a {plan.chip.name} gives, "
         f"{needed - room:.2f} GiB too much. A smaller --batch-per-device helps in proportion (--sweep-batch finds it), "
         "so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
     )

@@ -70,9 +70,9 @@ def decode(example: Example, channels: int, divisor: int = 1, rows: int | None =
     if frame is None or frame.height * frame.width > MOST_PIXELS:
         return _decode_by_pillow(example, channels, divisor)
     content, height, width = example.content, -(-frame.height // divisor), -(-frame.width // divisor)
-    shortened = rows is not None and frame.sequential and rows <= frame.height - FEWEST_ROWS
     # Where the end is missing, all of the image is decoded and the damage said.
-    if shortened and rows is not None and content.endswith(END_OF_IMAGE):
+    whole = not frame.sequential or not content.endswith(END_OF_IMAGE)
+    if rows is not None and rows <= frame.height - FEWEST_ROWS and not whole:
         # libjpeg decodes as many rows as the header states, and jumps over the rest.
         content = content[: frame.position] + rows.to_bytes(2, "big") + content[frame.position + 2 :]
         height = -(-rows // divisor)

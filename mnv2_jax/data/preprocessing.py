@@ -81,6 +81,11 @@ PREPROCESSING: dict[str, Preprocessing] = {
 }
 
 
+def of_convention(convention: str) -> str:
+    """The name in `PREPROCESSING` of what networks of a numeric convention are trained with."""
+    return "tensorflow" if convention == "tensorflow" else "torchvision"
+
+
 def read_image(path: Path | str, channels: int = 3, content: bytes | None = None) -> Image.Image:
     """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB; transparency is left out.
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from mnv2_jax.data.batch import Batch, Normalization
 from mnv2_jax.data.catalog import FOLDER, find_entry, image_key, label_names, prepared_builder
 from mnv2_jax.data.jpeg import decode, read_frame
-from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+from mnv2_jax.data.preprocessing import PREPROCESSING, of_convention, preprocess, read_image
 from mnv2_jax.data.resident import check_train_images, data_key, pad_batch
 from mnv2_jax.data.sources import Example, FolderSource, Source, TfdsSource, read_folder
 from mnv2_jax.errors import UserError
@@ -392,7 +392,7 @@ def load_stream(
     Raises:
         UserError: see `prepared_builder` and `read_folder`; or if there are fewer training images.
     """
-    varied = "tensorflow" if convention == "tensorflow" else "torchvision"
+    varied = of_convention(convention)
     if name == FOLDER:
         if data_files is None:
             raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")

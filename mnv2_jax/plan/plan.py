@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from mnv2_jax.ablation.study import Study
 from mnv2_jax.ablation.study import create_learner as create_study_learner
+from mnv2_jax.data.preprocessing import of_convention
 from mnv2_jax.data.resident import load
 from mnv2_jax.data.sources import Example
 from mnv2_jax.data.stream import RandomCrop, StreamedDataset
@@ -57,7 +58,7 @@ class Plan:
         chips: of the slice that the program uses.
         images: that a step takes, over all chips and runs.
         memory: bytes by the names of `PARTS`; empty if the program does not fit.
-        hbm_bytes: that the program needs, as the compiler says.
+        hbm_bytes: that the program needs, as the compiler says; at least, if it does not fit.
         flops: operations; None if the program does not fit, like what follows.
         bytes_accessed: read and written, as XLA counts, which is more than what HBM moves.
         traffic_bytes: read from HBM and written to it at least, see `traffic_bytes`.
@@ -173,13 +174,12 @@ class _Unread(Sequence):
 
 def imagenet_like(resolution: int, num_classes: int, training: TrainConfig, convention: str) -> StreamedDataset:
     """A data set of ImageNet's form that is never read."""
-    preprocessing = "tensorflow" if convention == "tensorflow" else "torchvision"
     return StreamedDataset(
         "plan",
         tuple(map(str, range(num_classes))),
         {"train": _Unread(IMAGENET_IMAGES)},
         (resolution, resolution, 3),
-        preprocessing,
+        of_convention(convention),
         RandomCrop(training.smallest_crop),
         True,
         training.color_distortion,
@@ -234,7 +234,6 @@ def plan_programs(
         if needed is None:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the TPU compiler cannot compile this for {topology.name} ({reason})") from error
-        # What it names are the temporaries; the arguments come on top.
         seconds = time.perf_counter() - began
         return Plan(
             **known,

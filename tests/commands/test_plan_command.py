@@ -87,7 +87,7 @@ def test_two_settings_side_by_side(run, planned):
 def test_what_does_not_fit_says_by_how_much_and_what_helps(run, planned):
     code, output, _ = run("plan", "--batch-per-device", "512")
     assert code == 0
-    assert "needs 17.00 GiB of the 15.75 GiB that a v5e gives, 1.25 GiB too much" in " ".join(output.split())
+    assert "needs 17.00 GiB or more of the 15.75 GiB that a v5e gives, 1.25 GiB too much" in " ".join(output.split())
     assert "--sweep-batch" in output
 
 

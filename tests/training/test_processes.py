@@ -150,10 +150,14 @@ def test_tpus_are_found_on_the_pci_bus(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError("coordinator_address should be defined."), RuntimeError("unreachable")])
 def test_a_tpu_host_joins_the_others_or_is_alone(monkeypatch, error):
+    tried = []
+
     def join():
+        tried.append(True)
         raise error
 
     monkeypatch.setattr(distributed, "is_tpu_host", lambda environment: True)
     monkeypatch.setattr(jax.distributed, "initialize", join)
     with contextlib.nullcontext() if isinstance(error, ValueError) else pytest.raises(UserError, match="unreachable"):
         initialize(Processes())
+    assert tried
