@@ -214,10 +214,10 @@ def _cpu_pointwise_forward(x, kernel):
 
 def _cpu_pointwise_backward(residuals, dy):
     x, kernel = residuals
-    batch = tuple(range(x.ndim - 1))
     dx = lax.dot_general(dy, kernel, (((x.ndim - 1,), (1,)), ((), ())))
     # Written as x^T dy. XLA's own derivative is (dy^T x)^T and first writes dy out transposed.
-    dkernel = lax.dot_general(x, dy, ((batch, batch), ((), ())), preferred_element_type=jnp.float32)
+    rows, row_dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dkernel = lax.dot_general(rows, row_dys, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return dx, dkernel.astype(kernel.dtype)
 
 
