@@ -14,6 +14,7 @@ from mnv2_jax.models.layers import (
     BatchNorm,
     Conv,
     ConventionName,
+    Layers,
     make_divisible,
 )
 
@@ -24,7 +25,7 @@ class ConvNorm(nn.Module):
     Attributes:
         features, kernel_size, stride, dilation, depthwise: see `Conv`.
         activation: a name in `ACTIVATIONS`.
-        convention, batch_norm_momentum, batch_norm_axis, dtype: see `ImageClassifier`.
+        convention, batch_norm_momentum, batch_norm_axis, dtype, layers: see `ImageClassifier`.
     """
 
     features: int
@@ -37,6 +38,7 @@ class ConvNorm(nn.Module):
     batch_norm_momentum: float = 0.99
     batch_norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
+    layers: Layers = "fitted"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
@@ -49,10 +51,11 @@ class ConvNorm(nn.Module):
             self.depthwise,
             self.convention,
             self.dtype,
+            self.layers,
             name="conv",
         )
         epsilon = CONVENTIONS[self.convention].epsilon
-        norm = BatchNorm(self.batch_norm_momentum, epsilon, self.batch_norm_axis, name="norm")
+        norm = BatchNorm(self.batch_norm_momentum, epsilon, self.batch_norm_axis, self.layers, name="norm")
         return ACTIVATIONS[self.activation](norm(conv(x), train))
 
 

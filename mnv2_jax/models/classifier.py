@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import ConvNorm
-from mnv2_jax.models.layers import CONVENTIONS, ConventionName, Dropout
+from mnv2_jax.models.layers import CONVENTIONS, ConventionName, Dropout, Layers
 
 
 class ImageClassifier(nn.Module):
@@ -30,6 +30,8 @@ class ImageClassifier(nn.Module):
         batch_norm_axis: name of the axis of devices that share batch statistics in training; see `BatchNorm`.
         dtype: of the convolutions and of what lies between them. Parameters, batch-norm statistics, the
             pooled features and the logits are float32 whatever it is.
+        layers: "fitted", written so that the platform compiles them well, or "plain", as JAX has them; the same
+            function to rounding.
     """
 
     num_classes: int = 1000
@@ -41,6 +43,7 @@ class ImageClassifier(nn.Module):
     batch_norm_momentum: float = 0.99
     batch_norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
+    layers: Layers = "fitted"
 
     def scaled(self, channels: int) -> int:
         """Channels of a layer that has `channels` at width 1."""
@@ -73,6 +76,7 @@ class ImageClassifier(nn.Module):
             batch_norm_momentum=self.batch_norm_momentum,
             batch_norm_axis=self.batch_norm_axis,
             dtype=self.dtype,
+            layers=self.layers,
         )
 
     def classify(self, x: Float[Array, "n h w c"], train: bool, places: Int[Array, " n"] | None) -> dict[str, Array]:

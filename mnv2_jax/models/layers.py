@@ -8,6 +8,9 @@ CPU, where XLA runs a depthwise convolution 15 to 50 times slower than the same 
 images, it is written as shifts and matrix products, with its derivatives. The choice is made where the
 program is lowered (`lax.platform_dependent`), so that a program compiled on a CPU host for a TPU gets the
 TPU's form. The CPU forms have reverse-mode derivatives only (`jax.grad`, `jax.vjp`).
+
+All this is what `layers="fitted"` means. With "plain", the layers are XLA's native convolution and JAX's own
+derivatives on every platform: what the fitted ones are measured against.
 """
 
 import dataclasses
@@ -22,6 +25,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+Layers = Literal["fitted", "plain"]
+"""Forms of the layers: fitted to the platform, or as JAX has them."""
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Rows added above and below, columns added left and right."""
 
@@ -126,18 +131,6 @@ class Window(NamedTuple):
     padding: Padding = ((0, 0), (0, 0))
 
 
-def _native_convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(window.stride, window.stride),
-        padding=window.padding,
-        rhs_dilation=(window.dilation, window.dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] // kernel.shape[2],
-    )
-
-
 def _taps(x: jax.Array, kernel_size: tuple[int, int], window: Window) -> list[jax.Array]:
     """The input as each tap of the kernel sees it: one strided view of the padded input a tap, row by row."""
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
@@ -164,6 +157,18 @@ def _shifted_depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.A
     return sum((tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0])
 
 
+def _images_in_cache(x: jax.Array) -> int:
+    """How many images to take at once: a divisor of their number, of `CACHED_BYTES` at most where one image is not more."""
+    image = 4 * x.size // len(x)
+    return max(
+        count for count in range(1, len(x) + 1) if len(x) % count == 0 and (count == 1 or count * image <= CACHED_BYTES)
+    )
+
+
+CACHED_BYTES = 1 << 17
+"""Of the activations that the kernel gradient of a depthwise convolution takes at once; its nine sums are as large each."""
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return _shifted_depthwise(x, kernel, window)
@@ -187,16 +192,19 @@ def _cpu_depthwise_backward(window, residuals, dy):
     spread_dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0)))
     dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], Window(dilation=window.dilation))
 
-    # The gradient of the kernel sums over all images, in float32. Image after image keeps the working set in
-    # cache and is elementwise, which vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower.
-    def add_image(sums, example):
-        image, image_dy = example
-        taps = _taps(image[None], (height, width), window)
-        return [total + tap[0].astype(jnp.float32) * image_dy for total, tap in zip(sums, taps, strict=True)], None
+    # The gradient of the kernel sums over all images, in float32. A few images at a time stay in cache, and adding
+    # them up place by place vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower.
+    group = _images_in_cache(x)
 
-    zeros = [jnp.zeros(dy.shape[1:], jnp.float32)] * (height * width)
-    sums, _ = lax.scan(add_image, zeros, (x, dy))
-    dkernel = jnp.stack([jnp.sum(total, axis=(0, 1)) for total in sums])
+    def add_images(sums, examples):
+        images, dys = examples
+        taps = _taps(images, (height, width), window)
+        return [total + tap.astype(jnp.float32) * dys for total, tap in zip(sums, taps, strict=True)], None
+
+    zeros = [jnp.zeros((group, *dy.shape[1:]), jnp.float32)] * (height * width)
+    groups = [leaf.reshape(-1, group, *leaf.shape[1:]) for leaf in (x, dy)]
+    sums, _ = lax.scan(add_images, zeros, groups)
+    dkernel = jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums])
     return dx, dkernel.reshape(height, width, 1, channels).astype(kernel.dtype)
 
 
@@ -230,6 +238,21 @@ def _cpu_convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arr
     return _cpu_pointwise(patches, kernel.reshape(-1, features))
 
 
+def native_convolution(
+    x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw group d"], window: Window
+) -> Float[Array, "n h2 w2 d"]:
+    """XLA's own, with as many feature groups as the kernel's channels ask for: the plain form of the next two."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(window.stride, window.stride),
+        padding=window.padding,
+        rhs_dilation=(window.dilation, window.dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
+    )
+
+
 def convolution(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c d"], window: Window
 ) -> Float[Array, "n h2 w2 d"]:
@@ -240,7 +263,7 @@ def convolution(
         x,
         kernel,
         cpu=functools.partial(_cpu_convolution, window=window),
-        default=functools.partial(_native_convolution, window=window),
+        default=functools.partial(native_convolution, window=window),
     )
 
 
@@ -253,7 +276,7 @@ def depthwise_convolution(
         kernel,
         # custom_vjp takes its static arguments by position.
         cpu=lambda x, kernel: _cpu_depthwise(x, kernel, window),
-        default=functools.partial(_native_convolution, window=window),
+        default=functools.partial(native_convolution, window=window),
     )
 
 
@@ -268,6 +291,7 @@ class Conv(nn.Module):
         depthwise: one filter a channel instead of a full convolution.
         convention: padding and initialiser.
         dtype: of the computation; the kernel is stored in float32.
+        layers: "fitted" to the platform, or "plain".
     """
 
     features: int
@@ -277,6 +301,7 @@ class Conv(nn.Module):
     depthwise: bool = False
     convention: ConventionName = "tensorflow"
     dtype: DTypeLike = jnp.float32
+    layers: Layers = "fitted"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
@@ -290,6 +315,8 @@ class Conv(nn.Module):
             convention.padding(size, self.kernel_size, self.stride, self.dilation) for size in x.shape[1:3]
         )
         convolve = depthwise_convolution if self.depthwise else convolution
+        if self.layers == "plain":
+            convolve = native_convolution
         window = Window(self.stride, self.dilation, (rows, columns))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), window)
 
@@ -343,6 +370,10 @@ def _batch_normalize_backward(epsilon, axis_name, residuals, cotangents):
     return dx.astype(dtype), dscale, dbias
 
 
+def _plain_batch_normalize(x, scale, bias, epsilon, axis_name):
+    return _batch_normalize_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
 _batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
@@ -359,11 +390,13 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         axis_name: of the mesh or `pmap` axis over whose devices training takes its statistics; None takes them
             over this device's images alone. The running statistics are then this device's as well.
+        layers: "fitted", with the backward pass written out, or "plain", with JAX's.
     """
 
     momentum: float = 0.99
     epsilon: float = 1e-3
     axis_name: str | None = None
+    layers: Layers = "fitted"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"], train: bool) -> Float[Array, "*batch c"]:
@@ -376,7 +409,8 @@ class BatchNorm(nn.Module):
         if not train:
             slope = scale * lax.rsqrt(variance.value + self.epsilon)
             return (x * slope + (bias - mean.value * slope)).astype(x.dtype)
-        y, batch_mean, batch_variance = _batch_normalize(x, scale, bias, self.epsilon, self.axis_name)
+        normalize = _batch_normalize if self.layers == "fitted" else _plain_batch_normalize
+        y, batch_mean, batch_variance = normalize(x, scale, bias, self.epsilon, self.axis_name)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1 - self.momentum) * batch_variance

@@ -67,7 +67,7 @@ def test_the_cpu_form_is_the_native_convolution(kind, stride, dilation, size, co
     ours = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
 
     y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
-    native_y, native_pull = jax.vjp(lambda x, kernel: layers._native_convolution(x, kernel, window), x, kernel)
+    native_y, native_pull = jax.vjp(lambda x, kernel: layers.native_convolution(x, kernel, window), x, kernel)
     assert y.shape == native_y.shape
     np.testing.assert_allclose(y, native_y, atol=1e-5)
     for gradient, native_gradient in zip(pull(y), native_pull(y), strict=True):
