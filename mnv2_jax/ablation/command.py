@@ -1,5 +1,6 @@
 """The command line that all studies share, and the way from its flags to the files of a study."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -8,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.study import Arm, Study, identity, run_study
 from mnv2_jax.data.catalog import CATALOG, ResidentName
 from mnv2_jax.environment import environment
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.layers import Layers
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.folder import check_folder
 from mnv2_jax.training.progress import create_console
@@ -41,6 +45,8 @@ class StudyOptions:
     """Scales the channels of every layer."""
     expansion: float = 6.0
     """t: the inner width of a block over that of its bottleneck."""
+    layers: Layers = "fitted"
+    """Layers written so that the platform compiles them well, or plain, as JAX has them."""
     out: Path | None = None
     """Folder for the results; runs/EXPERIMENT-DATASET-ARMS if not given."""
     overwrite: bool = False
@@ -65,12 +71,25 @@ def create_study(options: StudyOptions, experiment: str, question: str, claim: s
         model={
             "width_multiplier": options.width_multiplier,
             "expansion": options.expansion,
+            "layers": options.layers,
             "unit_strides": default_unit_strides(options.dataset, CATALOG[options.dataset].image_size),
         },
         training=TrainConfig(options.epochs, options.batch_size, options.learning_rate),
         seeds=options.seeds,
         train_images=options.train_images,
     )
+
+
+def spread_over_cores() -> None:
+    """Let JAX see a CPU device a core, where it has not been told how many: runs side by side share a core with none.
+
+    Steps as small as a study's leave half of two cores idle; two at a time take 1.3 times less for each.
+    """
+    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):  # type: ignore[attr-defined]
+        with contextlib.suppress(RuntimeError):  # the devices are there already
+            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:
@@ -84,6 +103,7 @@ def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:
     folder = options.out or Path("runs") / f"{study.experiment}-{options.dataset}-{names}"
     check_folder(identity(study), folder, options.overwrite, "study")
 
+    spread_over_cores()
     # Only now the slow imports and the data.
     from mnv2_jax.ablation import plots
     from mnv2_jax.ablation.report import arms_table, write_report

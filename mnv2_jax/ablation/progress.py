@@ -47,9 +47,9 @@ class Reporter:
             self._bar.stop()
             self._bar = None
 
-    def compiling(self, arm: str) -> None:
-        """An arm is being compiled."""
-        self._arm = arm
+    def compiling(self, arms: Sequence[str]) -> None:
+        """The program of these arms is being compiled."""
+        arm = self._arm = ", ".join(arms)
         if self._bar is not None:
             self._bar.update(self._task, description=f"{arm}: compiling", status="")
         else:
@@ -59,9 +59,9 @@ class Reporter:
         """It took `seconds`."""
         self.say(f"{self._arm}: compiled in {seconds:.0f} s")
 
-    def run(self, arm: str, seeds: Sequence[int]) -> None:
-        """A group of seeds begins."""
-        self._label = f"{arm} seed {', '.join(map(str, dict.fromkeys(seeds)))}"
+    def run(self, runs: Sequence[tuple[str, int]]) -> None:
+        """A group of runs, each an arm and a seed, begins."""
+        self._label = ", ".join(f"{arm} seed {seed}" for arm, seed in dict.fromkeys(runs))
         self._run_start = time.perf_counter()
 
     def step(self, logged: Logged) -> None:
@@ -85,6 +85,6 @@ class Reporter:
             self.say(f"{label} step {record.step}/{self._steps}: {self._status}")
 
     def run_ended(self) -> None:
-        """The group of seeds has done its steps."""
+        """The group of runs has done its steps."""
         self._done_groups += 1
         self._stepping += time.perf_counter() - self._run_start

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -36,7 +36,7 @@ from mnv2_jax.training.loop import (
 )
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_atomically, write_records
 from mnv2_jax.training.optimizer import create_optimizer
-from mnv2_jax.training.parallel import create_mesh, seed_groups
+from mnv2_jax.training.parallel import create_mesh, run_groups
 from mnv2_jax.training.step import Learner, TrainState
 from mnv2_jax.weights.load import Weights, save_weights
 
@@ -127,6 +127,25 @@ def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
     return records
 
 
+class Run(NamedTuple):
+    """One training: an arm's name, and a seed."""
+
+    arm: str
+    seed: int
+
+
+def families(study: Study) -> list[tuple[Arm, ...]]:
+    """The arms, those together that one program serves: they differ in what follows the bottlenecks, and in nothing else.
+
+    A program is compiled in some twenty seconds, and a choice between activations costs next to nothing.
+    """
+    found: dict[str, list[Arm]] = {}
+    for arm in study.arms:
+        rest = {**study.model, **arm.model, "bottleneck_activation": None}
+        found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(arm)
+    return [tuple(arms) for arms in found.values()]
+
+
 def create_network(study: Study, arm: Arm, dataset: Dataset) -> MobileNetV2:
     """The network of an arm."""
     momentum = study.training.norm_momentum(study.training.steps(dataset.train_images))
@@ -134,10 +153,14 @@ def create_network(study: Study, arm: Arm, dataset: Dataset) -> MobileNetV2:
     return MobileNetV2(dataset.num_classes, batch_norm_momentum=momentum, **attributes)
 
 
-def create_learner(study: Study, arm: Arm, dataset: Dataset) -> Learner:
-    """What the steps of an arm need."""
+def create_learner(study: Study, family: Sequence[Arm], dataset: Dataset) -> Learner:
+    """What the steps of a family need; of several arms, a run chooses its own by its number in the family."""
     optimizer = create_optimizer(study.training, study.training.steps_per_epoch(dataset.train_images))
-    return Learner(create_network(study, arm, dataset), Classification(dataset.num_classes), optimizer)
+    networks = [create_network(study, arm, dataset) for arm in family]
+    network = networks[0]
+    if len(family) > 1:
+        network = network.clone(bottleneck_activation=tuple(each.bottleneck_activation for each in networks))
+    return Learner(network, Classification(dataset.num_classes), optimizer)
 
 
 def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[str, Any]) -> Weights:
@@ -156,31 +179,40 @@ def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[st
 def train_arms(
     study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter
 ) -> list[Record]:
-    """Train what is not finished, arm by arm; every record is on disk before the next is made."""
+    """Train what is not finished, family by family; every record is on disk before the next is made."""
     records = list(finished)
     done = {(record.arm, record.seed) for record in finished}
-    pending = {arm.name: [seed for seed in range(study.seeds) if (arm.name, seed) not in done] for arm in study.arms}
     steps = study.training.steps(dataset.train_images)
-    plan = {name: seed_groups(seeds, jax.device_count()) for name, seeds in pending.items()}
-    reporter.start(steps, sum(map(len, plan.values())), sum(map(len, pending.values())), len(study.arms) * study.seeds)
+    plan = []
+    for family in families(study):
+        # Seed by seed, so that what is compared is trained side by side.
+        runs = [Run(arm.name, seed) for seed in range(study.seeds) for arm in family]
+        plan.append((family, run_groups([run for run in runs if run not in done], jax.device_count())))
+    pending = {run for _, groups in plan for group in groups for run in group}
+    reporter.start(steps, sum(len(groups) for _, groups in plan), len(pending), len(study.arms) * study.seeds)
     with (folder / "metrics.jsonl").open("a") as file:
-        for arm in study.arms:
-            if not plan[arm.name]:
+        for family, groups in plan:
+            if not groups:
                 continue
-            reporter.compiling(arm.name)
-            mesh = create_mesh(len(plan[arm.name][0]), 1)
-            programs = compile_programs(create_learner(study, arm, dataset), dataset, study.training, mesh)
+            names = [arm.name for arm in family]
+            reporter.compiling(names)
+            mesh = create_mesh(len(groups[0]), 1)
+            learner = create_learner(study, family, dataset)
+            programs = compile_programs(learner, dataset, study.training, mesh, choose=len(family) > 1)
             reporter.compiled(programs.compile_seconds)
-            for group in plan[arm.name]:
-                reporter.run(arm.name, group)
+            for group in groups:
+                reporter.run(group)
+                choices = [names.index(run.arm) for run in group] if len(family) > 1 else None
 
-                def save(state, arm=arm, group=group):
-                    for index, seed in enumerate(group):
-                        variables = jax.tree.map(lambda leaf, index=index: leaf[index], state.variables())
-                        weights = trained_weights(study, arm, dataset, variables)
-                        save_weights(folder / CHECKPOINTS / f"{arm.name}-{seed}", weights)
+                def save(state, family=family, group=group):
+                    variables = jax.device_get(state.variables())
+                    for index, run in enumerate(group):
+                        own = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
+                        arm = next(arm for arm in family if arm.name == run.arm)
+                        weights = trained_weights(study, arm, dataset, own)
+                        save_weights(folder / CHECKPOINTS / f"{run.arm}-{run.seed}", weights)
 
-                for record in train_group(programs, arm.name, group, dataset, study.training, reporter, save):
+                for record in train_group(programs, group, choices, dataset, study.training, reporter, save):
                     file.write(to_line(record))
                     file.flush()
                     records.append(record)
@@ -191,19 +223,19 @@ def train_arms(
 
 def train_group(
     programs: Programs,
-    arm: str,
-    seeds: Sequence[int],
+    runs: Sequence[Run],
+    choices: Sequence[int] | None,
     dataset: Dataset,
     config: TrainConfig,
     reporter: Reporter,
     on_end: Callable[[TrainState], None] = lambda state: None,
 ) -> Iterator[Record]:
-    """Train one group of seeds to the end of their budget and yield their records as they come.
+    """Train one group of runs to the end of their budget and yield their records as they come.
 
     Args:
-        programs: of the arm's network.
-        arm: its name, for the records.
-        seeds: one for each run of the programs' mesh; a seed that fills up the mesh may come twice.
+        programs: of the family's network.
+        runs: one for each place of the programs' mesh; a run that fills up the mesh may come twice.
+        choices: the number of each run's arm in a family of several.
         dataset: its test split is read once, at the end.
         config: the runs' settings.
         reporter: told of every logged interval.
@@ -213,15 +245,15 @@ def train_group(
         UserError: when the loss is no longer a number.
     """
     steps = config.steps(dataset.train_images)
-    state = programs.start(seeds)
+    state = programs.start([run.seed for run in runs], choices)
     jax.block_until_ready(state)
     began = time.perf_counter()
 
-    def records(split: str, step: int, runs: list[dict[str, float]], speed: float | None = None) -> Iterator[Record]:
+    def records(split: str, step: int, each: list[dict[str, float]], speed: float | None = None) -> Iterator[Record]:
         seconds = time.perf_counter() - began
-        for seed, metrics in dict(zip(seeds, runs, strict=True)).items():
+        for run, metrics in dict(zip(runs, each, strict=True)).items():
             metrics = dict(metrics)
-            yield Record(arm, seed, step, split, seconds, metrics, int(metrics.pop("examples")), speed)
+            yield Record(run.arm, run.seed, step, split, seconds, metrics, int(metrics.pop("examples")), speed)
 
     stops = evaluation_steps(steps, config.evaluations)
     for event in train(programs, state, 0, range(steps), log_interval(steps), stops):

@@ -88,7 +88,7 @@ def main(options: Options) -> None:
 
     if options.study is not None:
         study = find_study(options.study)
-        report(f"Compiling the {len(study.arms)} arms of {options.study} for {options.topology}; a minute or so each.")
+        report(f"Compiling the programs of {options.study} for {options.topology}; a minute or so each.")
         plans = plan_study(study, topologies[options.topology])
     else:
         report(f"Compiling for {options.topology}; one to four minutes.")
@@ -164,6 +164,7 @@ def plan(options: Options, topology: Topology, batch_per_device: int | None = No
             "output_stride": options.output_stride,
             "unit_strides": options.unit_strides,
             "dtype": options.dtype,
+            "layers": options.layers,
         },
         training=training,
         resolution=options.resolution,

@@ -17,7 +17,7 @@ import tyro
 from mnv2_jax.commands.options import ModelName, check_resolution
 from mnv2_jax.data.stream import OnBadImage
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.layers import Activation, ConventionName
+from mnv2_jax.models.layers import Activation, ConventionName, Layers
 from mnv2_jax.models.strides import STRIDED_LAYERS
 from mnv2_jax.training.config import RECIPES, TrainConfig
 from mnv2_jax.training.distributed import Processes
@@ -56,6 +56,8 @@ class Options:
     """How many of the first stride-2 layers take stride 1; by the size of the images if not given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters and statistics are float32."""
+    layers: Layers = "fitted"
+    """Layers written so that the platform compiles them well, or plain, as JAX has them."""
     recipe: RecipeName = "small"
     """Settings of the training by name: small (a small set), paper (Sec. 6.1), cosine (SGD, 150 epochs, 72.2 %)."""
     training: Annotated[TrainConfig, tyro.conf.arg(name="")] = RECIPES["small"]
@@ -132,6 +134,7 @@ def main(options: Options) -> None:
         model={
             "name": options.model,
             "width_multiplier": options.width_multiplier,
+            "layers": options.layers,
             "convention": options.convention,
             "unit_strides": options.unit_strides,
             "dtype": options.dtype,

@@ -44,7 +44,7 @@ def create_model(name: str, **settings: Any) -> ImageClassifier:
 
 def setting_names(model: type[ImageClassifier]) -> list[str]:
     """The attributes that make a network of this class what it is."""
-    return [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
+    return [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name", "choice")]
 
 
 def model_settings(model: ImageClassifier) -> dict[str, Any]:

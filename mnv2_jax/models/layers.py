@@ -70,6 +70,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": nn.tanh,
 }
 
+
+def activation_function(
+    name: Activation | tuple[Activation, ...], choice: Int[Array, ""] | int = 0
+) -> Callable[[jax.Array], jax.Array]:
+    """What a name in `ACTIVATIONS` stands for; of several names, what the one at `choice` does.
+
+    So one program can serve networks that differ in an activation only, and `choice` may be traced.
+    """
+    if isinstance(name, str):
+        return ACTIVATIONS[name]
+    branches = [ACTIVATIONS[each] for each in name]
+    return lambda x: lax.switch(choice, branches, x)
+
+
 # --- Numeric conventions ---------------------------------------------------------------------------------
 
 ConventionName = Literal["tensorflow", "pytorch"]

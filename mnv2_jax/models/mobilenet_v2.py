@@ -42,13 +42,16 @@ class MobileNetV2(ImageClassifier):
 
     Attributes:
         expansion: t of every stage but the first, which has t = 1 in the paper.
-        bottleneck_activation: what follows the projection of a block; the paper's answer is "linear".
+        bottleneck_activation: what follows the projection of a block; the paper's answer is "linear". Of several
+            names, `choice` says which one.
         stages: the table between stem and head; rows with another expansion than 1 take `expansion`.
+        choice: which of several activations, a number that may be traced; no setting of the network's own.
     """
 
     expansion: float = 6.0
-    bottleneck_activation: Activation = "linear"
+    bottleneck_activation: Activation | tuple[Activation, ...] = "linear"
     stages: tuple[Stage, ...] = STAGES
+    choice: Int[Array, ""] | int = 0
 
     def scaled(self, channels: int) -> int:
         """Channels of a layer that has `channels` at width 1."""
@@ -71,6 +74,7 @@ class MobileNetV2(ImageClassifier):
                 stride=stride,
                 dilation=dilation,
                 bottleneck_activation=self.bottleneck_activation,
+                bottleneck_choice=self.choice,
                 conv_norm=conv_norm,
                 name=f"block_{index}",
             ).endpoints(x, train)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from mnv2_jax.ablation.study import Study
+from mnv2_jax.ablation.study import Study, families
 from mnv2_jax.ablation.study import create_learner as create_study_learner
 from mnv2_jax.data.preprocessing import of_convention
 from mnv2_jax.data.resident import load
@@ -23,7 +23,7 @@ from mnv2_jax.plan.chips import Chip, Topology
 from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, traffic_bytes
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.loop import Dataset, describe_programs
-from mnv2_jax.training.parallel import Parallel, create_mesh, seed_groups
+from mnv2_jax.training.parallel import Parallel, create_mesh, run_groups
 from mnv2_jax.training.run import Run, create_learner
 from mnv2_jax.training.step import Learner
 
@@ -213,14 +213,15 @@ def plan_programs(
     step: Step,
     parallel: Parallel,
     title: str,
+    choose: bool = False,
 ) -> Plan:
-    """Compile one of the engine's programs for the devices of a mesh.
+    """Compile one of the engine's programs for the devices of a mesh; `choose` as in `describe_programs`.
 
     Raises:
         UserError: if the batch does not divide by them, or the compiler fails for other reasons than memory.
     """
     batch_size = training.batch_size
-    programs = describe_programs(learner, dataset, training, mesh, parallel, evaluation_images=batch_size)
+    programs = describe_programs(learner, dataset, training, mesh, parallel, batch_size, choose)
     program = programs["train" if step == "train" else "evaluate"]
     state, _, value = program.arguments
     began = time.perf_counter()
@@ -274,16 +275,25 @@ def plan_programs(
 
 
 def plan_study(study: Study, topology: Topology) -> list[Plan]:
-    """Compile the training program of each arm of a study, its seeds spread over the chips as the study spreads them."""
+    """Compile the training programs of a study, its runs spread over the chips as the study spreads them."""
     dataset = load(study.dataset, train_images=study.train_images)
-    seeds = len(seed_groups(range(study.seeds), len(topology.devices))[0])
-    mesh = create_mesh(seeds, 1, topology.devices)
-    return [
-        plan_programs(
-            create_study_learner(study, arm, dataset), dataset, study.training, topology, mesh, "train", "jit", arm.name
+    plans = []
+    for family in families(study):
+        runs = len(run_groups(range(study.seeds * len(family)), len(topology.devices))[0])
+        plans.append(
+            plan_programs(
+                create_study_learner(study, family, dataset),
+                dataset,
+                study.training,
+                topology,
+                create_mesh(runs, 1, topology.devices),
+                "train",
+                "jit",
+                ", ".join(arm.name for arm in family),
+                choose=len(family) > 1,
+            )
         )
-        for arm in study.arms
-    ]
+    return plans
 
 
 def largest_batch(plan_of: Callable[[int], Plan], start: Plan, batch: int) -> list[Plan]:

@@ -65,7 +65,7 @@ class Dataset(Protocol):
 class Programs:
     """The compiled programs of one network, each for all runs and devices of a mesh."""
 
-    init: Callable[[jax.Array], TrainState]
+    init: Callable[[dict[str, jax.Array]], TrainState]
     train: Callable[[TrainState, Any, Any], tuple[TrainState, Any, jax.Array]]
     evaluate: Callable[[TrainState, Any, Batch], Any]
     task: Task
@@ -75,9 +75,15 @@ class Programs:
     batch_size: int
     compile_seconds: float
 
-    def start(self, seeds: Sequence[int]) -> TrainState:
-        """The states before the first step, one for each run of the mesh."""
-        return self.init(place(np.asarray(seeds, np.int32), self.mesh, SEED, self.parallel))
+    def start(self, seeds: Sequence[int], choices: Sequence[int] | None = None) -> TrainState:
+        """The states before the first step, one for each run of the mesh.
+
+        `choices` are the runs' networks, where the programs were made for several; see `describe_programs`.
+        """
+        runs = {"seed": np.asarray(seeds, np.int32)}
+        if choices is not None:
+            runs["choice"] = np.asarray(choices, np.int32)
+        return self.init(place(runs, self.mesh, SEED, self.parallel))
 
     def no_totals(self) -> Any:
         """Totals to add to, each of which can be used once."""
@@ -125,10 +131,12 @@ def describe_programs(
     mesh: Mesh,
     parallel: Parallel = "jit",
     evaluation_images: int | None = None,
+    choose: bool = False,
 ) -> dict[str, Program]:
     """All that runs of a network need, by the names of `Programs`: "init", "train" and "evaluate".
 
-    `evaluation_images` are those of a batch of evaluation, `evaluation_size(mesh)` if not given.
+    `evaluation_images` are those of a batch of evaluation, `evaluation_size(mesh)` if not given. `choose` says that
+    the network is several, of which each run says which one is its own.
 
     Raises:
         UserError: if the batch does not divide by the devices.
@@ -137,8 +145,8 @@ def describe_programs(
     value_spec = REPLICATED if data.shared else DATA
     check_divides(config.batch_size, config.accumulation, mesh)
 
-    def init(seed):
-        return init_state(seed, learner, dataset.image_shape)
+    def init(run):
+        return init_state(run["seed"], learner, dataset.image_shape, run.get("choice"))
 
     def train(state, totals, value):
         places = device_places(config.batch_size, config.accumulation)
@@ -153,7 +161,8 @@ def describe_programs(
 
     seeds, size = mesh.shape["seed"], evaluation_images or evaluation_size(mesh)
     shape = jax.ShapeDtypeStruct
-    one = jax.eval_shape(init, shape((), jnp.int32))
+    run = {name: shape((), jnp.int32) for name in ("seed", *(["choice"] if choose else []))}
+    one = jax.eval_shape(init, run)
     state = jax.tree.map(lambda leaf: shape((seeds, *leaf.shape), leaf.dtype), one)
     totals = {name: shape((seeds,), jnp.float32) for name in (*learner.task.names, FINITE)}
     value = shapes_of(data.shapes(), mesh, value_spec, parallel)
@@ -161,22 +170,27 @@ def describe_programs(
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((size, *dataset.image_shape)), each, each.astype(jnp.float32), each))
     batch = shapes_of(batch, mesh, DATA, parallel)
     return {
-        "init": Program(init, [SEED], [shape((seeds,), jnp.int32)]),
+        "init": Program(init, [SEED], [{name: shape((seeds,), jnp.int32) for name in run}]),
         "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
         "evaluate": Program(evaluate, [SEED, SEED, DATA], [state, totals, batch], [1]),
     }
 
 
 def compile_programs(
-    learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
+    learner: Learner,
+    dataset: Dataset,
+    config: TrainConfig,
+    mesh: Mesh,
+    parallel: Parallel = "jit",
+    choose: bool = False,
 ) -> Programs:
-    """Compile all that runs of a network need: once, whatever the number of seeds.
+    """Compile all that runs of a network need: once, whatever the number of seeds; see `describe_programs`.
 
     Raises:
         UserError: if the batch does not divide by the devices.
     """
     began = time.perf_counter()
-    programs = describe_programs(learner, dataset, config, mesh, parallel)
+    programs = describe_programs(learner, dataset, config, mesh, parallel, choose=choose)
     return Programs(
         **{name: program.compile(mesh, parallel) for name, program in programs.items()},
         task=learner.task,

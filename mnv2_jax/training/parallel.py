@@ -7,7 +7,7 @@ older form, has the axis "data" only.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.training.step import DATA_AXIS
 
 Parallel = Literal["jit", "pmap"]
+Run = TypeVar("Run")
 
 SEED = PartitionSpec("seed")
 """Of the state and of results: each run has its own, stacked along a first axis."""
@@ -26,14 +27,14 @@ REPLICATED = PartitionSpec()
 """Of what all devices share."""
 
 
-def seed_groups(seeds: Sequence[int], devices: int) -> list[tuple[int, ...]]:
-    """Split seeds into groups of one size, at most one seed a device, so that one program serves them all.
+def run_groups(runs: Sequence[Run], devices: int) -> list[tuple[Run, ...]]:
+    """Split runs into groups of one size, at most one run a device, so that one program serves them all.
 
-    Where they do not divide evenly the last group repeats its last seed, on devices that would stand idle.
+    Where they do not divide evenly the last group repeats its last run, on devices that would stand idle.
     """
-    count = -(-len(seeds) // devices)
-    size = -(-len(seeds) // count) if count else 0
-    groups = [tuple(seeds[start : start + size]) for start in range(0, len(seeds), max(size, 1))]
+    count = -(-len(runs) // devices)
+    size = -(-len(runs) // count) if count else 0
+    groups = [tuple(runs[start : start + size]) for start in range(0, len(runs), max(size, 1))]
     return [group + group[-1:] * (size - len(group)) for group in groups]
 
 

@@ -33,6 +33,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: PyTree
     opt_state: PyTree
     ema: PyTree  # moving average of params, or None
+    choice: PyTree = None  # Int[Array, ""], where the network is one of several that share a program
 
     def variables(self, averaged: bool = False) -> dict[str, PyTree]:
         """What the network is applied with, of the moving average if there is one and it is wanted."""
@@ -58,8 +59,14 @@ class Learner:
     accumulation: int = 1
     ema_decay: float = 0.0
 
+    def network(self, state: TrainState) -> nn.Module:
+        """The network of a run: the one that it has chosen, where the model is several."""
+        return self.model if state.choice is None else self.model.clone(choice=state.choice)
 
-def init_state(seed: Int[Array, ""], learner: Learner, image_shape: tuple[int, int, int]) -> TrainState:
+
+def init_state(
+    seed: Int[Array, ""], learner: Learner, image_shape: tuple[int, int, int], choice: Int[Array, ""] | None = None
+) -> TrainState:
     """The state before the first step. Seeds, not networks, decide: the same seed pairs two networks."""
     init_key, _ = jax.random.split(jax.random.key(seed))
     variables = learner.model.lazy_init(init_key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
@@ -71,6 +78,7 @@ def init_state(seed: Int[Array, ""], learner: Learner, image_shape: tuple[int, i
         batch_stats=variables["batch_stats"],
         opt_state=learner.optimizer.init(params),
         ema=params if learner.ema_decay else None,
+        choice=choice,
     )
 
 
@@ -85,7 +93,7 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
 
     def loss(params, part: Batch):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        outputs, updates = learner.model.apply(
+        outputs, updates = learner.network(state).apply(
             variables,
             part.images,
             train=True,
@@ -138,5 +146,5 @@ def device_places(batch_size: int, accumulation: int) -> Int[Array, " n"]:
 
 def eval_step(state: TrainState, batch: Batch, learner: Learner) -> Sums:
     """Metrics of a batch over all devices, with the running statistics, and the moving average if there is one."""
-    outputs = learner.model.apply(state.variables(averaged=True), batch.images, train=False)
+    outputs = learner.network(state).apply(state.variables(averaged=True), batch.images, train=False)
     return lax.psum(learner.task.sums(outputs, batch, train=False), DATA_AXIS)

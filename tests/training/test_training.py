@@ -18,7 +18,7 @@ from mnv2_jax.training.config import RECIPES, TrainConfig, batch_norm_momentum
 from mnv2_jax.training.loop import Logged, compile_programs, evaluate, evaluate_network, train
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_records
 from mnv2_jax.training.optimizer import create_optimizer, create_schedule, decays
-from mnv2_jax.training.parallel import DATA, REPLICATED, SEED, create_mesh, lower_program, place, seed_groups
+from mnv2_jax.training.parallel import DATA, REPLICATED, SEED, create_mesh, lower_program, place, run_groups
 from mnv2_jax.training.step import Learner, init_state, train_step
 
 CONFIG = TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
@@ -219,8 +219,8 @@ def test_schedules_are_known_to_who_logs_them():
         (0, 4, []),
     ],
 )
-def test_seed_groups(seeds, devices, groups):
-    assert seed_groups(range(seeds), devices) == groups
+def test_run_groups(seeds, devices, groups):
+    assert run_groups(range(seeds), devices) == groups
 
 
 def records_of(programs, seeds, steps=4, evaluated=None):
