@@ -171,18 +171,6 @@ def _shifted_depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.A
     return sum((tap * weight for tap, weight in zip(taps[1:], weights[1:], strict=True)), taps[0] * weights[0])
 
 
-def _images_in_cache(x: jax.Array) -> int:
-    """How many images to take at once: a divisor of their number, of `CACHED_BYTES` at most where one image is not more."""
-    image = 4 * x.size // len(x)
-    return max(
-        count for count in range(1, len(x) + 1) if len(x) % count == 0 and (count == 1 or count * image <= CACHED_BYTES)
-    )
-
-
-CACHED_BYTES = 1 << 17
-"""Of the activations that the kernel gradient of a depthwise convolution takes at once; its nine sums are as large each."""
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_depthwise(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return _shifted_depthwise(x, kernel, window)
@@ -206,19 +194,17 @@ def _cpu_depthwise_backward(window, residuals, dy):
     spread_dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0)))
     dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], Window(dilation=window.dilation))
 
-    # The gradient of the kernel sums over all images, in float32. A few images at a time stay in cache, and adding
-    # them up place by place vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower.
-    group = _images_in_cache(x)
+    # The gradient of the kernel sums over all images, in float32. Image after image keeps the working set in
+    # cache and is elementwise, which vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower, and so
+    # are several small images at a time.
+    def add_image(sums, example):
+        image, image_dy = example
+        taps = _taps(image[None], (height, width), window)
+        return [total + tap[0].astype(jnp.float32) * image_dy for total, tap in zip(sums, taps, strict=True)], None
 
-    def add_images(sums, examples):
-        images, dys = examples
-        taps = _taps(images, (height, width), window)
-        return [total + tap.astype(jnp.float32) * dys for total, tap in zip(sums, taps, strict=True)], None
-
-    zeros = [jnp.zeros((group, *dy.shape[1:]), jnp.float32)] * (height * width)
-    groups = [leaf.reshape(-1, group, *leaf.shape[1:]) for leaf in (x, dy)]
-    sums, _ = lax.scan(add_images, zeros, groups)
-    dkernel = jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums])
+    zeros = [jnp.zeros(dy.shape[1:], jnp.float32)] * (height * width)
+    sums, _ = lax.scan(add_image, zeros, (x, dy))
+    dkernel = jnp.stack([jnp.sum(total, axis=(0, 1)) for total in sums])
     return dx, dkernel.reshape(height, width, 1, channels).astype(kernel.dtype)
 
 
