@@ -27,11 +27,11 @@ def main() -> None:
         return
     if name not in COMMANDS:
         cli.fail(UserError(f"there is no command {name!r}; known are {', '.join(COMMANDS)}"))
-    cli.use_huge_pages()
     command = importlib.import_module(f"mnv2_jax.commands.{name}")
     default = getattr(command, "default", None)
     cli.run(command.main, command.Options, command.__doc__ or "", arguments, f"python -m mnv2_jax {name}", default)
 
 
 if __name__ == "__main__":
+    cli.use_huge_pages()
     main()

@@ -10,6 +10,8 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Commands start themselves anew where this is not set.
+os.environ.setdefault("GLIBC_TUNABLES", "")
 
 from pathlib import Path
 

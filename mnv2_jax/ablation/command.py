@@ -85,11 +85,10 @@ def spread_over_cores() -> None:
 
     Steps as small as a study's leave half of two cores idle; two at a time take 1.3 times less for each.
     """
-    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):  # type: ignore[attr-defined]
+    told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
+    if not told and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # the devices are there already
-            jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+            jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
 
 def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from mnv2_jax.ablation import plots
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.report import sentence, write_report
 from mnv2_jax.ablation.statistics import compare_paired
-from mnv2_jax.ablation.study import Arm, PaperResult, Study, run_study
+from mnv2_jax.ablation.study import Arm, PaperResult, Study, families, run_study
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.mobilenet_v2 import Stage
 from mnv2_jax.training.config import TrainConfig
@@ -87,6 +87,13 @@ def test_summary_has_what_the_readers_of_it_expect(finished):
     assert comparison["verdict"] == "inconclusive"
     assert summary["environment"] == ENVIRONMENT
     assert {record.split for record in records} == {"train", "validation", "test"}
+
+
+def test_arms_that_differ_in_an_activation_share_a_program():
+    arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}), Arm("c", {"expansion": 2.0}))
+    arms += (Arm("d", {"expansion": 2.0, "bottleneck_activation": "relu6"}), Arm("e", {"width_multiplier": 0.2}))
+    found = families(dataclasses.replace(STUDY, arms=arms))
+    assert [[arm.name for arm in family] for family in found] == [["a", "b"], ["c", "d"], ["e"]]
 
 
 def test_plain_lines_instead_of_a_bar_where_there_is_no_terminal(finished):

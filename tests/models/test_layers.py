@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mnv2_jax.models import layers
+from mnv2_jax.models.blocks import ConvNorm
 from mnv2_jax.models.layers import CONVENTIONS, BatchNorm, Conv, Window, make_divisible, relu6
 
 
@@ -74,6 +75,27 @@ def test_the_cpu_form_is_the_native_convolution(kind, stride, dilation, size, co
         np.testing.assert_allclose(gradient, native_gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "stride", "dilation"), [("depthwise", 1, 2), ("depthwise", 2, 1), ("full", 2, 1), ("pointwise", 1, 1)]
+)
+def test_the_cpu_form_in_bfloat16_is_the_native_convolution_to_rounding(kind, stride, dilation):
+    """Beside the same in float32, from the same rounded numbers; bfloat16 keeps 8 bits, and the CPU form rounds each sum."""
+    side = 1 if kind == "pointwise" else 3
+    x = normal(0, 2, 7, 8, 5).astype(jnp.bfloat16)
+    kernel = normal(1, side, side, 1 if kind == "depthwise" else 5, 5).astype(jnp.bfloat16)
+    rule = CONVENTIONS["tensorflow"].padding
+    window = Window(stride, dilation, tuple(rule(extent, side, stride, dilation) for extent in x.shape[1:3]))
+    ours = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
+    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
+    wide = jax.vjp(
+        lambda x, kernel: layers.native_convolution(x, kernel, window), *(a.astype(jnp.float32) for a in (x, kernel))
+    )
+    gradients, wide_gradients = pull(y), wide[1](y.astype(jnp.float32))
+    for found, expected in zip((y, *gradients), (wide[0], *wide_gradients), strict=True):
+        assert found.dtype == jnp.bfloat16
+        assert np.abs(found.astype(jnp.float32) - expected).max() < 0.03 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("kind", ["depthwise", "pointwise"])
 def test_gradients_of_kernels_are_summed_in_float32_whatever_the_type(kind):
     """A sum of 32,768 products of ones would stop at 256 in bfloat16."""
@@ -110,8 +132,26 @@ def test_tpu_and_gpu_get_the_native_depthwise_convolution():
         assert ("stablehlo.while" in text) is not native
 
 
+def test_plain_layers_are_native_convolutions_with_derivatives_of_jax():
+    x = normal(0, 2, 8, 8, 4)
+    model = ConvNorm(4, 3, depthwise=True, layers="plain")
+    variables = model.init(jax.random.key(0), x, train=False)
+    step = jax.make_jaxpr(jax.grad(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])[0].sum()))
+    text = str(step(x))
+    assert "conv_general_dilated" in text
+    assert "custom_vjp" not in text
+    assert "platform_index" not in text
+
+
+def test_of_several_activations_a_traced_number_chooses():
+    x = jnp.array([-1.0, 3.0, 8.0])
+    apply = jax.jit(lambda choice, x: layers.activation_function(("linear", "relu6", "relu"), choice)(x))
+    assert [apply(choice, x).tolist() for choice in range(3)] == [[-1, 3, 8], [0, 3, 6], [0, 3, 8]]
+
+
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_is_flax_batch_norm(train):
+@pytest.mark.parametrize("form", ["fitted", "plain"])
+def test_batch_norm_is_flax_batch_norm(train, form):
     x, direction = 3 * normal(0, 4, 5, 6, 3) + 1, normal(1, 4, 5, 6, 3)
     parameters = {"scale": jnp.array([0.5, 1, 2]), "bias": jnp.array([0.0, 1, -1])}
     statistics = {"mean": jnp.array([0.1, 0.2, 0.3]), "var": jnp.array([1.0, 2, 3])}
@@ -124,7 +164,7 @@ def test_batch_norm_is_flax_batch_norm(train):
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(parameters, x)
 
-    ours = run(BatchNorm(momentum=0.9, epsilon=1e-3), train=train)
+    ours = run(BatchNorm(momentum=0.9, epsilon=1e-3, layers=form), train=train)
     flax = run(nn.BatchNorm(momentum=0.9, epsilon=1e-3), use_running_average=not train)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, flax)
 

@@ -244,6 +244,39 @@ def test_seeds_side_by_side_are_the_runs_that_they_are_alone(programs, tiny):
     assert [metrics[0]["examples"] for _, metrics in together] == [32, 30, 32, 30]
 
 
+def test_plain_layers_train_to_the_same_weights(tiny):
+    """Within 1e-5 after five steps, as the fitted ones are the same function."""
+    weights = []
+    for form in ("fitted", "plain"):
+        network = MobileNetV2(10, 0.1, unit_strides=1, stages=(*NETWORK.stages, Stage(6, 24, 1, 1)), layers=form)
+        programs = compile_programs(learner_of(network), tiny, CONFIG, create_mesh(1, 1))
+        *_, last = train(programs, programs.start([0]), 0, range(5), 5, ())
+        weights.append(jax.device_get(last.state.params))
+    start = jax.device_get(programs.start([0]).params)
+    jax.tree.map(lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5), *weights)
+    moved = jax.tree.map(lambda before, after: np.abs(after - before).max(), start, weights[0])
+    assert max(jax.tree.leaves(moved)) > 1e-2
+
+
+def test_networks_that_share_a_program_are_those_that_have_their_own(tiny):
+    """Runs that choose between two activations, beside each network compiled alone."""
+    both = learner_of(NETWORK.clone(bottleneck_activation=("linear", "relu6")))
+    shared = compile_programs(both, tiny, CONFIG, create_mesh(2, 1), choose=True)
+    together = [metrics for _, metrics in logged(shared, shared.start([3, 3], [0, 1]))]
+    for index, activation in enumerate(("linear", "relu6")):
+        learner = learner_of(NETWORK.clone(bottleneck_activation=activation))
+        alone = compile_programs(learner, tiny, CONFIG, create_mesh(1, 1))
+        for step, (_, (metrics,)) in enumerate(logged(alone, alone.start([3]))):
+            assert together[step][index] == pytest.approx(metrics, rel=1e-5)
+    assert together[-1][0]["loss"] != together[-1][1]["loss"]
+
+
+def logged(programs, state):
+    return [
+        (event.step, event.metrics) for event in train(programs, state, 0, range(4), 2, ()) if isinstance(event, Logged)
+    ]
+
+
 def test_arms_are_paired_by_seed(tiny):
     """Another activation changes neither the initial weights nor the batches of a seed."""
     states, batches = [], []
