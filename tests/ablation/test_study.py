@@ -193,14 +193,16 @@ def test_a_null_study_is_inconclusive(tiny, tmp_path):
     assert compare_paired(accuracy[:6], accuracy[6:]).verdict == "inconclusive"
 
 
-def test_one_program_an_arm(tiny, tmp_path, monkeypatch):
-    """Nine seeds on eight devices are two groups, but each program is compiled once an arm."""
+def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatch):
+    """Eighteen runs on eight devices are three groups, but the two arms have one program."""
     from mnv2_jax.ablation import study as module
 
     calls = []
-    monkeypatch.setattr(module, "compile_programs", lambda *a, f=module.compile_programs: calls.append(a) or f(*a))
+    monkeypatch.setattr(
+        module, "compile_programs", lambda *a, f=module.compile_programs, **k: calls.append(a) or f(*a, **k)
+    )
     run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=9))
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 # --- What people look at ---------------------------------------------------------------------------------
