@@ -14,10 +14,13 @@ and nothing is timed before their losses agree: of the batch by its own statisti
 The timed network of ours pads like Keras's; with PyTorch's padding it is compared with PyTorch.
 
 They take turns, each in a process of its own that is stopped while another one's turn is. The ratio is the median over the
-rounds, of two rates of the same round. Memory is the process's peak while it trains, compilers not counted, less what it had
-once its packages were imported; it is the host's, not a GPU's.
+rounds, of two rates of the same round. Memory is the process's peak while it takes steps, less what it had once its packages
+were imported; what a compiler keeps to itself counts, what it needed for its work does not. It is the host's, not a GPU's.
+Other programs on the same cores slow PyTorch down most, whose threads wait for each other several times a layer: load_average
+in the results says whether there were any.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -37,8 +40,8 @@ from typing import Any
 PEERS = {"torch": ("torch", "torchvision"), "keras": ("keras", "jax")}
 """What has to be importable where a peer runs."""
 PACKAGES = {"ours": ("jax", "flax"), **PEERS}
-CONVENTIONS = {"torch": "pytorch", "keras": "tensorflow"}
-"""Ours computes what a peer does in the peer's convention."""
+CONVENTIONS = {"ours": "tensorflow", "torch": "pytorch", "keras": "tensorflow"}
+"""In which each computes; ours can do both."""
 SOURCES = {"pytorch": "torchvision", "tensorflow": "keras"}
 """Whose names the weights of a convention have."""
 TASKS = ("train", "evaluate")
@@ -86,7 +89,6 @@ def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
     import functools
 
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import optax
 
@@ -126,7 +128,7 @@ def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
             state, sums = jax.block_until_ready(step(state, arrays))
         else:
             sums = jax.block_until_ready(step(state, arrays))
-        yield float(jnp.sum(sums["loss"]) / count)
+        yield float(np.asarray(sums["loss"])[0]) / count
 
 
 def torch(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
@@ -195,20 +197,16 @@ def keras(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
     )
     batch = np.load(folder / "batch.npz")
     data = jnp.asarray(batch["images"]), jnp.asarray(batch["labels"])
-    # Lets Keras create what it keeps of a loss; the step takes it over from there, and uses the memory again.
     model.optimizer.build(model.trainable_variables)
-    model._symbolic_build(data_batch=data)
     if task == "train":
         model.make_train_function()
-        function, kept = model.train_function, (model.optimizer.variables,)
+        function, kept = model.train_function, [model.optimizer.variables]
     else:
         model.make_test_function()
-        function, kept = model.test_function, ()
-    groups = (model.trainable_variables, model.non_trainable_variables, *kept, model.metrics_variables)
+        function, kept = model.test_function, []
+    groups = [model.trainable_variables, model.non_trainable_variables, *kept, model.metrics_variables]
+    # The functions take these over, and use their memory again.
     state = tuple([variable.value for variable in group] for group in groups)
-    for group in groups:
-        for variable in group:
-            variable._value = None
     while True:
         logs, state = jax.block_until_ready(function(state, iter([data])))
         yield float(logs["loss"])
@@ -237,20 +235,22 @@ def forget_peak() -> bool:
 
 
 def work(name: str, task: str, settings: dict[str, Any], folder: Path) -> None:
-    """For each number that comes in, take so many steps, and say what they took."""
+    """For each number that comes in, take so many steps, and say what they took; with "memory" behind it, say that too."""
     steps = NETWORKS[name](task, settings, folder)
     device = next(steps)
     versions = {package: version(package) for package in PACKAGES[name]} | {"python": platform.python_version()}
     imported = resident("VmRSS")
-    print(json.dumps({"device": device, "versions": versions}), flush=True)
     for line in sys.stdin:
-        measurable = forget_peak()
+        count, *wanted = line.split()
+        # Not before steps that are timed: they would have to fetch back what was given back.
+        measurable = bool(wanted) and forget_peak()
         start = time.perf_counter()
-        losses = [next(steps) for _ in range(int(line))]
-        seconds = time.perf_counter() - start
+        losses = [next(steps) for _ in range(int(count))]
+        answer = {"seconds": time.perf_counter() - start, "loss": losses[0], "device": device, "versions": versions}
         peak = resident("VmHWM") if measurable else None
-        memory = None if peak is None or imported is None else peak - imported
-        print(json.dumps({"seconds": seconds, "loss": losses[0], "memory_mb": memory}), flush=True)
+        if peak is not None and imported is not None:
+            answer["memory_mb"] = peak - imported
+        print(json.dumps(answer), flush=True)
 
 
 def write_inputs(settings: dict[str, Any], folder: Path) -> None:
@@ -284,35 +284,42 @@ def write_inputs(settings: dict[str, Any], folder: Path) -> None:
     kernel = variables["params"]["classifier"]["kernel"]
     variables["params"]["classifier"]["kernel"] = 0.1 * generator.standard_normal(kernel.shape, np.float32)
     for source in SOURCES.values():
-        np.savez(folder / f"{source}.npz", **mapping.export(TABLES[source], model, variables))
+        np.savez(folder / f"{source}.npz", **dict[str, Any](mapping.export(TABLES[source], model, variables)))
 
 
 # --- The comparison --------------------------------------------------------------------------------------
 
 
 class Worker:
-    """A process that takes steps when it is asked to, and is stopped in between.
-
-    Attributes:
-        name: of its network.
-        about: its device and versions.
-    """
+    """A process that takes steps when it is asked to, and is stopped in between. Leaving it as a context ends it."""
 
     def __init__(self, name: str, task: str, python: Path, settings: dict[str, Any], folder: Path):
         self.name = name
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (as long as the process)
-        self._process = subprocess.Popen(
-            [python, __file__, "--work", name, task, json.dumps(settings), folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=environment(),
-        )
-        self.about = self._answer()
+        self._log = folder / f"{name}-{task}-{settings['convention']}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [python, __file__, "--work", name, task, json.dumps(settings), folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment(),
+            )
 
-    def _answer(self) -> dict[str, Any]:
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def steps(self, count: int, memory: bool = False) -> dict[str, Any]:
+        """Take so many, and tell what they took."""
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            print(count, "memory" if memory else "", file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
             raise failure(self.name, self._log)
@@ -320,30 +327,13 @@ class Worker:
         self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
-    def steps(self, count: int) -> dict[str, Any]:
-        """Take so many, and tell what they took."""
-        assert self._process.stdin is not None
-        self._process.send_signal(signal.SIGCONT)
-        try:
-            print(count, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise failure(self.name, self._log) from None
-        return self._answer()
 
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-
-def failure(name: str, log) -> Exception:
+def failure(name: str, log: Path) -> Exception:
     """What a process wrote last, as the command's error."""
     from mnv2_jax.errors import UserError
 
-    log.seek(0)
-    lines = log.read().strip().splitlines()
-    return UserError(f"{name} failed: {lines[-1] if lines else 'it was killed, perhaps because memory ran out'}")
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return UserError(f"{name} failed: {lines[-1] if lines else 'something killed it, for its memory perhaps'}")
 
 
 def environment() -> dict[str, str]:
@@ -363,7 +353,7 @@ def split(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
-    """The tasks, and the Python of each network.
+    """The tasks, and the Python of each network; makes the folder of the results.
 
     Raises:
         UserError: for flags that cannot be measured.
@@ -396,9 +386,15 @@ def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
     python = options.peer_python or Path(sys.executable)
     for peer in peers:
         code = "\n".join(f"import {package}" for package in PEERS[peer])
-        command = [python, "-c", code]
+        command = [str(python), "-c", code]
         if not python.is_file() or subprocess.run(command, capture_output=True, env=environment()).returncode:
             raise UserError(f"--peer-python {python} is no Python with {' and '.join(PEERS[peer])}")
+    if options.out.exists() and not options.out.is_dir():
+        raise UserError(f"--out {options.out} is a file; name a folder")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be written: {error.strerror}") from error
     return tasks, {"ours": Path(sys.executable), **dict.fromkeys(peers, python)}
 
 
@@ -417,41 +413,33 @@ def check_loss(name: str, task: str, theirs: float, mine: float) -> None:
 def measure(
     task: str, pythons: dict[str, Path], options: Options, settings: dict[str, Any], folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `summarize` makes of the rounds, and what each network says of itself."""
+    """The result of a task, and what each network says of itself."""
+
+    def start(name: str, convention: str) -> Worker:
+        return Worker(name, task, pythons[name], {**settings, "convention": convention}, folder)
+
     workers: dict[str, Worker] = {}
-
-    def start(name: str, convention: str) -> tuple[Worker, float]:
-        worker = Worker(name, task, pythons[name], {**settings, "convention": convention}, folder)
-        # Known from here on, so that it is ended whatever comes.
-        workers[name if convention == "tensorflow" or name != "ours" else "check"] = worker
-        return worker, worker.steps(1)["loss"]
-
-    try:
-        losses = {"tensorflow": start("ours", "tensorflow")[1]}
+    first: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
         for name in pythons:
-            if name == "ours":
-                continue
-            convention = CONVENTIONS[name]
-            if convention not in losses:
-                worker, losses[convention] = start("ours", convention)
-                workers.pop("check").end()
-            check_loss(name, task, start(name, convention)[1], losses[convention])
+            workers[name] = stack.enter_context(start(name, CONVENTIONS[name]))
+            first[name] = workers[name].steps(1)
+            mine = first["ours"]["loss"]
+            if CONVENTIONS[name] != CONVENTIONS["ours"]:
+                with start("ours", CONVENTIONS[name]) as other:
+                    mine = other.steps(1)["loss"]
+            check_loss(name, task, first[name]["loss"], mine)
 
         counts, memory = {}, {}
         for name, worker in workers.items():
             worker.steps(WARM_UP)
-            once = worker.steps(1)
-            counts[name] = options.steps or max(1, round(SECONDS / once["seconds"]))
-            memory[name] = worker.steps(WARM_UP)["memory_mb"]
+            counts[name] = options.steps or max(1, round(SECONDS / worker.steps(1)["seconds"]))
+            memory[name] = worker.steps(WARM_UP, memory=True).get("memory_mb")
         rates: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(options.rounds):
             for name, worker in workers.items():
                 seconds = worker.steps(counts[name])["seconds"]
                 rates[name].append(options.batch_size * counts[name] / seconds)
-        about = {name: worker.about for name, worker in workers.items()}
-    finally:
-        for worker in workers.values():
-            worker.end()
     result = {
         "task": task,
         "width_multiplier": options.width_multiplier,
@@ -464,7 +452,7 @@ def measure(
     }
     if task == "train" and None not in memory.values():
         result["memory_mb"] = memory
-    return result, about
+    return result, first
 
 
 def spread(values: Sequence[float]) -> list[float]:
@@ -497,7 +485,7 @@ def main(options: Options) -> None:
     from mnv2_jax.training.metrics import write_atomically
 
     tasks, pythons = check(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()[0]
     settings = {
         "width_multiplier": options.width_multiplier,
         "resolution": options.resolution,
@@ -508,16 +496,18 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # In a process of its own, so that neither this one nor one that is measured has it in memory.
-        command = [sys.executable, __file__, "--inputs", json.dumps(settings), folder]
-        with tempfile.TemporaryFile("w+", errors="replace") as log:
-            if subprocess.run(command, stdout=log, stderr=log, env=environment()).returncode:
-                raise failure("making the weights", log)
+        command = [sys.executable, __file__, "--inputs", json.dumps(settings), str(folder)]
+        with (folder / "inputs.log").open("w") as log:
+            code = subprocess.run(command, stdout=log, stderr=log, env=environment()).returncode
+        if code:
+            raise failure("making the weights", folder / "inputs.log")
         measured = [measure(task, pythons, options, settings, folder) for task in tasks]
     about = measured[0][1]
     found = {
         "results": [result for result, _ in measured],
         "versions": {name: each["versions"] for name, each in about.items()},
         "threads": settings["threads"],
+        "load_average": load,
         "device": {name: each["device"] for name, each in about.items()},
     }
     write_atomically(options.out / "results.json", json.dumps(found, indent=2) + "\n")
@@ -540,6 +530,8 @@ def setting(result: dict[str, Any]) -> str:
 
 def report(found: dict[str, Any]) -> None:
     """A line each, and the ratio to every peer."""
+    if found["load_average"] > 0.5:
+        print(f"load average {found['load_average']:.1f} before the start: others use these cores too")
     for result in found["results"]:
         print(f"{result['task']}: {setting(result)}, {result['rounds']} rounds, {found['threads']} threads")
         for name, rate in result["images_per_second"].items():
@@ -573,7 +565,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
             text = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
             axes.annotate(text, (place, high), xytext=(0, 4), textcoords="offset points", ha="center")
         labels = [
-            titles[name] + (f"\nours is {result['ratio'][name]:.2f}×" if name in result["ratio"] else "\n")
+            titles[name] + (f"\nours is {result['ratio'][name]:.3g}×" if name in result["ratio"] else "\n")
             for name in names
         ]
         axes.set_xticks(range(len(names)), labels)
@@ -600,4 +592,6 @@ if __name__ == "__main__":
     else:
         from mnv2_jax import cli
 
+        # Workers that are stopped would otherwise outlive this process.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         cli.run(main, Options, __doc__)
