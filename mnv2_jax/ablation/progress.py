@@ -61,7 +61,8 @@ class Reporter:
 
     def run(self, runs: Sequence[tuple[str, int]]) -> None:
         """A group of runs, each an arm and a seed, begins."""
-        self._label = ", ".join(f"{arm} seed {seed}" for arm, seed in dict.fromkeys(runs))
+        arms, seeds = (", ".join(map(str, dict.fromkeys(each))) for each in zip(*runs, strict=True))
+        self._label = f"{arms} seed {seeds}"
         self._run_start = time.perf_counter()
 
     def step(self, logged: Logged) -> None:

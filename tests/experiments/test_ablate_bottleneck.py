@@ -136,7 +136,7 @@ def test_a_terminal_gets_a_bar_and_interrupt_ends_cleanly_and_says_how_to_go_on(
     os.close(ours)
     assert process.wait(60) == 130
     text = seen.decode()
-    for part in ("linear seed 0 step", "loss", "images/s", "left", "━"):
+    for part in ("linear, relu6 seed 0 step", "loss", "images/s", "left", "━"):
         assert part in text
     assert "the same command continues" in text
     assert "Traceback" not in text
