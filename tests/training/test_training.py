@@ -245,17 +245,20 @@ def test_seeds_side_by_side_are_the_runs_that_they_are_alone(programs, tiny):
 
 
 def test_plain_layers_train_to_the_same_weights(tiny):
-    """Within 1e-5 after five steps, as the fitted ones are the same function."""
-    weights = []
+    """Within 1e-5 after five steps, as the fitted ones are the same function.
+
+    The steps are small: where rounding puts a value on the other side of a corner of ReLU6, its gradient jumps.
+    """
+    config, weights = dataclasses.replace(CONFIG, learning_rate=0.001), []
     for form in ("fitted", "plain"):
         network = MobileNetV2(10, 0.1, unit_strides=1, stages=(*NETWORK.stages, Stage(6, 24, 1, 1)), layers=form)
-        programs = compile_programs(learner_of(network), tiny, CONFIG, create_mesh(1, 1))
+        programs = compile_programs(learner_of(network, config), tiny, config, create_mesh(1, 1))
         *_, last = train(programs, programs.start([0]), 0, range(5), 5, ())
         weights.append(jax.device_get(last.state.params))
     start = jax.device_get(programs.start([0]).params)
     jax.tree.map(lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=0, atol=1e-5), *weights)
     moved = jax.tree.map(lambda before, after: np.abs(after - before).max(), start, weights[0])
-    assert max(jax.tree.leaves(moved)) > 1e-2
+    assert max(jax.tree.leaves(moved)) > 1e-3
 
 
 def test_networks_that_share_a_program_are_those_that_have_their_own(tiny):
