@@ -6,16 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parents[2] / "experiments" / "bench_throughput.py"
 
 
-@pytest.mark.parametrize("unit_strides", [0, 1])
-def test_all_losses_agree_and_every_peer_has_a_ratio(unit_strides, tmp_path):
+def test_all_losses_agree_and_every_peer_has_a_ratio(tmp_path):
     flags = [
         "--peers", "torch", "keras", "--width-multiplier", "0.35", "--resolution", "32", "--batch-size", "4",
-        "--unit-strides", str(unit_strides), "--rounds", "1", "--steps", "1", "--json", "--out", str(tmp_path),
+        "--unit-strides", "1", "--rounds", "1", "--steps", "1", "--json", "--out", str(tmp_path),
     ]  # fmt: skip
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, env=environment)
