@@ -140,7 +140,7 @@ def run(
     """
     try:
         parsed = parse(options, description, arguments, program, default)
-        if arguments is None:
+        if arguments is None:  # else they are not the process's, which is another's to start
             use_huge_pages()
         silence_libraries()
         leave_absent_tpus_alone()

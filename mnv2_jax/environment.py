@@ -1,10 +1,16 @@
 """What results depend on besides the command."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+
+def core_count() -> int:
+    """Cores that this process may use, which are those that JAX takes."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.study import Arm, Study, identity, run_study
 from mnv2_jax.data.catalog import CATALOG, ResidentName
-from mnv2_jax.environment import environment
+from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.layers import Layers
 from mnv2_jax.training.config import TrainConfig
@@ -88,7 +88,7 @@ def spread_over_cores() -> None:
     told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
     if not told and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # the devices are there already
-            jax.config.update("jax_num_cpu_devices", os.cpu_count())
+            jax.config.update("jax_num_cpu_devices", core_count())
 
 
 def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:

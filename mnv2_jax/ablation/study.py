@@ -137,7 +137,7 @@ class Run(NamedTuple):
 def families(study: Study) -> list[tuple[Arm, ...]]:
     """The arms, those together that one program serves: they differ in what follows the bottlenecks, and in nothing else.
 
-    A program is compiled in some twenty seconds, and a choice between activations costs next to nothing.
+    To compile a program takes as long as to train some of a study's runs; to choose between activations, next to nothing.
     """
     found: dict[str, list[Arm]] = {}
     for arm in study.arms:
@@ -160,7 +160,7 @@ def create_learner(study: Study, family: Sequence[Arm], dataset: Dataset) -> Lea
     network = networks[0]
     if len(family) > 1:
         network = network.clone(bottleneck_activation=tuple(each.bottleneck_activation for each in networks))
-    return Learner(network, Classification(dataset.num_classes), optimizer)
+    return Learner(network, Classification(dataset.num_classes), optimizer, choices=len(family))
 
 
 def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[str, Any]) -> Weights:
@@ -198,7 +198,7 @@ def train_arms(
             reporter.compiling(names)
             mesh = create_mesh(len(groups[0]), 1)
             learner = create_learner(study, family, dataset)
-            programs = compile_programs(learner, dataset, study.training, mesh, choose=len(family) > 1)
+            programs = compile_programs(learner, dataset, study.training, mesh)
             reporter.compiled(programs.compile_seconds)
             for group in groups:
                 reporter.run(group)

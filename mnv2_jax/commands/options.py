@@ -6,7 +6,7 @@ from typing import Literal
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.create import create_model
-from mnv2_jax.models.layers import ConventionName, Layers
+from mnv2_jax.models.layers import ConventionName
 from mnv2_jax.models.strides import STRIDED_LAYERS
 
 LARGEST_RESOLUTION = 4096
@@ -43,8 +43,6 @@ class ModelOptions:
     """Below 32, the last feature maps are kept finer and their layers dilated."""
     unit_strides: int = 0
     """How many of the first stride-2 layers take stride 1, for small images."""
-    layers: Layers = "fitted"
-    """Layers written so that the platform compiles them well, or plain, as JAX has them."""
 
     def create(self) -> ImageClassifier:
         """The network.
@@ -66,5 +64,4 @@ class ModelOptions:
             convention=self.convention,
             output_stride=self.output_stride,
             unit_strides=self.unit_strides,
-            layers=self.layers,
         )

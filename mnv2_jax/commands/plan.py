@@ -23,6 +23,7 @@ from mnv2_jax import cli
 from mnv2_jax.ablation.study import Study
 from mnv2_jax.commands.options import ModelOptions
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.layers import Layers
 from mnv2_jax.plan.chips import Topology, open_topology
 from mnv2_jax.plan.plan import PARTS, Plan, Step, imagenet_like, largest_batch, plan_run, plan_study
 from mnv2_jax.training.config import RECIPES
@@ -45,6 +46,8 @@ class Options(ModelOptions):
     """Images a chip and step."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the computation; parameters and statistics are float32."""
+    layers: Layers = "fitted"
+    """Layers written so that the platform compiles them well, or plain, as JAX has them."""
     batch_norm: Literal["global", "replica"] = "replica"
     """Batch statistics over all chips, or of each chip's images alone."""
     accumulation: int = 1

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mnv2_jax.models.layers import (
+    ACTIVATIONS,
     CONVENTIONS,
     Activation,
     BatchNorm,
     Conv,
     ConventionName,
     Layers,
-    activation_function,
     make_divisible,
 )
 
@@ -24,8 +24,7 @@ class ConvNorm(nn.Module):
 
     Attributes:
         features, kernel_size, stride, dilation, depthwise: see `Conv`.
-        activation: a name in `ACTIVATIONS`, or several of them.
-        activation_choice: which, of several; see `activation_function`.
+        activation: a name in `ACTIVATIONS`, or a function.
         convention, batch_norm_momentum, batch_norm_axis, dtype, layers: see `ImageClassifier`.
     """
 
@@ -34,8 +33,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     dilation: int = 1
     depthwise: bool = False
-    activation: Activation | tuple[Activation, ...] = "relu6"
-    activation_choice: Int[Array, ""] | int = 0
+    activation: Activation | Callable[[Array], Array] = "relu6"
     convention: ConventionName = "tensorflow"
     batch_norm_momentum: float = 0.99
     batch_norm_axis: str | None = None
@@ -58,7 +56,8 @@ class ConvNorm(nn.Module):
         )
         epsilon = CONVENTIONS[self.convention].epsilon
         norm = BatchNorm(self.batch_norm_momentum, epsilon, self.batch_norm_axis, self.layers, name="norm")
-        return activation_function(self.activation, self.activation_choice)(norm(conv(x), train))
+        activate = self.activation if callable(self.activation) else ACTIVATIONS[self.activation]
+        return activate(norm(conv(x), train))
 
 
 class InvertedResidual(nn.Module):
@@ -73,8 +72,7 @@ class InvertedResidual(nn.Module):
         expansion: t, the inner width over the input's channels; the inner width is made divisible by 8.
         stride: of the depthwise convolution, in pixels.
         dilation: of the depthwise convolution, in pixels.
-        bottleneck_activation: a name in `ACTIVATIONS`, or several, applied before the shortcut is added.
-        bottleneck_choice: which, of several; see `activation_function`.
+        bottleneck_activation: a name in `ACTIVATIONS`, or a function, applied before the shortcut is added.
         conv_norm: makes the three layers; a `functools.partial` of `ConvNorm` sets what they have in common.
     """
 
@@ -82,8 +80,7 @@ class InvertedResidual(nn.Module):
     expansion: float = 6.0
     stride: int = 1
     dilation: int = 1
-    bottleneck_activation: Activation | tuple[Activation, ...] = "linear"
-    bottleneck_choice: Int[Array, ""] | int = 0
+    bottleneck_activation: Activation | Callable[[Array], Array] = "linear"
     conv_norm: Callable[..., nn.Module] = ConvNorm
 
     @nn.compact
@@ -97,13 +94,7 @@ class InvertedResidual(nn.Module):
             y = ends["expand"] = self.conv_norm(inner, name="expand")(y, train)
         depthwise = self.conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
         y = ends["depthwise"] = depthwise(y, train)
-        project = self.conv_norm(
-            self.features,
-            activation=self.bottleneck_activation,
-            activation_choice=self.bottleneck_choice,
-            name="project",
-        )
-        y = project(y, train)
+        y = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")(y, train)
         ends["output"] = x + y if self.stride == 1 and inputs == self.features else y
         return ends
 

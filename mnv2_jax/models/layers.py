@@ -71,16 +71,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def activation_function(
-    name: Activation | tuple[Activation, ...], choice: Int[Array, ""] | int = 0
-) -> Callable[[jax.Array], jax.Array]:
-    """What a name in `ACTIVATIONS` stands for; of several names, what the one at `choice` does.
-
-    So one program can serve networks that differ in an activation only, and `choice` may be traced.
-    """
-    if isinstance(name, str):
-        return ACTIVATIONS[name]
-    branches = [ACTIVATIONS[each] for each in name]
+def chosen_activation(names: tuple[Activation, ...], choice: Int[Array, ""] | int) -> Callable[[jax.Array], jax.Array]:
+    """The one at `choice`, which may be traced: so one program serves networks that differ in an activation only."""
+    branches = [ACTIVATIONS[name] for name in names]
     return lambda x: lax.switch(choice, branches, x)
 
 
@@ -324,8 +317,7 @@ class Conv(nn.Module):
 # --- Batch norm ------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _batch_normalize(x, scale, bias, epsilon, axis_name):
+def _plain_batch_normalize(x, scale, bias, epsilon, axis_name):
     """Normalise `x` by its own statistics over all but the last axis; returns (y, mean, variance).
 
     Whatever the type of `x` and `y`, statistics and gradients of the parameters are summed in float32.
@@ -370,10 +362,7 @@ def _batch_normalize_backward(epsilon, axis_name, residuals, cotangents):
     return dx.astype(dtype), dscale, dbias
 
 
-def _plain_batch_normalize(x, scale, bias, epsilon, axis_name):
-    return _batch_normalize_forward(x, scale, bias, epsilon, axis_name)[0]
-
-
+_batch_normalize = jax.custom_vjp(_plain_batch_normalize, nondiff_argnums=(3, 4))
 _batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import InvertedResidual
 from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.layers import Activation, make_divisible
+from mnv2_jax.models.layers import Activation, chosen_activation, make_divisible
 from mnv2_jax.models.strides import strides_and_dilations
 
 
@@ -65,6 +65,8 @@ class MobileNetV2(ImageClassifier):
         rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
         moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
         conv_norm = self.conv_norm
+        names = self.bottleneck_activation
+        activation = names if isinstance(names, str) else chosen_activation(names, self.choice)
         ends: dict[str, Array] = {}
         x = ends["stem"] = conv_norm(self.scaled(32), 3, *moves[0], name="stem")(images, train)
         for index, ((stage, _), (stride, dilation)) in enumerate(zip(rows, moves[1:], strict=True)):
@@ -73,8 +75,7 @@ class MobileNetV2(ImageClassifier):
                 expansion=1 if stage.expansion == 1 else self.expansion,
                 stride=stride,
                 dilation=dilation,
-                bottleneck_activation=self.bottleneck_activation,
-                bottleneck_choice=self.choice,
+                bottleneck_activation=activation,
                 conv_norm=conv_norm,
                 name=f"block_{index}",
             ).endpoints(x, train)

@@ -213,15 +213,14 @@ def plan_programs(
     step: Step,
     parallel: Parallel,
     title: str,
-    choose: bool = False,
 ) -> Plan:
-    """Compile one of the engine's programs for the devices of a mesh; `choose` as in `describe_programs`.
+    """Compile one of the engine's programs for the devices of a mesh.
 
     Raises:
         UserError: if the batch does not divide by them, or the compiler fails for other reasons than memory.
     """
     batch_size = training.batch_size
-    programs = describe_programs(learner, dataset, training, mesh, parallel, batch_size, choose)
+    programs = describe_programs(learner, dataset, training, mesh, parallel, batch_size)
     program = programs["train" if step == "train" else "evaluate"]
     state, _, value = program.arguments
     began = time.perf_counter()
@@ -290,7 +289,6 @@ def plan_study(study: Study, topology: Topology) -> list[Plan]:
                 "train",
                 "jit",
                 ", ".join(arm.name for arm in family),
-                choose=len(family) > 1,
             )
         )
     return plans

@@ -78,7 +78,7 @@ class Programs:
     def start(self, seeds: Sequence[int], choices: Sequence[int] | None = None) -> TrainState:
         """The states before the first step, one for each run of the mesh.
 
-        `choices` are the runs' networks, where the programs were made for several; see `describe_programs`.
+        `choices` are the numbers of their networks, where the learner's model is several.
         """
         runs = {"seed": np.asarray(seeds, np.int32)}
         if choices is not None:
@@ -131,12 +131,10 @@ def describe_programs(
     mesh: Mesh,
     parallel: Parallel = "jit",
     evaluation_images: int | None = None,
-    choose: bool = False,
 ) -> dict[str, Program]:
     """All that runs of a network need, by the names of `Programs`: "init", "train" and "evaluate".
 
-    `evaluation_images` are those of a batch of evaluation, `evaluation_size(mesh)` if not given. `choose` says that
-    the network is several, of which each run says which one is its own.
+    `evaluation_images` are those of a batch of evaluation, `evaluation_size(mesh)` if not given.
 
     Raises:
         UserError: if the batch does not divide by the devices.
@@ -161,7 +159,7 @@ def describe_programs(
 
     seeds, size = mesh.shape["seed"], evaluation_images or evaluation_size(mesh)
     shape = jax.ShapeDtypeStruct
-    run = {name: shape((), jnp.int32) for name in ("seed", *(["choice"] if choose else []))}
+    run = {name: shape((), jnp.int32) for name in ("seed", "choice")[: 1 + (learner.choices > 1)]}
     one = jax.eval_shape(init, run)
     state = jax.tree.map(lambda leaf: shape((seeds, *leaf.shape), leaf.dtype), one)
     totals = {name: shape((seeds,), jnp.float32) for name in (*learner.task.names, FINITE)}
@@ -177,20 +175,15 @@ def describe_programs(
 
 
 def compile_programs(
-    learner: Learner,
-    dataset: Dataset,
-    config: TrainConfig,
-    mesh: Mesh,
-    parallel: Parallel = "jit",
-    choose: bool = False,
+    learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
 ) -> Programs:
-    """Compile all that runs of a network need: once, whatever the number of seeds; see `describe_programs`.
+    """Compile all that runs of a network need: once, whatever the number of seeds.
 
     Raises:
         UserError: if the batch does not divide by the devices.
     """
     began = time.perf_counter()
-    programs = describe_programs(learner, dataset, config, mesh, parallel, choose=choose)
+    programs = describe_programs(learner, dataset, config, mesh, parallel)
     return Programs(
         **{name: program.compile(mesh, parallel) for name, program in programs.items()},
         task=learner.task,

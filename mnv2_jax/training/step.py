@@ -51,6 +51,7 @@ class Learner:
         optimizer: from gradients to updates.
         accumulation: parts in which a device takes its images, one after the other.
         ema_decay: share that the moving average keeps; 0 for no average.
+        choices: how many networks the model is, of which each run has one by its number; see `MobileNetV2.choice`.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class Learner:
     optimizer: optax.GradientTransformation
     accumulation: int = 1
     ema_decay: float = 0.0
+    choices: int = 1
 
     def network(self, state: TrainState) -> nn.Module:
         """The network of a run: the one that it has chosen, where the model is several."""

@@ -198,9 +198,7 @@ def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatc
     from mnv2_jax.ablation import study as module
 
     calls = []
-    monkeypatch.setattr(
-        module, "compile_programs", lambda *a, f=module.compile_programs, **k: calls.append(a) or f(*a, **k)
-    )
+    monkeypatch.setattr(module, "compile_programs", lambda *a, f=module.compile_programs: calls.append(a) or f(*a))
     run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=9))
     assert len(calls) == 1
 

@@ -263,8 +263,8 @@ def test_plain_layers_train_to_the_same_weights(tiny):
 
 def test_networks_that_share_a_program_are_those_that_have_their_own(tiny):
     """Runs that choose between two activations, beside each network compiled alone."""
-    both = learner_of(NETWORK.clone(bottleneck_activation=("linear", "relu6")))
-    shared = compile_programs(both, tiny, CONFIG, create_mesh(2, 1), choose=True)
+    both = learner_of(NETWORK.clone(bottleneck_activation=("linear", "relu6")), choices=2)
+    shared = compile_programs(both, tiny, CONFIG, create_mesh(2, 1))
     together = [metrics for _, metrics in logged(shared, shared.start([3, 3], [0, 1]))]
     for index, activation in enumerate(("linear", "relu6")):
         learner = learner_of(NETWORK.clone(bottleneck_activation=activation))
