@@ -21,31 +21,22 @@ in the results says whether there were any.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-PEERS = {"torch": ("torch", "torchvision"), "keras": ("keras", "jax")}
-"""What has to be importable where a peer runs."""
-PACKAGES = {"ours": ("jax", "flax"), **PEERS}
-CONVENTIONS = {"ours": "tensorflow", "torch": "pytorch", "keras": "tensorflow"}
-"""In which each computes; ours can do both."""
-SOURCES = {"pytorch": "torchvision", "tensorflow": "keras"}
-"""Whose names the weights of a convention have."""
-TASKS = ("train", "evaluate")
-CLASSES, LEARNING_RATE, MOMENTUM = 1000, 1e-3, 0.9
+from throughput_networks import CONVENTIONS, PACKAGES, TASKS
+
+NETWORKS = Path(__file__).with_name("throughput_networks.py")
+PEERS = tuple(name for name in PACKAGES if name != "ours")
 TOLERANCE = 1e-3
 """By how much of itself a loss may differ."""
 WARM_UP, SECONDS = 2, 2.0
@@ -80,216 +71,6 @@ class Options:
     """Print one JSON object."""
 
 
-# --- The networks, each in a process of its own ----------------------------------------------------------
-# Each generator yields the name of its device once its packages are imported, and then a loss for every step.
-
-
-def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The training engine's step, compiled as `mnv2_jax train` compiles it, for one device."""
-    import functools
-
-    import jax
-    import numpy as np
-    import optax
-
-    from mnv2_jax import cli
-    from mnv2_jax.data.batch import Batch
-    from mnv2_jax.models.mobilenet_v2 import MobileNetV2
-    from mnv2_jax.tasks.classification import Classification
-    from mnv2_jax.training import parallel
-    from mnv2_jax.training.step import Learner, TrainState, eval_step, train_step
-    from mnv2_jax.weights import mapping
-    from mnv2_jax.weights.load import SOURCES as TABLES
-
-    cli.leave_absent_tpus_alone()
-    yield jax.devices()[0].device_kind
-
-    source = SOURCES[settings["convention"]]
-    model = MobileNetV2(
-        CLASSES, settings["width_multiplier"], settings["unit_strides"], convention=settings["convention"]
-    )
-    learner = Learner(model, Classification(CLASSES), optax.sgd(LEARNING_RATE, MOMENTUM))
-    variables = mapping.fill(TABLES[source], model, 3, dict(np.load(folder / f"{source}.npz")))
-    batch = np.load(folder / "batch.npz")
-    count = len(batch["labels"])
-    arrays = Batch(batch["images"], batch["labels"], np.ones(count, np.float32), np.arange(count, dtype=np.int32))
-    zero = np.zeros((), np.int32)
-    optimizer_state = jax.tree.map(np.asarray, learner.optimizer.init(variables["params"]))
-    state = TrainState(zero, zero, variables["params"], variables["batch_stats"], optimizer_state, None)
-
-    mesh = parallel.create_mesh(1, 1)
-    specs = (parallel.SEED, parallel.DATA)
-    state = parallel.place(jax.tree.map(lambda leaf: np.asarray(leaf)[None], state), mesh, parallel.SEED)
-    arrays = parallel.place(arrays, mesh, parallel.DATA)
-    function, donate = (train_step, (0,)) if task == "train" else (eval_step, ())
-    step = parallel.compile_program(functools.partial(function, learner=learner), mesh, specs, (state, arrays), donate)
-    while True:
-        if task == "train":
-            state, sums = jax.block_until_ready(step(state, arrays))
-        else:
-            sums = jax.block_until_ready(step(state, arrays))
-        yield float(np.asarray(sums["loss"])[0]) / count
-
-
-def torch(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """PyTorch without its compiler, as most of its users run it."""
-    import numpy as np
-    import torch
-    import torchvision
-
-    torch.set_num_threads(settings["threads"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-
-    model = torchvision.models.mobilenet_v2(weights=None, width_mult=settings["width_multiplier"], dropout=0.0)
-    if settings["unit_strides"]:
-        model.features[0][0].stride = (1, 1)
-    model.load_state_dict({name: torch.tensor(value) for name, value in np.load(folder / "torchvision.npz").items()})
-    model = model.train(task == "train").to(device, memory_format=torch.channels_last)
-    batch = np.load(folder / "batch.npz")
-    images = torch.tensor(batch["images"]).permute(0, 3, 1, 2).to(device).contiguous(memory_format=torch.channels_last)
-    labels = torch.tensor(batch["labels"]).long().to(device)
-    cross_entropy = torch.nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM)
-    while True:
-        if task == "train":
-            optimizer.zero_grad()
-            loss = cross_entropy(model(images), labels)
-            loss.backward()
-            optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-        else:
-            with torch.inference_mode():
-                loss = cross_entropy(model(images), labels)
-        yield loss.item()
-
-
-def keras(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The compiled functions that Keras's `fit` and `evaluate` call, without what these do around them."""
-    import jax
-    import jax.numpy as jnp
-    import keras
-    import numpy as np
-
-    yield jax.devices()[0].device_kind
-
-    size = settings["resolution"]
-    model = keras.applications.MobileNetV2(
-        input_shape=(size, size, 3),
-        alpha=settings["width_multiplier"],
-        weights=None,
-        classes=CLASSES,
-        classifier_activation=None,
-    )
-    if settings["unit_strides"]:
-        config = model.get_config()
-        stem = next(layer for layer in config["layers"] if layer["config"]["name"] == "Conv1")
-        stem["config"]["strides"] = (1, 1)
-        model = keras.Model.from_config(config)
-    weights = np.load(folder / "keras.npz")
-    for variable in model.weights:
-        variable.assign(weights[variable.path])
-    model.compile(
-        keras.optimizers.SGD(LEARNING_RATE, MOMENTUM),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        jit_compile=True,
-    )
-    batch = np.load(folder / "batch.npz")
-    data = jnp.asarray(batch["images"]), jnp.asarray(batch["labels"])
-    model.optimizer.build(model.trainable_variables)
-    if task == "train":
-        model.make_train_function()
-        function, kept = model.train_function, [model.optimizer.variables]
-    else:
-        model.make_test_function()
-        function, kept = model.test_function, []
-    groups = [model.trainable_variables, model.non_trainable_variables, *kept, model.metrics_variables]
-    # The functions take these over, and use their memory again.
-    state = tuple([variable.value for variable in group] for group in groups)
-    while True:
-        logs, state = jax.block_until_ready(function(state, iter([data])))
-        yield float(logs["loss"])
-
-
-NETWORKS = {"ours": ours, "torch": torch, "keras": keras}
-
-
-def resident(kind: str) -> float | None:
-    """Megabytes of this process in memory: now ("VmRSS"), or at the peak ("VmHWM"); None where Linux does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(kind))
-    except (OSError, StopIteration):
-        return None
-
-
-def forget_peak() -> bool:
-    """Give back what was freed, and let the peak begin anew; whether that could be done."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return False
-    return True
-
-
-def work(name: str, task: str, settings: dict[str, Any], folder: Path) -> None:
-    """For each number that comes in, take so many steps, and say what they took; with "memory" behind it, say that too."""
-    steps = NETWORKS[name](task, settings, folder)
-    device = next(steps)
-    versions = {package: version(package) for package in PACKAGES[name]} | {"python": platform.python_version()}
-    imported = resident("VmRSS")
-    for line in sys.stdin:
-        count, *wanted = line.split()
-        # Not before steps that are timed: they would have to fetch back what was given back.
-        measurable = bool(wanted) and forget_peak()
-        start = time.perf_counter()
-        losses = [next(steps) for _ in range(int(count))]
-        answer = {"seconds": time.perf_counter() - start, "loss": losses[0], "device": device, "versions": versions}
-        peak = resident("VmHWM") if measurable else None
-        if peak is not None and imported is not None:
-            answer["memory_mb"] = peak - imported
-        print(json.dumps(answer), flush=True)
-
-
-def write_inputs(settings: dict[str, Any], folder: Path) -> None:
-    """A batch, and weights with which a network that computes otherwise has another loss, under the names of each."""
-    import jax
-    import numpy as np
-
-    from mnv2_jax import cli
-    from mnv2_jax.models.mobilenet_v2 import MobileNetV2
-    from mnv2_jax.weights import mapping
-    from mnv2_jax.weights.load import SOURCES as TABLES
-
-    cli.leave_absent_tpus_alone()
-    generator = np.random.default_rng(0)
-    count, size = settings["batch_size"], settings["resolution"]
-    images = generator.standard_normal((count, size, size, 3), np.float32)
-    labels = generator.integers(CLASSES, size=count).astype(np.int32)
-    np.savez(folder / "batch.npz", images=images, labels=labels)
-
-    # Statistics of this batch: those of a fresh network would let its features vanish before the last layer.
-    model = MobileNetV2(CLASSES, settings["width_multiplier"], settings["unit_strides"], batch_norm_momentum=0.0)
-
-    @jax.jit
-    def create(images):
-        variables = model.init(jax.random.key(0), images)
-        _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        return {**variables, **updates}
-
-    variables = jax.tree.map(np.asarray, create(images))
-    # Fresh logits are nearly 0, and the loss log(1000) whatever the features are.
-    kernel = variables["params"]["classifier"]["kernel"]
-    variables["params"]["classifier"]["kernel"] = 0.1 * generator.standard_normal(kernel.shape, np.float32)
-    for source in SOURCES.values():
-        np.savez(folder / f"{source}.npz", **dict[str, Any](mapping.export(TABLES[source], model, variables)))
-
-
-# --- The comparison --------------------------------------------------------------------------------------
-
-
 class Worker:
     """A process that takes steps when it is asked to, and is stopped in between. Leaving it as a context ends it."""
 
@@ -298,7 +79,7 @@ class Worker:
         self._log = folder / f"{name}-{task}-{settings['convention']}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [python, __file__, "--work", name, task, json.dumps(settings), folder],
+                [python, NETWORKS, "work", name, task, json.dumps(settings), folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -342,11 +123,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, **fixed}
 
 
-def thread_count() -> int:
-    """Cores that this process may use, which is what JAX takes."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def split(values: Sequence[str]) -> tuple[str, ...]:
     """Names with spaces or commas between them, each once."""
     return tuple(dict.fromkeys(name for value in values for name in value.split(",") if name))
@@ -362,7 +138,7 @@ def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
     from mnv2_jax.models.strides import STRIDED_LAYERS
 
     peers, tasks = split(options.peers), split(options.tasks)
-    for flag, names, known in (("--peers", peers, tuple(PEERS)), ("--tasks", tasks, TASKS)):
+    for flag, names, known in (("--peers", peers, PEERS), ("--tasks", tasks, TASKS)):
         unknown = [name for name in names if name not in known]
         if unknown:
             raise UserError(f"{flag} {unknown[0]} is not known; known are {' and '.join(known)}")
@@ -385,10 +161,10 @@ def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
 
     python = options.peer_python or Path(sys.executable)
     for peer in peers:
-        code = "\n".join(f"import {package}" for package in PEERS[peer])
+        code = "\n".join(f"import {package}" for package in PACKAGES[peer])
         command = [str(python), "-c", code]
         if not python.is_file() or subprocess.run(command, capture_output=True, env=environment()).returncode:
-            raise UserError(f"--peer-python {python} is no Python with {' and '.join(PEERS[peer])}")
+            raise UserError(f"--peer-python {python} is no Python with {' and '.join(PACKAGES[peer])}")
     if options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; name a folder")
     try:
@@ -482,6 +258,7 @@ def summarize(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 def main(options: Options) -> None:
     """Measure, and print."""
+    from mnv2_jax.environment import core_count
     from mnv2_jax.training.metrics import write_atomically
 
     tasks, pythons = check(options)
@@ -491,12 +268,12 @@ def main(options: Options) -> None:
         "resolution": options.resolution,
         "batch_size": options.batch_size,
         "unit_strides": options.unit_strides,
-        "threads": thread_count(),
+        "threads": core_count(),
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # In a process of its own, so that neither this one nor one that is measured has it in memory.
-        command = [sys.executable, __file__, "--inputs", json.dumps(settings), str(folder)]
+        command = [sys.executable, str(NETWORKS), "inputs", json.dumps(settings), str(folder)]
         with (folder / "inputs.log").open("w") as log:
             code = subprocess.run(command, stdout=log, stderr=log, env=environment()).returncode
         if code:
@@ -585,13 +362,8 @@ def draw(found: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), Path(sys.argv[5]))
-    elif sys.argv[1:2] == ["--inputs"]:
-        write_inputs(json.loads(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        from mnv2_jax import cli
+    from mnv2_jax import cli
 
-        # Workers that are stopped would otherwise outlive this process.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        cli.run(main, Options, __doc__)
+    # Workers that are stopped would otherwise outlive this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    cli.run(main, Options, __doc__)

@@ -16,11 +16,14 @@ TINY = ["--width-multiplier", "0.1", "--resolution", "32", "--batch-size", "2", 
 
 @pytest.fixture(scope="module")
 def script():
+    # Where Python looks when it runs the script: its other half is there.
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("bench_throughput", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     # Its dataclass looks its module up.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPT.parent))
     return module
 
 
