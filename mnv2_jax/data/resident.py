@@ -75,6 +75,16 @@ class Dataset:
         """From uint8 to the network's input."""
         return PREPROCESSING[self.preprocessing].normalization
 
+    def at(self, resolution: int) -> "Dataset":
+        """The same images scaled to another size."""
+        if resolution == self.image_shape[0]:
+            return self
+        splits = {
+            name: Examples(scale(getattr(self, name).images, resolution), getattr(self, name).labels)
+            for name in ("train", "validation", "test")
+        }
+        return dataclasses.replace(self, **splits)
+
     def fingerprint(self) -> str:
         """Changes when the images or their classes do."""
         digest = hashlib.sha256(repr(self.class_names).encode())
@@ -115,14 +125,7 @@ def load(
     def read(split: str) -> Examples:
         images, labels = [], []
         for example in builder.as_data_source(split):
-            image = example["image"]
-            if image.shape[:2] != (side, side):
-                grey = image.shape[-1] == 1
-                scaled = Image.fromarray(image[..., 0] if grey else image).resize(
-                    (side, side), Image.Resampling.BILINEAR
-                )
-                image = np.asarray(scaled).reshape(side, side, -1)
-            images.append(image)
+            images.append(scale(example["image"][None], side)[0])
             labels.append(example["label"])
         if not images:
             raise UserError(f"the split {split} of {name} has no images")
@@ -140,6 +143,18 @@ def load(
         test=read(entry.test),
         augmentation=Augmentation(entry.shift or 0, entry.flip),
     )
+
+
+def scale(images: UInt8[np.ndarray, "n _ _ c"], side: int) -> UInt8[np.ndarray, "n _ _ c"]:
+    """Scale images to squares of `side` pixels, each pixel the mean of what it covers where they get smaller."""
+    if images.shape[1:3] == (side, side):
+        return images
+    grey = images.shape[-1] == 1
+    scaled = (
+        Image.fromarray(image[..., 0] if grey else image).resize((side, side), Image.Resampling.BILINEAR)
+        for image in images
+    )
+    return np.stack([np.asarray(image).reshape(side, side, -1) for image in scaled])
 
 
 def check_train_images(wanted: int, there: int, name: str) -> None:

@@ -1,6 +1,7 @@
 """The blocks that the networks are made of."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from mnv2_jax.models.layers import (
     Conv,
     ConventionName,
     Layers,
-    make_divisible,
 )
+
+Shortcut = Literal["bottleneck", "expansion", "none"]
+"""What the shortcuts of inverted residuals join (Fig. 6b)."""
 
 
 class ConvNorm(nn.Module):
@@ -69,10 +72,12 @@ class InvertedResidual(nn.Module):
 
     Attributes:
         features: channels of the output bottleneck.
-        expansion: t, the inner width over the input's channels; the inner width is made divisible by 8.
+        expansion: t, the inner width over the input's channels; rounded, as in torchvision/models/mobilenetv2.py.
         stride: of the depthwise convolution, in pixels.
         dilation: of the depthwise convolution, in pixels.
         bottleneck_activation: a name in `ACTIVATIONS`, or a function, applied before the shortcut is added.
+        shortcut: "bottleneck", the paper's, adds the block's input to its output; "expansion" adds what the block
+            before put out of its depthwise convolution to what this one does; "none" adds nothing.
         conv_norm: makes the three layers; a `functools.partial` of `ConvNorm` sets what they have in common.
     """
 
@@ -81,21 +86,71 @@ class InvertedResidual(nn.Module):
     stride: int = 1
     dilation: int = 1
     bottleneck_activation: Activation | Callable[[Array], Array] = "linear"
+    shortcut: Shortcut = "bottleneck"
     conv_norm: Callable[..., nn.Module] = ConvNorm
 
     @nn.compact
-    def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
-        """What each layer puts out: "expand" (not with an expansion of 1), "depthwise", and "output", the block's."""
+    def endpoints(
+        self, x: Float[Array, "n h w c"], train: bool, before: Float[Array, "n _ _ _"] | None = None
+    ) -> dict[str, Float[Array, "n _ _ _"]]:
+        """What each layer puts out: "expand" (not with an expansion of 1), "depthwise", and "output", the block's.
+
+        `before` is what the block before put out of its depthwise convolution, for shortcuts between expansions.
+        """
         inputs = x.shape[-1]
         inner, y = inputs, x
         ends = {}
         if self.expansion != 1:
-            inner = make_divisible(self.expansion * inputs)
+            inner = max(1, round(self.expansion * inputs))
             y = ends["expand"] = self.conv_norm(inner, name="expand")(y, train)
         depthwise = self.conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
-        y = ends["depthwise"] = depthwise(y, train)
+        y = depthwise(y, train)
+        if self.shortcut == "expansion" and before is not None and before.shape == y.shape:
+            y = before + y
+        ends["depthwise"] = y
         y = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")(y, train)
-        ends["output"] = x + y if self.stride == 1 and inputs == self.features else y
+        joined = self.shortcut == "bottleneck" and self.stride == 1 and inputs == self.features
+        ends["output"] = x + y if joined else y
+        return ends
+
+    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
+        """Apply the block."""
+        return self.endpoints(x, train)["output"]
+
+
+class ClassicResidual(nn.Module):
+    """The classic residual bottleneck: wide, narrow, wide (He et al., arXiv:1512.03385, Fig. 5; MobileNetV2, Fig. 3a).
+
+    Reduce with a 1x1 convolution, filter with a 3x3, restore with a 1x1. The shortcut joins the wide ends, where
+    stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum.
+
+    Attributes:
+        features: channels of the output, the wide end.
+        narrow: channels of the bottleneck between.
+        stride, dilation: of the 3x3 convolution, in pixels.
+        depthwise: whether the 3x3 convolution filters each channel by itself, else it is full.
+        activation: a name in `ACTIVATIONS`, of the non-linearity after the sum.
+        conv_norm: makes the three layers; see `InvertedResidual`.
+    """
+
+    features: int
+    narrow: int
+    stride: int = 1
+    dilation: int = 1
+    depthwise: bool = True
+    activation: Activation = "relu6"
+    conv_norm: Callable[..., nn.Module] = ConvNorm
+
+    @nn.compact
+    def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
+        """What each layer puts out: "reduce", "depthwise" or "full", and "output", the block's."""
+        ends = {}
+        y = ends["reduce"] = self.conv_norm(self.narrow, name="reduce")(x, train)
+        name = "depthwise" if self.depthwise else "full"
+        spatial = self.conv_norm(self.narrow, 3, self.stride, self.dilation, depthwise=self.depthwise, name=name)
+        y = ends[name] = spatial(y, train)
+        y = self.conv_norm(self.features, activation="linear", name="restore")(y, train)
+        ends["output"] = ACTIVATIONS[self.activation](x + y if x.shape == y.shape else y)
         return ends
 
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:

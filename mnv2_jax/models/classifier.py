@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import ConvNorm
-from mnv2_jax.models.layers import CONVENTIONS, ConventionName, Dropout, Layers
+from mnv2_jax.models.layers import CONVENTIONS, Activation, ConventionName, Dropout, Layers
 
 
 class ImageClassifier(nn.Module):
@@ -23,6 +23,7 @@ class ImageClassifier(nn.Module):
         unit_strides: how many of the first stride-2 layers take stride 1 instead; for small images, see
             `unit_strides_for`.
         output_stride: 8 or 16 keep the feature maps that fine, by dilation; see `strides_and_dilations`.
+        activation: the non-linearity of every layer that has one; a name in `ACTIVATIONS`.
         convention: "tensorflow", the paper's, or "pytorch": padding, epsilon and initialisers.
         dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
             train with 0.2 for V2); `apply` then needs `rngs={"dropout": key}`.
@@ -38,6 +39,7 @@ class ImageClassifier(nn.Module):
     width_multiplier: float = 1.0
     unit_strides: int = 0
     output_stride: int | None = None
+    activation: Activation = "relu6"
     convention: ConventionName = "tensorflow"
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.99
@@ -72,6 +74,7 @@ class ImageClassifier(nn.Module):
         """Makes layers with this network's settings."""
         return functools.partial(
             ConvNorm,
+            activation=self.activation,
             convention=self.convention,
             batch_norm_momentum=self.batch_norm_momentum,
             batch_norm_axis=self.batch_norm_axis,

@@ -5,11 +5,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from mnv2_jax.models.classic_residual import ClassicResidualNet
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.mobilenet_v1 import MobileNetV1
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2, Stage
 
-MODELS: dict[str, type[ImageClassifier]] = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2}
+MODELS: dict[str, type[ImageClassifier]] = {
+    "classic_residual": ClassicResidualNet,
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+}
 
 
 def list_models() -> list[str]:

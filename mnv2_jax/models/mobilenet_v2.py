@@ -6,7 +6,7 @@ from typing import NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from mnv2_jax.models.blocks import InvertedResidual
+from mnv2_jax.models.blocks import InvertedResidual, Shortcut
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.layers import Activation, chosen_activation, make_divisible
 from mnv2_jax.models.strides import strides_and_dilations
@@ -42,20 +42,24 @@ class MobileNetV2(ImageClassifier):
 
     Attributes:
         expansion: t of every stage but the first, which has t = 1 in the paper.
+        shortcut: what the shortcuts join: "bottleneck", the paper's answer, "expansion", or "none"; see `InvertedResidual`.
         bottleneck_activation: what follows the projection of a block; the paper's answer is "linear". Of several
             names, `choice` says which one.
         stages: the table between stem and head; rows with another expansion than 1 take `expansion`.
+        channel_divisor: channels are multiples of this; smaller ones let a network meet a given cost closely.
         choice: which of several activations, a number that may be traced; no setting of the network's own.
     """
 
     expansion: float = 6.0
     bottleneck_activation: Activation | tuple[Activation, ...] = "linear"
     stages: tuple[Stage, ...] = STAGES
+    shortcut: Shortcut = "bottleneck"
+    channel_divisor: int = 8
     choice: Int[Array, ""] | int = 0
 
     def scaled(self, channels: int) -> int:
         """Channels of a layer that has `channels` at width 1."""
-        return make_divisible(channels * self.width_multiplier)
+        return make_divisible(channels * self.width_multiplier, self.channel_divisor)
 
     @nn.compact
     def endpoints(
@@ -68,6 +72,7 @@ class MobileNetV2(ImageClassifier):
         names = self.bottleneck_activation
         activation = names if isinstance(names, str) else chosen_activation(names, self.choice)
         ends: dict[str, Array] = {}
+        wide: Array | None = None
         x = ends["stem"] = conv_norm(self.scaled(32), 3, *moves[0], name="stem")(images, train)
         for index, ((stage, _), (stride, dilation)) in enumerate(zip(rows, moves[1:], strict=True)):
             block = InvertedResidual(
@@ -76,10 +81,11 @@ class MobileNetV2(ImageClassifier):
                 stride=stride,
                 dilation=dilation,
                 bottleneck_activation=activation,
+                shortcut=self.shortcut,
                 conv_norm=conv_norm,
                 name=f"block_{index}",
-            ).endpoints(x, train)
-            x = block.pop("output")
+            ).endpoints(x, train, wide)
+            wide, x = block["depthwise"], block.pop("output")
             ends.update({f"block_{index}/{name}": value for name, value in block.items()})
             ends[f"block_{index}"] = x
         x = ends["head"] = conv_norm(max(1280, self.scaled(1280)), name="head")(x, train)

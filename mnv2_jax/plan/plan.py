@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from mnv2_jax.ablation.study import Study, families
+from mnv2_jax.ablation.study import Study, families, images_of
 from mnv2_jax.ablation.study import create_learner as create_study_learner
 from mnv2_jax.data.preprocessing import of_convention
 from mnv2_jax.data.resident import load
@@ -23,7 +23,7 @@ from mnv2_jax.plan.chips import Chip, Topology
 from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, traffic_bytes
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.loop import Dataset, describe_programs
-from mnv2_jax.training.parallel import Parallel, create_mesh, run_groups
+from mnv2_jax.training.parallel import Parallel, create_mesh, group_size
 from mnv2_jax.training.run import Run, create_learner
 from mnv2_jax.training.step import Learner
 
@@ -278,11 +278,12 @@ def plan_study(study: Study, topology: Topology) -> list[Plan]:
     dataset = load(study.dataset, train_images=study.train_images)
     plans = []
     for family in families(study):
-        runs = len(run_groups(range(study.seeds * len(family)), len(topology.devices))[0])
+        runs = group_size(study.seeds * len(family), len(topology.devices))
+        own = images_of(study, family, dataset)
         plans.append(
             plan_programs(
-                create_study_learner(study, family, dataset),
-                dataset,
+                create_study_learner(study, family, own),
+                own,
                 study.training,
                 topology,
                 create_mesh(runs, 1, topology.devices),

@@ -56,6 +56,8 @@ class TrainConfig:
     """Vary brightness and saturation; for images of many sizes."""
     evaluations: int = 10
     """How often a run is evaluated on the validation split, at equal distances."""
+    images: int | None = None
+    """Images to train on in all, in place of --epochs; the last step is the last whole batch of them."""
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "learning_rate", "evaluations", "accumulation", "rmsprop_epsilon"):
@@ -64,6 +66,8 @@ class TrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
         if self.learning_rate_images is not None and not self.learning_rate_images > 0:
             raise UserError(f"--learning-rate-images must be greater than 0, got {self.learning_rate_images}")
+        if self.images is not None and self.images < self.batch_size:
+            raise UserError(f"--images {self.images} do not fill a batch of {self.batch_size}; take {self.batch_size} or more")
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"--weight-decay must be 0 or more, got {self.weight_decay}")
         shares = ["momentum", "rmsprop_decay", "warmup", "label_smoothing", "dropout_rate", "ema_decay"]
@@ -90,7 +94,8 @@ class TrainConfig:
 
     def steps(self, train_images: int) -> int:
         """Steps of a whole run: whole batches only, at every epoch."""
-        return self.epochs * self.steps_per_epoch(train_images)
+        per_epoch = self.steps_per_epoch(train_images)
+        return self.epochs * per_epoch if self.images is None else self.images // self.batch_size
 
     def peak_learning_rate(self) -> float:
         """The highest learning rate, for the batch that there is."""

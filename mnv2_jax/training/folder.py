@@ -21,7 +21,9 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def check_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, kind: str) -> None:
+def check_folder(
+    settings: Mapping[str, Any], folder: Path, overwrite: bool, kind: str, extends: str | None = None
+) -> None:
     """Refuse a folder that holds something else. Writes nothing.
 
     Args:
@@ -29,6 +31,7 @@ def check_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, kin
         folder: of the command line.
         overwrite: whether another one's files may be replaced.
         kind: "run" or "study".
+        extends: settings whose names begin with this may be there or here alone.
 
     Raises:
         UserError: says what differs, or what is in the way.
@@ -53,6 +56,7 @@ def check_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, kin
             f"{name} is {known.get(name)!r} there and {wanted.get(name)!r} here"
             for name in {**wanted, **known}
             if known.get(name) != wanted.get(name)
+            and not (extends and name.startswith(extends) and (name in wanted) != (name in known))
         ]
     except ValueError as error:
         if overwrite:
@@ -64,13 +68,16 @@ def check_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, kin
         )
 
 
-def claim_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, contents: Iterable[str]) -> None:
+def claim_folder(
+    settings: Mapping[str, Any], folder: Path, overwrite: bool, contents: Iterable[str], extends: str | None = None
+) -> None:
     """Make a folder that was checked the run's, or the study's.
 
     Args:
         settings, folder: as in `check_folder`.
         overwrite: begin anew: remove `contents`.
         contents: names of files and folders that such a folder holds besides its settings.
+        extends: settings whose names begin with this stay, where they are there alone.
 
     Raises:
         UserError: if it cannot be written.
@@ -84,6 +91,11 @@ def claim_folder(settings: Mapping[str, Any], folder: Path, overwrite: bool, con
                 else:
                     path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIG, json.dumps(plain(settings), indent=2) + "\n")
+        config_file = folder / CONFIG
+        kept = {}
+        if extends and config_file.exists() and not overwrite:
+            known = json.loads(config_file.read_text())
+            kept = {name: value for name, value in known.items() if name.startswith(extends)}
+        write_atomically(config_file, json.dumps({**plain(settings), **kept}, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error

@@ -75,14 +75,21 @@ class Programs:
     batch_size: int
     compile_seconds: float
 
-    def start(self, seeds: Sequence[int], choices: Sequence[int] | None = None) -> TrainState:
+    def start(
+        self, seeds: Sequence[int], choices: Sequence[int] | None = None, rates: Sequence[float] | None = None
+    ) -> TrainState:
         """The states before the first step, one for each run of the mesh.
 
-        `choices` are the numbers of their networks, where the learner's model is several.
+        Args:
+            seeds: of the runs.
+            choices: the numbers of their networks, where the learner's model is several.
+            rates: their factors of the learning rate, where the learner has them.
         """
         runs = {"seed": np.asarray(seeds, np.int32)}
         if choices is not None:
             runs["choice"] = np.asarray(choices, np.int32)
+        if rates is not None:
+            runs["rate"] = np.asarray(rates, np.float32)
         return self.init(place(runs, self.mesh, SEED, self.parallel))
 
     def no_totals(self) -> Any:
@@ -144,7 +151,7 @@ def describe_programs(
     check_divides(config.batch_size, config.accumulation, mesh)
 
     def init(run):
-        return init_state(run["seed"], learner, dataset.image_shape, run.get("choice"))
+        return init_state(run["seed"], learner, dataset.image_shape, run.get("choice"), run.get("rate"))
 
     def train(state, totals, value):
         places = device_places(config.batch_size, config.accumulation)
@@ -159,7 +166,11 @@ def describe_programs(
 
     seeds, size = mesh.shape["seed"], evaluation_images or evaluation_size(mesh)
     shape = jax.ShapeDtypeStruct
-    run = {name: shape((), jnp.int32) for name in ("seed", "choice")[: 1 + (learner.choices > 1)]}
+    run = {"seed": shape((), jnp.int32)}
+    if learner.choices > 1:
+        run["choice"] = shape((), jnp.int32)
+    if learner.rated:
+        run["rate"] = shape((), jnp.float32)
     one = jax.eval_shape(init, run)
     state = jax.tree.map(lambda leaf: shape((seeds, *leaf.shape), leaf.dtype), one)
     totals = {name: shape((seeds,), jnp.float32) for name in (*learner.task.names, FINITE)}
@@ -168,7 +179,7 @@ def describe_programs(
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((size, *dataset.image_shape)), each, each.astype(jnp.float32), each))
     batch = shapes_of(batch, mesh, DATA, parallel)
     return {
-        "init": Program(init, [SEED], [{name: shape((seeds,), jnp.int32) for name in run}]),
+        "init": Program(init, [SEED], [{name: shape((seeds,), leaf.dtype) for name, leaf in run.items()}]),
         "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
         "evaluate": Program(evaluate, [SEED, SEED, DATA], [state, totals, batch], [1]),
     }

@@ -19,16 +19,16 @@ def decays(params) -> dict:
     return jax.tree_util.tree_map_with_path(decays_at, params)
 
 
-def create_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate of each step of a run."""
-    steps, peak = config.epochs * steps_per_epoch, config.peak_learning_rate()
+def create_schedule(config: TrainConfig, train_images: int) -> optax.Schedule:
+    """The learning rate of each step of a run on so many images."""
+    steps, peak = config.steps(train_images), config.peak_learning_rate()
     warmup_steps = round(config.warmup * steps)
     if config.schedule == "cosine":
         if config.warmup:
             warmup_steps = max(1, warmup_steps)
             return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(steps, warmup_steps + 1))
         return optax.cosine_decay_schedule(peak, steps)
-    decay = optax.exponential_decay(peak, steps_per_epoch, config.epoch_decay, staircase=True)
+    decay = optax.exponential_decay(peak, config.steps_per_epoch(train_images), config.epoch_decay, staircase=True)
     if not warmup_steps:
         return decay
     # The decay counts from the first step, so that its steps fall on the ends of epochs.
@@ -36,13 +36,13 @@ def create_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), late], [warmup_steps])
 
 
-def create_optimizer(config: TrainConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimizer of a run.
+def create_optimizer(config: TrainConfig, train_images: int) -> optax.GradientTransformation:
+    """The optimizer of a run on so many images.
 
     RMSProp is TensorFlow 1's, which the paper used: its mean square starts at 1, epsilon is added inside the
     root, and the momentum is of updates that the learning rate has scaled.
     """
-    schedule = create_schedule(config, steps_per_epoch)
+    schedule = create_schedule(config, train_images)
     if config.optimizer == "sgd":
         optimizer = optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
     else:

@@ -27,13 +27,16 @@ REPLICATED = PartitionSpec()
 """Of what all devices share."""
 
 
-def run_groups(runs: Sequence[Run], devices: int) -> list[tuple[Run, ...]]:
-    """Split runs into groups of one size, at most one run a device, so that one program serves them all.
+def group_size(runs: int, devices: int) -> int:
+    """How many of so many runs are trained at a time: at most one a device, and in groups as even as can be."""
+    return -(-runs // -(-runs // devices)) if runs else 0
+
+
+def run_groups(runs: Sequence[Run], size: int) -> list[tuple[Run, ...]]:
+    """Split runs into groups of one size, so that one program serves them all.
 
     Where they do not divide evenly the last group repeats its last run, on devices that would stand idle.
     """
-    count = -(-len(runs) // devices)
-    size = -(-len(runs) // count) if count else 0
     groups = [tuple(runs[start : start + size]) for start in range(0, len(runs), max(size, 1))]
     return [group + group[-1:] * (size - len(group)) for group in groups]
 

@@ -173,7 +173,7 @@ def create_learner(run: Run, dataset: Dataset, devices: int) -> Learner:
     return Learner(
         network,
         Classification(dataset.num_classes, training.label_smoothing),
-        create_optimizer(training, training.steps_per_epoch(dataset.train_images)),
+        create_optimizer(training, dataset.train_images),
         training.accumulation,
         training.ema_decay,
     )
@@ -334,7 +334,7 @@ class _Trainer:
         self._run, self._execution, self._folder = run, execution, folder
         self._dataset, self._programs, self._checkpoints, self._log = dataset, programs, checkpoints, log
         # All of them at once: asking the schedule while the devices work would wait for them.
-        schedule = create_schedule(run.training, run.training.steps_per_epoch(dataset.train_images))
+        schedule = create_schedule(run.training, dataset.train_images)
         steps = run.training.steps(dataset.train_images)
         self._rates = np.broadcast_to(np.asarray(schedule(np.arange(steps))), (steps,))
         self._network = describe(network_of(run, dataset))

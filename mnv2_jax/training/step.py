@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.tasks.task import Sums, Task
@@ -34,6 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: PyTree
     ema: PyTree  # moving average of params, or None
     choice: PyTree = None  # Int[Array, ""], where the network is one of several that share a program
+    rate: PyTree = None  # Float[Array, ""], factor of the learning rate, where runs that share a program differ in it
 
     def variables(self, averaged: bool = False) -> dict[str, PyTree]:
         """What the network is applied with, of the moving average if there is one and it is wanted."""
@@ -52,6 +53,7 @@ class Learner:
         accumulation: parts in which a device takes its images, one after the other.
         ema_decay: share that the moving average keeps; 0 for no average.
         choices: how many networks the model is, of which each run has one by its number; see `MobileNetV2.choice`.
+        rated: whether each run has a factor of its own for the learning rate.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class Learner:
     accumulation: int = 1
     ema_decay: float = 0.0
     choices: int = 1
+    rated: bool = False
 
     def network(self, state: TrainState) -> nn.Module:
         """The network of a run: the one that it has chosen, where the model is several."""
@@ -67,7 +70,11 @@ class Learner:
 
 
 def init_state(
-    seed: Int[Array, ""], learner: Learner, image_shape: tuple[int, int, int], choice: Int[Array, ""] | None = None
+    seed: Int[Array, ""],
+    learner: Learner,
+    image_shape: tuple[int, int, int],
+    choice: Int[Array, ""] | None = None,
+    rate: Float[Array, ""] | None = None,
 ) -> TrainState:
     """The state before the first step. Seeds, not networks, decide: the same seed pairs two networks."""
     init_key, _ = jax.random.split(jax.random.key(seed))
@@ -81,6 +88,7 @@ def init_state(
         opt_state=learner.optimizer.init(params),
         ema=params if learner.ema_decay else None,
         choice=choice,
+        rate=rate,
     )
 
 
@@ -124,6 +132,9 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
     batch_stats = jax.tree.map(lambda leaf: leaf / count, batch_stats)
 
     updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
+    if state.rate is not None:
+        # Both optimizers' updates are proportional to the learning rate of the whole run.
+        updates = jax.tree.map(lambda leaf: state.rate * leaf, updates)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if learner.ema_decay:

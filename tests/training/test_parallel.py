@@ -29,7 +29,7 @@ def learner_of(config, devices):
     return Learner(
         NETWORK.clone(batch_norm_axis=axis),
         Classification(10, config.label_smoothing),
-        create_optimizer(config, 1),
+        create_optimizer(config, 64),
         config.accumulation,
         config.ema_decay,
     )

@@ -18,7 +18,7 @@ from mnv2_jax.training.config import RECIPES, TrainConfig, batch_norm_momentum
 from mnv2_jax.training.loop import Logged, compile_programs, evaluate, evaluate_network, train
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_records
 from mnv2_jax.training.optimizer import create_optimizer, create_schedule, decays
-from mnv2_jax.training.parallel import DATA, REPLICATED, SEED, create_mesh, lower_program, place, run_groups
+from mnv2_jax.training.parallel import DATA, REPLICATED, SEED, create_mesh, group_size, lower_program, place, run_groups
 from mnv2_jax.training.step import Learner, init_state, train_step
 
 CONFIG = TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
@@ -29,7 +29,7 @@ STEPS_PER_EPOCH = 4
 
 def learner_of(network=NETWORK, config=CONFIG, **changes):
     task = Classification(10, config.label_smoothing)
-    return Learner(network, task, create_optimizer(config, STEPS_PER_EPOCH), config.accumulation, **changes)
+    return Learner(network, task, create_optimizer(config, 16 * STEPS_PER_EPOCH), config.accumulation, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_weight_decay_spares_depthwise_kernels_norms_and_biases(tiny):
 def rates_of(config, steps_per_epoch, count):
     """The learning rates that plain gradient descent really uses."""
     config = dataclasses.replace(config, optimizer="sgd", momentum=0.0, weight_decay=0.0)
-    optimizer = create_optimizer(config, steps_per_epoch)
+    optimizer = create_optimizer(config, config.batch_size * steps_per_epoch)
     params = {"kernel": jnp.zeros(())}
     state, rates = optimizer.init(params), []
     for _ in range(count):
@@ -175,7 +175,7 @@ def test_an_exponential_schedule_after_a_warmup():
 def test_rmsprop_is_tensorflows():
     """ms = 0.9 ms + 0.1 g^2 from 1; mom = 0.9 mom + lr g / sqrt(ms + epsilon); var -= mom; g holds the L2 penalty."""
     config = dataclasses.replace(RECIPES["paper"], batch_size=96)
-    optimizer = create_optimizer(config, 1000)
+    optimizer = create_optimizer(config, 96_000)
     params = {"kernel": jnp.array([0.5, -2.0]), "bias": jnp.array([1.0])}
     state = optimizer.init(params)
     expected = {name: np.asarray(value, np.float64) for name, value in params.items()}
@@ -194,7 +194,7 @@ def test_rmsprop_is_tensorflows():
 
 
 def test_weight_decay_of_the_cosine_recipe_is_on_everything():
-    optimizer = create_optimizer(dataclasses.replace(RECIPES["cosine"], momentum=0.0), 10)
+    optimizer = create_optimizer(dataclasses.replace(RECIPES["cosine"], momentum=0.0), 2560)
     params = {"depthwise": {"kernel": jnp.ones(())}, "norm": {"scale": jnp.full((), 2.0)}}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert float(updates["depthwise"]["kernel"]) == pytest.approx(-0.05 * 4e-5)
@@ -220,7 +220,7 @@ def test_schedules_are_known_to_who_logs_them():
     ],
 )
 def test_run_groups(seeds, devices, groups):
-    assert run_groups(range(seeds), devices) == groups
+    assert run_groups(range(seeds), group_size(seeds, devices)) == groups
 
 
 def records_of(programs, seeds, steps=4, evaluated=None):

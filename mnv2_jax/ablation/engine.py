@@ -1,0 +1,356 @@
+"""Trains a study, and goes on where it was stopped.
+
+A study's folder holds `config.json` (what is asked), `metrics.jsonl` (every record of every run), `timings.jsonl` (how
+long programs took to compile), `tuning.jsonl` (what learning rates were tried), `checkpoints/ARM-SEED` (the trained
+networks), `running` (the state of runs that are not at their end), and what is made from these alone: `summary.json`,
+`figure.png`, `figure.svg` and `report.html`. A run is finished when its record of the test split is there; the same
+study started again trains only what is not finished, and an unfinished run goes on from its last saved state.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from mnv2_jax.ablation.progress import Reporter
+from mnv2_jax.ablation.study import (
+    ARM,
+    Arm,
+    Study,
+    create_learner,
+    families,
+    identity,
+    images_of,
+    trained_weights,
+)
+from mnv2_jax.ablation.summary import describe, summarize
+from mnv2_jax.data.resident import Dataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.training.checkpoint import RunCheckpoints
+from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.folder import check_folder, claim_folder
+from mnv2_jax.training.loop import (
+    Logged,
+    Programs,
+    compile_programs,
+    evaluate,
+    evaluation_size,
+    evaluation_steps,
+    log_interval,
+    train,
+)
+from mnv2_jax.training.metrics import Record, from_line, read_records, to_line, write_atomically, write_records
+from mnv2_jax.training.parallel import create_mesh, group_size, run_groups
+from mnv2_jax.training.step import TrainState
+from mnv2_jax.weights.load import save_weights
+
+CHECKPOINTS, RUNNING = "checkpoints", "running"
+CONTENTS = (
+    "metrics.jsonl",
+    "timings.jsonl",
+    "tuning.jsonl",
+    "summary.json",
+    "figure.png",
+    "figure.svg",
+    "report.html",
+    CHECKPOINTS,
+    RUNNING,
+)
+
+SAVE_SECONDS = 60
+"""A run's state is saved where it is evaluated, when the last time was longer ago than this."""
+RATES = (0.5, 1.0, 2.0)
+"""Factors of the study's learning rate that are tried for each arm when it is tuned."""
+TUNING_SEEDS = (1000, 1001)
+"""Of the runs that the learning rates are compared with, none of the study's own."""
+
+
+class Run(NamedTuple):
+    """One training: an arm's name, a seed, and a factor of the study's learning rate."""
+
+    arm: str
+    seed: int
+    rate: float = 1.0
+
+
+def check_study(study: Study, folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds something else than this study, smaller perhaps. Writes nothing.
+
+    Raises:
+        UserError: says what differs.
+    """
+    check_folder(identity(study), folder, overwrite, "study", extends=ARM)
+
+
+def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
+    """Make the folder the study's and return the records of its finished runs, of arms that are not asked for as well.
+
+    Raises:
+        UserError: if it cannot be written, or holds something else.
+    """
+    check_study(study, folder, overwrite)
+    claim_folder(identity(study), folder, overwrite, CONTENTS, extends=ARM)
+    records = read_records(folder / "metrics.jsonl")
+    finished = {(record.arm, record.seed) for record in records if record.split == "test"}
+    records = [record for record in records if (record.arm, record.seed) in finished]
+    write_records(folder / "metrics.jsonl", records)
+    return records
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; one that an interruption cut short is left out."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); --overwrite starts anew") from error
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """One more line, which stands before the next thing is done."""
+    whole = path.read_text() if path.exists() else ""
+    write_atomically(path, whole[: whole.rfind("\n") + 1] + json.dumps(content) + "\n")
+
+
+class Family:
+    """Arms that share a program, and what it takes to train them."""
+
+    def __init__(self, study: Study, arms: tuple[Arm, ...], dataset: Dataset, folder: Path, reporter: Reporter):
+        self.arms, self.names = arms, [arm.name for arm in arms]
+        self._study, self._folder, self._reporter = study, folder, reporter
+        self._dataset = images_of(study, arms, dataset)
+        self._size = group_size(len(arms) * study.seeds, jax.device_count())
+        self._programs: Programs | None = None
+
+    def groups(self, runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+        """The runs, as many together as are trained side by side."""
+        return run_groups(runs, self._size)
+
+    def train(self, group: Sequence[Run], final: bool = True) -> Iterator[Record]:
+        """Train runs side by side to the end of their budget; see `train_group`."""
+        self._reporter.run(group)
+        choices = [self.names.index(run.arm) for run in group] if len(self.arms) > 1 else None
+        rates = [run.rate for run in group] if self._study.tune else None
+        save = self._save if final else None
+        running = self._folder / RUNNING
+        dataset, config = self._dataset, self._study.training
+        yield from train_group(self.programs(), group, choices, rates, dataset, config, self._reporter, running, save)
+        self._reporter.run_ended()
+
+    def programs(self) -> Programs:
+        """Compiled when they are first needed."""
+        if self._programs is None:
+            self._reporter.compiling(self.names)
+            learner = create_learner(self._study, self.arms, self._dataset)
+            mesh = create_mesh(self._size, 1)
+            self._programs = compile_programs(learner, self._dataset, self._study.training, mesh)
+            seconds = self._programs.compile_seconds
+            self._reporter.compiled(seconds)
+            append_line(self._folder / "timings.jsonl", {"arms": self.names, "compile_seconds": round(seconds, 3)})
+        return self._programs
+
+    def _save(self, group: Sequence[Run], state: TrainState) -> None:
+        variables = jax.device_get(state.variables())
+        for index, run in enumerate(group):
+            if run in group[:index]:
+                continue
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
+            weights = trained_weights(self._study, self.arms[self.names.index(run.arm)], self._dataset, own)
+            save_weights(self._folder / CHECKPOINTS / f"{run.arm}-{run.seed}", weights)
+
+
+def train_study(
+    study: Study, dataset: Dataset, folder: Path, finished: list[Record], reporter: Reporter
+) -> list[Record]:
+    """Train what is not finished, family by family; every record is on disk before the next is made."""
+    records = list(finished)
+    done = {(record.arm, record.seed) for record in finished}
+    tried = read_lines(folder / "tuning.jsonl") if study.tune else []
+    plan = []
+    for arms in families(study):
+        family = Family(study, arms, dataset, folder, reporter)
+        # Seed by seed, so that what is compared is trained side by side.
+        runs = [Run(arm.name, seed) for seed in range(study.seeds) for arm in arms]
+        pending = [run for run in runs if (run.arm, run.seed) not in done]
+        plan.append((family, pending, pending_trials(arms, tried) if study.tune and pending else []))
+    count = sum(len(family.groups(pending)) + len(family.groups(trials)) for family, pending, trials in plan)
+    steps = study.training.steps(dataset.train_images)
+    reporter.start(steps, count, sum(len(pending) for _, pending, _ in plan), len(study.arms) * study.seeds)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for family, pending, trials in plan:
+            for group in family.groups(trials):
+                runs = list(dict.fromkeys(group))
+                validation = [record for record in family.train(group, final=False) if record.split == "validation"]
+                for run, record in zip(runs, validation[-len(runs) :], strict=True):
+                    trial = {**run._asdict(), "accuracy": record.metrics["accuracy"], "loss": record.metrics["loss"]}
+                    append_line(folder / "tuning.jsonl", trial)
+                    tried.append(trial)
+            best = best_rates(tried)
+            for group in family.groups([run._replace(rate=best.get(run.arm, 1.0)) for run in pending]):
+                for record in family.train(group):
+                    file.write(to_line(record))
+                    file.flush()
+                    records.append(record)
+                    reporter.record(record)
+                shutil.rmtree(folder / RUNNING, ignore_errors=True)
+    return records
+
+
+def pending_trials(arms: Sequence[Arm], tried: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """The runs that are still to be made to choose the arms' learning rates."""
+    known = {(trial["arm"], trial["seed"], trial["rate"]) for trial in tried}
+    trials = [Run(arm.name, seed, rate) for rate in RATES for arm in arms for seed in TUNING_SEEDS]
+    return [trial for trial in trials if tuple(trial) not in known]
+
+
+def best_rates(tried: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For each arm the factor with the highest mean validation accuracy; of equals, the one with the lower loss."""
+    scores: dict[str, dict[float, list[tuple[float, float]]]] = {}
+    for trial in tried:
+        of_arm = scores.setdefault(trial["arm"], {})
+        of_arm.setdefault(trial["rate"], []).append((trial["accuracy"], -trial["loss"]))
+    return {
+        arm: max(rates, key=lambda rate, rates=rates: tuple(map(sum, zip(*rates[rate], strict=True))))
+        for arm, rates in scores.items()
+    }
+
+
+def train_group(
+    programs: Programs,
+    runs: Sequence[Run],
+    choices: Sequence[int] | None,
+    rates: Sequence[float] | None,
+    dataset: Dataset,
+    config: TrainConfig,
+    reporter: Reporter,
+    running: Path,
+    on_end: Callable[[Sequence[Run], TrainState], None] | None = None,
+) -> Iterator[Record]:
+    """Train one group of runs to the end of their budget and yield their records as they come.
+
+    Args:
+        programs: of the family's network.
+        runs: one for each place of the programs' mesh; a run that fills up the mesh may come twice.
+        choices: the number of each run's arm in a family of several.
+        rates: each run's factor of the learning rate, where they have one.
+        dataset: its test split is read once, at the end.
+        config: the runs' settings.
+        reporter: told of every logged interval.
+        running: folder for the state between, from which the same runs go on.
+        on_end: called with the last states, before the records of the test split; without it, there are none.
+
+    Raises:
+        UserError: when the loss is no longer a number.
+    """
+    steps = config.steps(dataset.train_images)
+    stops = evaluation_steps(steps, config.evaluations)
+    start = programs.start([run.seed for run in runs], choices, rates)
+    jax.block_until_ready(start)
+    saved = restore(running, runs, start, reporter)
+    state, first, before = (saved.state, saved.step, saved.seconds) if saved else (start, 0, 0.0)
+    records: list[Record] = []
+    began = last_save = time.perf_counter()
+    if saved:
+        records = saved.records
+        yield from records
+
+    def measured(split: str, step: int, each: list[dict[str, float]], speed: float | None = None) -> Iterator[Record]:
+        seconds = before + time.perf_counter() - began
+        for run, metrics in dict(zip(runs, each, strict=True)).items():
+            metrics = dict(metrics)
+            record = Record(run.arm, run.seed, step, split, seconds, metrics, int(metrics.pop("examples")), speed)
+            records.append(record)
+            yield record
+
+    for event in train(programs, state, 0, range(first, steps), log_interval(steps), stops):
+        if isinstance(event, Logged):
+            reporter.step(event)
+            yield from measured("train", event.step, event.metrics, event.examples_per_second)
+            continue
+        state = event.state
+        if event.step in stops:
+            validation = evaluate(programs, state, dataset.evaluation("validation", evaluation_size(programs.mesh)))
+            yield from measured("validation", event.step, validation)
+        if event.step < steps and time.perf_counter() - last_save > SAVE_SECONDS:
+            save_running(running, runs, state, event.step, before + time.perf_counter() - began, records)
+            last_save = time.perf_counter()
+    if on_end is not None:
+        on_end(runs, state)
+        test = evaluate(programs, state, dataset.evaluation("test", evaluation_size(programs.mesh)))
+        yield from measured("test", steps, test)
+
+
+class Running(NamedTuple):
+    """Where a group of runs was when it was saved."""
+
+    state: TrainState
+    step: int
+    seconds: float
+    records: list[Record]
+
+
+def save_running(
+    folder: Path, runs: Sequence[Run], state: TrainState, step: int, seconds: float, records: Sequence[Record]
+) -> None:
+    """Save a group in place of what was saved before, whole or not at all."""
+    checkpoints = RunCheckpoints(folder, keep=1)
+    notes = {"runs": [list(run) for run in runs], "seconds": seconds, "records": [to_line(r) for r in records]}
+    checkpoints.save(state, step, notes)
+    checkpoints.close()
+
+
+def restore(folder: Path, runs: Sequence[Run], like: TrainState, reporter: Reporter) -> Running | None:
+    """What `save_running` saved of these runs; what it saved of others, or cannot be read, is removed."""
+    if not folder.exists():
+        return None
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+    try:
+        checkpoints = RunCheckpoints(folder, keep=1)
+        saved = checkpoints.restore(shapes)
+        checkpoints.close()
+    except UserError as error:
+        reporter.say(f"{error}; these runs begin anew")
+        saved = None
+    if saved is None or saved.notes["runs"] != [list(run) for run in runs]:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    step = int(jax.device_get(saved.state.step)[0])
+    reporter.say(f"going on from step {step}")
+    return Running(saved.state, step, saved.notes["seconds"], [from_line(line) for line in saved.notes["records"]])
+
+
+def run_study(
+    study: Study,
+    dataset: Dataset,
+    folder: Path,
+    reporter: Reporter,
+    overwrite: bool = False,
+    command: str = "",
+    environment: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[Record]]:
+    """Train what is missing and write `summary.json`; returns the summary and all records of its runs.
+
+    Raises:
+        UserError: for bad settings or a folder that cannot be used; nothing is written then.
+    """
+    if study.seeds < 2:
+        raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
+    study.training.steps(dataset.train_images)
+    finished = open_folder(study, folder, overwrite)
+    began = time.perf_counter()
+    try:
+        records = train_study(study, dataset, folder, finished, reporter)
+    finally:
+        reporter.stop()
+    names = {arm.name for arm in study.arms}
+    records = [record for record in records if record.arm in names and record.seed < study.seeds]
+    tried = read_lines(folder / "tuning.jsonl") if study.tune else []
+    described = describe(study, dataset, best_rates(tried) if study.tune else None, command, environment or {})
+    summary = summarize(described, records)
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    reporter.say(f"{reporter.trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
+    return summary, records

@@ -1,0 +1,132 @@
+"""What came out of a study: `summary.json`, made from what was asked and the records of its runs alone.
+
+So it can be made again, without training, from the files that a study leaves.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median, stdev
+from typing import Any
+
+from mnv2_jax.ablation.statistics import compare_all, mean_interval
+from mnv2_jax.ablation.study import Arm, Study, create_network, images_of
+from mnv2_jax.data.resident import Dataset
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs
+from mnv2_jax.training.metrics import Record
+
+
+def describe(
+    study: Study,
+    dataset: Dataset,
+    rates: Mapping[str, float] | None,
+    command: str,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of a summary that is known without the runs.
+
+    Args:
+        study, dataset: what is asked, and of which images.
+        rates: the factor of the learning rate that each arm was tuned to; None where they were not.
+        command, environment: as they are to be read there.
+    """
+    steps = study.training.steps(dataset.train_images)
+    return {
+        "experiment": study.experiment,
+        "question": study.question,
+        "claim": study.claim,
+        "dataset": study.dataset,
+        "baseline": study.baseline.name,
+        "seeds": list(range(study.seeds)),
+        "arms": {arm.name: _describe_arm(study, arm, dataset, rates) for arm in study.arms},
+        "figure": study.figure,
+        "axis": study.axis,
+        "notes": list(study.notes),
+        "tuned": study.tune,
+        "budget": {
+            "epochs": study.training.epochs,
+            "steps": steps,
+            "images": steps * study.training.batch_size,
+            "train_images": dataset.train_images,
+            "validation_images": len(dataset.validation.labels),
+            "test_images": len(dataset.test.labels),
+        },
+        "model": dict(study.model),
+        "training": dataclasses.asdict(study.training),
+        "command": command,
+        "environment": dict(environment),
+    }
+
+
+def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:
+    images = images_of(study, [arm], dataset)
+    network = create_network(study, arm, images)
+    described: dict[str, Any] = {
+        "parameters": count_parameters(network, images.image_shape),
+        "multiply_adds": count_multiply_adds(network, images.image_shape),
+        "resolution": images.image_shape[0],
+        "learning_rate": study.training.learning_rate * (rates[arm.name] if rates else 1),
+        "series": arm.series,
+        "value": arm.value,
+        "paper": dataclasses.asdict(arm.paper) if arm.paper else None,
+    }
+    if study.figure == "memory":
+        layers = layer_costs(network, images.image_shape)
+        described["activation_bytes"] = [[layer.name, layer.activation_bytes()] for layer in layers]
+    return described
+
+
+def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """What `summary.json` holds; accuracies are fractions. A summary is itself a description.
+
+    Raises:
+        UserError: if a run's record of the test split is missing.
+    """
+    tests = {(record.arm, record.seed): record.metrics for record in records if record.split == "test"}
+    missing = [(arm, seed) for arm in described["arms"] for seed in described["seeds"] if (arm, seed) not in tests]
+    if missing:
+        arm, seed = missing[0]
+        raise UserError(f"the test result of {arm}, seed {seed}, is missing; the study is not finished")
+    arms: dict[str, dict[str, Any]] = {}
+    for name, arm in described["arms"].items():
+        of_arm = [tests[name, seed] for seed in described["seeds"]]
+        accuracy = [metrics["accuracy"] for metrics in of_arm]
+        results = {
+            "test_accuracy": accuracy,
+            "test_loss": [metrics["loss"] for metrics in of_arm],
+            "mean": fmean(accuracy),
+            "ci95": list(mean_interval(accuracy)),
+        }
+        arms[name] = {**arm, **results}
+    baseline = described["baseline"]
+    accuracy = {name: arm["test_accuracy"] for name, arm in arms.items()}
+    spread = stdev(accuracy[baseline])
+    others = {name: values for name, values in accuracy.items() if name != baseline}
+    comparisons = [
+        {
+            "arm": name,
+            "baseline": baseline,
+            "metric": "test_accuracy",
+            **dataclasses.asdict(comparison),
+            "ci95": list(comparison.ci95),
+            "baseline_spread": spread,
+            "paper": arms[name]["paper"],
+        }
+        for name, comparison in compare_all(others, accuracy[baseline]).items()
+    ]
+    return {**described, "arms": arms, "comparisons": comparisons}
+
+
+def speeds(records: Sequence[Record], timings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """For each arm "images_per_second", of the runs side by side, and "compile_seconds" of its program; as far as known.
+
+    They are no part of the summary: no two runs of a study agree on them.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for arm in dict.fromkeys(record.arm for record in records):
+        speed = [record.images_per_second for record in records if record.arm == arm and record.images_per_second]
+        found[arm] = {"images_per_second": median(speed)} if speed else {}
+    for timing in timings:
+        for arm in timing["arms"]:
+            found.setdefault(arm, {})["compile_seconds"] = timing["compile_seconds"]
+    return found
