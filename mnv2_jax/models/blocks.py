@@ -10,13 +10,11 @@ from jaxtyping import Array, Float
 from mnv2_jax.models.layers import (
     ACTIVATIONS,
     CONVENTIONS,
-    Activation,
     BatchNorm,
     Conv,
-    ConventionName,
-    Layers,
     make_divisible,
 )
+from mnv2_jax.models.names import Activation, ConventionName, Layers
 
 
 class ConvNorm(nn.Module):

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import InvertedResidual
 from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.layers import Activation, chosen_activation, make_divisible
+from mnv2_jax.models.layers import chosen_activation, make_divisible
+from mnv2_jax.models.names import Activation
 from mnv2_jax.models.strides import strides_and_dilations
 
 
