@@ -13,7 +13,7 @@ from typing import Literal
 
 from mnv2_jax import cli
 from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
-from mnv2_jax.ablation.study import Arm, PaperResult, Study
+from mnv2_jax.ablation.design import Arm, PaperResult, Study
 
 PAPER = {"relu6": PaperResult(difference=-0.006, where="Fig. 6a", how="digitized")}
 

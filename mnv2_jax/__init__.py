@@ -3,13 +3,17 @@
 "MobileNetV2: Inverted Residuals and Linear Bottlenecks", Sandler et al., CVPR 2018, arXiv:1801.04381.
 """
 
-from mnv2_jax.models.blocks import DepthwiseSeparable, InvertedResidual
-from mnv2_jax.models.create import create_model, list_models
-from mnv2_jax.models.layers import make_divisible
-from mnv2_jax.models.mobilenet_v1 import MobileNetV1
-from mnv2_jax.models.mobilenet_v2 import MobileNetV2
-from mnv2_jax.models.strides import unit_strides_for
-from mnv2_jax.weights.load import Weights, load_weights
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnv2_jax.models.blocks import DepthwiseSeparable, InvertedResidual
+    from mnv2_jax.models.create import create_model, list_models
+    from mnv2_jax.models.layers import make_divisible
+    from mnv2_jax.models.mobilenet_v1 import MobileNetV1
+    from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+    from mnv2_jax.models.strides import unit_strides_for
+    from mnv2_jax.weights.load import Weights, load_weights
 
 __version__ = "0.1.0"
 
@@ -25,3 +29,28 @@ __all__ = [
     "make_divisible",
     "unit_strides_for",
 ]
+
+# Names are imported when they are asked for (PEP 562): a command's help, and a process that starts itself anew, do
+# without JAX.
+_MODULES = {
+    "DepthwiseSeparable": "models.blocks",
+    "InvertedResidual": "models.blocks",
+    "MobileNetV1": "models.mobilenet_v1",
+    "MobileNetV2": "models.mobilenet_v2",
+    "Weights": "weights.load",
+    "create_model": "models.create",
+    "list_models": "models.create",
+    "load_weights": "weights.load",
+    "make_divisible": "models.layers",
+    "unit_strides_for": "models.strides",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,18 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from mnv2_jax.ablation.progress import Reporter
-from mnv2_jax.ablation.study import Arm, Study, identity, run_study
-from mnv2_jax.data.catalog import CATALOG, ResidentName
+from mnv2_jax.ablation.design import Arm, Study, identity
+from mnv2_jax.data.names import ResidentName
 from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.layers import Layers
+from mnv2_jax.models.names import Layers
+from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.folder import check_folder
-from mnv2_jax.training.progress import create_console
-from mnv2_jax.training.run import default_unit_strides
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +58,9 @@ def create_study(options: StudyOptions, experiment: str, question: str, claim: s
     for name in ("width_multiplier", "expansion"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}")
+    from mnv2_jax.data.catalog import CATALOG
+
+    entry = CATALOG[options.dataset]
     return Study(
         experiment=experiment,
         question=question,
@@ -72,7 +71,7 @@ def create_study(options: StudyOptions, experiment: str, question: str, claim: s
             "width_multiplier": options.width_multiplier,
             "expansion": options.expansion,
             "layers": options.layers,
-            "unit_strides": default_unit_strides(options.dataset, CATALOG[options.dataset].image_size),
+            "unit_strides": unit_strides_for(entry.image_size, entry.source_size),
         },
         training=TrainConfig(options.epochs, options.batch_size, options.learning_rate),
         seeds=options.seeds,
@@ -85,6 +84,8 @@ def spread_over_cores() -> None:
 
     Steps as small as a study's leave half of two cores idle; two at a time take 1.3 times less for each.
     """
+    import jax
+
     told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
     if not told and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # the devices are there already
@@ -97,7 +98,6 @@ def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:
     Raises:
         UserError: for bad input, before anything is written.
     """
-    entry = CATALOG[options.dataset]
     names = "-".join(arm.name for arm in study.arms[1:])
     folder = options.out or Path("runs") / f"{study.experiment}-{options.dataset}-{names}"
     check_folder(identity(study), folder, options.overwrite, "study")
@@ -105,9 +105,14 @@ def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:
     spread_over_cores()
     # Only now the slow imports and the data.
     from mnv2_jax.ablation import plots
+    from mnv2_jax.ablation.progress import Reporter
     from mnv2_jax.ablation.report import arms_table, write_report
+    from mnv2_jax.ablation.study import run_study
+    from mnv2_jax.data.catalog import CATALOG
     from mnv2_jax.data.resident import load
+    from mnv2_jax.training.progress import create_console
 
+    entry = CATALOG[options.dataset]
     console = create_console()
     console.print(f"{study.experiment} on {entry.title}", markup=False)
     dataset = load(options.dataset, options.data_files, train_images=options.train_images)

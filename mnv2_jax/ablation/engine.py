@@ -16,17 +16,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mnv2_jax.ablation.design import ARM, Arm, Study, identity
 from mnv2_jax.ablation.progress import Reporter
-from mnv2_jax.ablation.study import (
-    ARM,
-    Arm,
-    Study,
-    create_learner,
-    families,
-    identity,
-    images_of,
-    trained_weights,
-)
+from mnv2_jax.ablation.study import create_learner, families, images_of, trained_weights
 from mnv2_jax.ablation.summary import describe, summarize
 from mnv2_jax.data.resident import Dataset
 from mnv2_jax.errors import UserError

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
+from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.ablation.statistics import compare_all, mean_interval
-from mnv2_jax.ablation.study import Arm, Study, create_network, images_of
+from mnv2_jax.ablation.study import create_network, images_of
 from mnv2_jax.data.resident import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs

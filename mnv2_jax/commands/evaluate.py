@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mnv2_jax.commands.options import check_resolution
+from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.errors import UserError
 
 
@@ -30,7 +31,7 @@ class Options:
     """Side of the square images in pixels; the network's own if not given."""
     ema: bool = True
     """Of a run that keeps a moving average of its parameters: take the average, or with --no-ema the last ones."""
-    on_bad_image: Literal["stop", "skip"] = "stop"
+    on_bad_image: OnBadImage = "stop"
     """What to do about a damaged image; skipped ones are not counted."""
     json: bool = False
     """Print one JSON object."""

@@ -20,14 +20,13 @@ from rich.table import Table
 
 import mnv2_jax
 from mnv2_jax import cli
-from mnv2_jax.ablation.study import Study
-from mnv2_jax.commands.options import ModelOptions
+from mnv2_jax.ablation.design import Study
+from mnv2_jax.commands.network import ModelOptions
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.layers import Layers
+from mnv2_jax.models.names import Layers
 from mnv2_jax.plan.chips import Topology, open_topology
 from mnv2_jax.plan.plan import PARTS, Plan, Step, imagenet_like, largest_batch, plan_run, plan_study
-from mnv2_jax.training.config import RECIPES
-from mnv2_jax.training.parallel import Parallel
+from mnv2_jax.training.config import RECIPES, Parallel
 from mnv2_jax.training.progress import create_console
 from mnv2_jax.training.run import Run
 

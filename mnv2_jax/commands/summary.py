@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mnv2_jax.commands.options import ModelOptions
+from mnv2_jax.commands.network import ModelOptions
 from mnv2_jax.models.cost import LayerCost, TableRow, layer_costs, table_rows, units
 
 

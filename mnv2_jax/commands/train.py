@@ -14,14 +14,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mnv2_jax.commands.options import ModelName, check_resolution
-from mnv2_jax.data.stream import OnBadImage
+from mnv2_jax.commands.options import check_resolution
+from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.layers import Activation, ConventionName, Layers
+from mnv2_jax.models.names import Activation, ConventionName, Layers, ModelName
 from mnv2_jax.models.strides import STRIDED_LAYERS
-from mnv2_jax.training.config import RECIPES, TrainConfig
+from mnv2_jax.training.config import RECIPES, Parallel, TrainConfig
 from mnv2_jax.training.distributed import Processes
-from mnv2_jax.training.parallel import Parallel
 
 RecipeName = Literal["small", "paper", "cosine"]
 

@@ -13,16 +13,13 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from mnv2_jax.data.builders.digits import Digits
 from mnv2_jax.data.builders.fashion_mnist import FILES, FashionMNIST, find_idx_files, read_idx
 from mnv2_jax.errors import UserError
-
-ResidentName = Literal["digits", "fashion_mnist", "cifar10", "cifar100"]
-"""Sets that are small enough to live on the device."""
 
 FOLDER = "folder"
 

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import grain
@@ -23,12 +23,11 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from mnv2_jax.data.batch import Batch, Normalization
 from mnv2_jax.data.catalog import FOLDER, find_entry, image_key, label_names, prepared_builder
 from mnv2_jax.data.jpeg import decode, read_frame
+from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.data.preprocessing import PREPROCESSING, of_convention, preprocess, read_image
 from mnv2_jax.data.resident import check_train_images, data_key, pad_batch
 from mnv2_jax.data.sources import Example, FolderSource, Source, TfdsSource, read_folder
 from mnv2_jax.errors import UserError
-
-OnBadImage = Literal["stop", "skip"]
 
 # Grain's threads are the parallelism; OpenCV's own would fight them for the cores.
 cv2.setNumThreads(0)

@@ -1,7 +1,6 @@
 """The blocks that the networks are made of."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,15 +10,10 @@ from jaxtyping import Array, Float
 from mnv2_jax.models.layers import (
     ACTIVATIONS,
     CONVENTIONS,
-    Activation,
     BatchNorm,
     Conv,
-    ConventionName,
-    Layers,
 )
-
-Shortcut = Literal["bottleneck", "expansion", "none"]
-"""What the shortcuts of inverted residuals join (Fig. 6b)."""
+from mnv2_jax.models.names import Activation, ConventionName, Layers, Shortcut
 
 
 class ConvNorm(nn.Module):

@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import ConvNorm
-from mnv2_jax.models.layers import CONVENTIONS, Activation, ConventionName, Dropout, Layers
+from mnv2_jax.models.layers import CONVENTIONS, Dropout
+from mnv2_jax.models.names import Activation, ConventionName, Layers
 
 
 class ImageClassifier(nn.Module):

@@ -16,7 +16,7 @@ derivatives on every platform: what the fitted ones are measured against.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,8 +25,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-Layers = Literal["fitted", "plain"]
-"""Forms of the layers: fitted to the platform, or as JAX has them."""
+from mnv2_jax.models.names import Activation, ConventionName, Layers
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Rows added above and below, columns added left and right."""
 
@@ -57,8 +57,6 @@ def relu6(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
 
-Activation = Literal["linear", "relu6", "relu", "leaky_relu", "elu", "hard_swish", "swish", "tanh"]
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
     "relu6": relu6,
@@ -78,8 +76,6 @@ def chosen_activation(names: tuple[Activation, ...], choice: Int[Array, ""] | in
 
 
 # --- Numeric conventions ---------------------------------------------------------------------------------
-
-ConventionName = Literal["tensorflow", "pytorch"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
-from mnv2_jax.models.blocks import InvertedResidual, Shortcut
+from mnv2_jax.models.blocks import InvertedResidual
 from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.layers import Activation, chosen_activation, make_divisible
+from mnv2_jax.models.layers import chosen_activation, make_divisible
+from mnv2_jax.models.names import Activation, Shortcut
 from mnv2_jax.models.strides import strides_and_dilations
 
 

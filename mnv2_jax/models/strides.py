@@ -8,21 +8,23 @@ STRIDED_LAYERS = 5
 OUTPUT_STRIDES = (8, 16, 32)
 
 
-def unit_strides_for(resolution: int) -> int:
+def unit_strides_for(resolution: int, source_resolution: int | None = None) -> int:
     """How many of the first stride-2 layers should take stride 1 for images of `resolution` pixels.
 
     The fewest that leave a last feature map at least 3 pixels wide, which is what the paper's smallest images
     (96 pixels) have: 2 for 28 and 32 pixels (a last map of 4 pixels), 1 for 48 and 64, 0 from 65 pixels on.
+
+    Images that were enlarged from `source_resolution` pixels need one less for every whole factor of two: they have no
+    detail that the strides given back would lose.
 
     Raises:
         ValueError: if `resolution` is not positive.
     """
     if resolution <= 0:
         raise ValueError(f"the resolution must be positive, got {resolution}")
-    for count in range(STRIDED_LAYERS):
-        if -(-resolution // 2 ** (STRIDED_LAYERS - count)) >= 3:
-            return count
-    return STRIDED_LAYERS
+    wide_enough = (n for n in range(STRIDED_LAYERS) if -(-resolution // 2 ** (STRIDED_LAYERS - n)) >= 3)
+    enlargement = max(1, resolution // source_resolution) if source_resolution else 1
+    return max(0, next(wide_enough, STRIDED_LAYERS) - (enlargement.bit_length() - 1))
 
 
 def strides_and_dilations(

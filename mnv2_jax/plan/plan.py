@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from mnv2_jax.ablation.study import Study, families, images_of
+from mnv2_jax.ablation.design import Study
 from mnv2_jax.ablation.study import create_learner as create_study_learner
+from mnv2_jax.ablation.study import families, images_of
 from mnv2_jax.data.preprocessing import of_convention
 from mnv2_jax.data.resident import load
 from mnv2_jax.data.sources import Example

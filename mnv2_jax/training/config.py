@@ -5,6 +5,9 @@ from typing import Literal
 
 from mnv2_jax.errors import UserError
 
+Parallel = Literal["jit", "pmap"]
+"""How a step is compiled for several devices; see `mnv2_jax.training.parallel`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-
 from mnv2_jax.errors import UserError
 
 GOOGLE = "0x1ae0"
@@ -47,6 +45,8 @@ def initialize(options: Processes) -> None:
     Raises:
         UserError: for flags that do not go together, and where the others cannot be reached.
     """
+    import jax
+
     given = [options.coordinator, options.processes, options.process_id]
     if any(value is not None for value in given):
         if any(value is None for value in given):

@@ -8,7 +8,7 @@ from typing import Any
 
 from mnv2_jax.data import stream
 from mnv2_jax.data.catalog import FOLDER
-from mnv2_jax.data.stream import OnBadImage
+from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.checkpoint import RunCheckpoints

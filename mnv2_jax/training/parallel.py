@@ -7,16 +7,16 @@ older form, has the axis "data" only.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.training.config import Parallel
 from mnv2_jax.training.step import DATA_AXIS
 
-Parallel = Literal["jit", "pmap"]
 Run = TypeVar("Run")
 
 SEED = PartitionSpec("seed")

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from mnv2_jax.data import resident, stream
 from mnv2_jax.data.catalog import CATALOG
-from mnv2_jax.data.stream import OnBadImage
+from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.create import create_model
@@ -142,20 +142,11 @@ def load_dataset(run: Run, on_bad_image: OnBadImage = "stop") -> Dataset:
     )
 
 
-def default_unit_strides(dataset: str, resolution: int) -> int:
-    """The rule of `unit_strides_for`, less one for every whole factor of two by which the images are enlarged.
-
-    An enlarged image has no detail that the strides given back would lose.
-    """
-    entry = CATALOG.get(dataset)
-    enlargement = 1 if entry is None or entry.source_size is None else max(1, resolution // entry.source_size)
-    return max(0, unit_strides_for(resolution) - (enlargement.bit_length() - 1))
-
-
 def create_network(run: Run, dataset: Dataset) -> ImageClassifier:
     """The run's network; its batch norm is of one device, see `create_learner`."""
     settings = {name: value for name, value in run.model.items() if value is not None}
-    settings.setdefault("unit_strides", default_unit_strides(run.dataset, dataset.image_shape[0]))
+    entry = CATALOG.get(run.dataset)
+    settings.setdefault("unit_strides", unit_strides_for(dataset.image_shape[0], entry.source_size if entry else None))
     momentum = run.training.norm_momentum(run.training.steps(dataset.train_images))
     return create_model(
         **settings,

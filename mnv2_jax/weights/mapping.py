@@ -16,9 +16,9 @@ import numpy as np
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.create import MODELS, create_model
-from mnv2_jax.models.layers import ConventionName
 from mnv2_jax.models.mobilenet_v1 import MobileNetV1
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.models.names import ConventionName
 
 Tensors = dict[str, np.ndarray]
 

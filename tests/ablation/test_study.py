@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from mnv2_jax.ablation import plots
+from mnv2_jax.ablation.design import Arm, PaperResult, Study
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.report import sentence, write_report
 from mnv2_jax.ablation.statistics import compare_paired
-from mnv2_jax.ablation.study import Arm, PaperResult, Study, families, run_study
+from mnv2_jax.ablation.study import families, run_study
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.mobilenet_v2 import Stage
 from mnv2_jax.training.config import TrainConfig

@@ -8,6 +8,7 @@ import pytest
 from mnv2_jax.data import catalog
 from mnv2_jax.data.builders import fashion_mnist
 from mnv2_jax.data.builders.fashion_mnist import FILES, IdxFile, find_idx_files, read_idx
+from mnv2_jax.data.names import ResidentName
 from mnv2_jax.data.resident import (
     Augmentation,
     ResidentData,
@@ -240,7 +241,7 @@ def test_real_fashion_mnist(fashion_files, data_dir):
 
 def test_studies_know_the_sets_that_live_on_the_device():
     resident = {name for name, entry in catalog.CATALOG.items() if entry.resident}
-    assert set(catalog.ResidentName.__args__) == resident
+    assert set(ResidentName.__args__) == resident
 
 
 def test_a_set_that_tfds_knows_has_to_be_prepared_first(data_dir):

@@ -13,6 +13,11 @@ def test_unit_strides_for_small_images(resolution, expected):
     assert unit_strides_for(resolution) == expected
 
 
+@pytest.mark.parametrize(("source", "expected"), [(28, 2), (15, 2), (14, 1), (8, 1), (7, 0), (1, 0)])
+def test_images_that_were_enlarged_need_fewer(source, expected):
+    assert unit_strides_for(28, source) == expected
+
+
 def test_no_resolution_no_answer():
     with pytest.raises(ValueError, match="positive"):
         unit_strides_for(0)
