@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnv2_jax.ablation.design import Arm, Study, identity
+from mnv2_jax.ablation.design import ARM, Arm, Study, identity
 from mnv2_jax.data.names import ResidentName
 from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
@@ -29,10 +29,18 @@ class StudyOptions:
     """Folder with your copy of the data set's files (fashion_mnist: the four IDX files), where it cannot be downloaded."""
     train_images: int | None = None
     """Train on this many images of the training split; all of them if not given."""
-    seeds: int = 6
-    """Runs an arm. Fewer than 6 cannot reach p < 0.05."""
+    arms: tuple[str, ...] = ()
+    """Only these arms, besides the baseline; all of them if not given."""
+    seeds: int | None = None
+    """Runs an arm; if not given, the fewest with which p < 0.05 can be reached for every comparison that is made."""
     epochs: int = 2
     """Passes over the training images."""
+    images: int | None = None
+    """Train for so many images in all, in place of --epochs."""
+    evaluations: int = 10
+    """How often a run is evaluated on the validation split, at equal distances."""
+    tune: bool = False
+    """Choose each arm's learning rate first, of half, once and twice --learning-rate, on the validation split."""
     batch_size: int = 16
     """Images a step."""
     learning_rate: float = 0.02
@@ -44,13 +52,18 @@ class StudyOptions:
     layers: Layers = "fitted"
     """Layers written so that the platform compiles them well, or plain, as JAX has them."""
     out: Path | None = None
-    """Folder for the results; runs/EXPERIMENT-DATASET-ARMS if not given."""
+    """Folder for the results; runs/EXPERIMENT-DATASET if not given."""
     overwrite: bool = False
     """Replace the study that --out holds instead of continuing it."""
 
 
-def create_study(options: StudyOptions, experiment: str, question: str, claim: str, arms: Sequence[Arm]) -> Study:
+def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any) -> Study:
     """The study that the flags describe.
+
+    Args:
+        options: the flags.
+        arms: all arms, the baseline first; the flags may ask for fewer.
+        described: the other attributes of `Study`.
 
     Raises:
         UserError: for bad input.
@@ -58,25 +71,42 @@ def create_study(options: StudyOptions, experiment: str, question: str, claim: s
     for name in ("width_multiplier", "expansion"):
         if not getattr(options, name) > 0:
             raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}")
+    from mnv2_jax.ablation.statistics import seeds_needed
+
+    training = TrainConfig(
+        options.epochs,
+        options.batch_size,
+        options.learning_rate,
+        evaluations=options.evaluations,
+        images=options.images,
+    )
+    study = Study(
+        dataset=options.dataset,
+        arms=tuple(arms),
+        model=shared_settings(options),
+        training=training,
+        seeds=0,
+        train_images=options.train_images,
+        tune=options.tune,
+        **described,
+    )
+    if options.arms:
+        study = study.with_arms(options.arms)
+    seeds = seeds_needed(len(study.arms) - 1) if options.seeds is None else options.seeds
+    return dataclasses.replace(study, seeds=seeds)
+
+
+def shared_settings(options: StudyOptions) -> dict[str, Any]:
+    """What the networks of all arms have in common."""
     from mnv2_jax.data.catalog import CATALOG
 
     entry = CATALOG[options.dataset]
-    return Study(
-        experiment=experiment,
-        question=question,
-        claim=claim,
-        dataset=options.dataset,
-        arms=tuple(arms),
-        model={
-            "width_multiplier": options.width_multiplier,
-            "expansion": options.expansion,
-            "layers": options.layers,
-            "unit_strides": unit_strides_for(entry.image_size, entry.source_size),
-        },
-        training=TrainConfig(options.epochs, options.batch_size, options.learning_rate),
-        seeds=options.seeds,
-        train_images=options.train_images,
-    )
+    return {
+        "width_multiplier": options.width_multiplier,
+        "expansion": options.expansion,
+        "layers": options.layers,
+        "unit_strides": unit_strides_for(entry.image_size, entry.source_size),
+    }
 
 
 def spread_over_cores() -> None:
@@ -92,34 +122,35 @@ def spread_over_cores() -> None:
             jax.config.update("jax_num_cpu_devices", core_count())
 
 
-def study_command(options: StudyOptions, study: Study) -> dict[str, Any]:
+def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[str, Any]:
     """Run a study, write all its files, and end with its table; returns the summary.
+
+    `label` ends the name of the study's folder, where it is not given and one script has several.
 
     Raises:
         UserError: for bad input, before anything is written.
     """
-    names = "-".join(arm.name for arm in study.arms[1:])
-    folder = options.out or Path("runs") / f"{study.experiment}-{options.dataset}-{names}"
-    check_folder(identity(study), folder, options.overwrite, "study")
+    name = "-".join(part for part in (study.experiment, options.dataset, label) if part)
+    folder = options.out or Path("runs") / name
+    check_folder(identity(study), folder, options.overwrite, "study", extends=ARM)
 
     spread_over_cores()
     # Only now the slow imports and the data.
-    from mnv2_jax.ablation import plots
+    from mnv2_jax.ablation.engine import run_study
     from mnv2_jax.ablation.progress import Reporter
-    from mnv2_jax.ablation.report import arms_table, write_report
-    from mnv2_jax.ablation.study import run_study
+    from mnv2_jax.ablation.report import arms_table, write_files
     from mnv2_jax.data.catalog import CATALOG
     from mnv2_jax.data.resident import load
     from mnv2_jax.training.progress import create_console
 
-    entry = CATALOG[options.dataset]
     console = create_console()
-    console.print(f"{study.experiment} on {entry.title}", markup=False)
+    console.print(f"{study.experiment} on {CATALOG[options.dataset].title}", markup=False)
+    for note in study.notes:
+        console.print(note, markup=False)
     dataset = load(options.dataset, options.data_files, train_images=options.train_images)
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     summary, records = run_study(study, dataset, folder, Reporter(console), options.overwrite, command, environment())
-    plots.save(plots.draw(summary, records, entry.title), folder)
-    write_report(summary, folder, entry.title)
+    write_files(summary, records, folder)
     console.print()
     console.print(arms_table(summary))
     for name in ("figure.png", "report.html", "summary.json", "metrics.jsonl"):

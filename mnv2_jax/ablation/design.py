@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.config import TrainConfig
@@ -60,6 +60,7 @@ class Study:
         tune: choose a learning rate for each arm first, on the validation split.
         figure: how it is drawn.
         axis: what the arms of a sweep differ in, for the figure.
+        published: (series, multiply-adds, top-1 as a fraction) of the paper's own networks, for the figure.
         notes: sentences for the report: what was matched, what the reader should know.
     """
 
@@ -75,6 +76,7 @@ class Study:
     tune: bool = False
     figure: FigureKind = "arms"
     axis: str = ""
+    published: tuple[tuple[str, float, float], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -113,3 +115,11 @@ def identity(study: Study) -> dict[str, Any]:
         **dataclasses.asdict(study.training),
         **{f"{ARM}{arm.name}": {**arm.model, "resolution": arm.resolution} for arm in study.arms},
     }
+
+
+class Run(NamedTuple):
+    """One training: an arm's name, a seed, and a factor of the study's learning rate."""
+
+    arm: str
+    seed: int
+    rate: float = 1.0

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mnv2_jax.ablation.design import ARM, Arm, Study, identity
+from mnv2_jax.ablation.design import ARM, Arm, Run, Study, identity
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.study import create_learner, families, images_of, trained_weights
 from mnv2_jax.ablation.summary import describe, summarize
@@ -35,7 +35,7 @@ from mnv2_jax.training.loop import (
     log_interval,
     train,
 )
-from mnv2_jax.training.metrics import Record, from_line, read_records, to_line, write_atomically, write_records
+from mnv2_jax.training.metrics import Record, append_line, from_line, read_lines, read_records, to_line, write_atomically, write_records
 from mnv2_jax.training.parallel import create_mesh, group_size, run_groups
 from mnv2_jax.training.step import TrainState
 from mnv2_jax.weights.load import save_weights
@@ -61,14 +61,6 @@ TUNING_SEEDS = (1000, 1001)
 """Of the runs that the learning rates are compared with, none of the study's own."""
 
 
-class Run(NamedTuple):
-    """One training: an arm's name, a seed, and a factor of the study's learning rate."""
-
-    arm: str
-    seed: int
-    rate: float = 1.0
-
-
 def check_study(study: Study, folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds something else than this study, smaller perhaps. Writes nothing.
 
@@ -91,21 +83,6 @@ def open_folder(study: Study, folder: Path, overwrite: bool) -> list[Record]:
     records = [record for record in records if (record.arm, record.seed) in finished]
     write_records(folder / "metrics.jsonl", records)
     return records
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of JSON; one that an interruption cut short is left out."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); --overwrite starts anew") from error
-
-
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """One more line, which stands before the next thing is done."""
-    whole = path.read_text() if path.exists() else ""
-    write_atomically(path, whole[: whole.rfind("\n") + 1] + json.dumps(content) + "\n")
 
 
 class Family:

@@ -1,4 +1,4 @@
-"""The figure of a study: how every run learnt, where it ended, and what the arms differ by."""
+"""The figure of a study: how every run learnt, where it ended, what the arms differ by, and what they cost."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from mnv2_jax.training.metrics import Record
 
@@ -24,107 +25,248 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
 
 
-def draw(summary: dict[str, Any], records: list[Record], title: str) -> Figure:
-    """Draw three panels: learning curves, test accuracy of every run, paired differences with the paper's own.
+def _dots(index: int) -> dict[str, Any]:
+    marker, color = MARKERS[index % len(MARKERS)], COLORS[index % len(COLORS)]
+    return {"s": 30, "color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.6, "zorder": 2}
+
+
+def draw(summary: dict[str, Any], records: list[Record]) -> Figure:
+    """Draw a study as its kind is drawn.
 
     Args:
         summary: as in summary.json.
         records: of all its runs.
-        title: of the data set.
     """
-    arms = list(summary["arms"])
-    seeds = summary["seeds"]
-    figure, (curves, runs, effects) = plt.subplots(
-        1, 3, figsize=(13, 4.4), width_ratios=(1.5, 1, 1.3), layout="constrained"
-    )
+    figure = {"arms": _draw_arms, "sweep": _draw_sweep, "tradeoff": _draw_tradeoff, "memory": _draw_memory}[
+        summary["figure"]
+    ](summary, records)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{summary['question']}   {summary['title']}", fontsize=12)
+    return figure
 
-    for index, arm in enumerate(arms):
+
+def _draw_arms(summary: dict[str, Any], records: list[Record]) -> Figure:
+    """Three panels: learning curves, test accuracy of every run, paired differences with the paper's own."""
+    height = max(4.4, 2.4 + 0.55 * len(summary["arms"]))
+    figure, axes = plt.subplots(1, 3, figsize=(13, height), width_ratios=(1.4, 1.1, 1.3), layout="constrained")
+    _learning_curves(axes[0], summary, records)
+    _every_run(axes[1], summary)
+    _differences(axes[2], summary)
+    return figure
+
+
+def _draw_memory(summary: dict[str, Any], records: list[Record]) -> Figure:
+    """The panels of `_draw_arms`, and below them what each layer holds at once."""
+    figure = plt.figure(figsize=(13, 8.6), layout="constrained")
+    grid = figure.add_gridspec(2, 3, width_ratios=(1.4, 1.1, 1.3))
+    _learning_curves(figure.add_subplot(grid[0, 0]), summary, records)
+    _every_run(figure.add_subplot(grid[0, 1]), summary)
+    _differences(figure.add_subplot(grid[0, 2]), summary)
+    axes = figure.add_subplot(grid[1, :])
+    for index, (name, arm) in enumerate(summary["arms"].items()):
+        kilobytes = [size / 1000 for _, size in arm["activation_bytes"]]
+        place = np.linspace(0, 1, len(kilobytes))
+        label = f"{name}: {len(kilobytes)} layers, at most {max(kilobytes):,.0f} kB"
+        axes.plot(place, kilobytes, marker=MARKERS[index], markersize=4, linewidth=1.4, label=label, **_style(index))
+    axes.set(
+        title="Memory of each layer: its input and its output, one image, float32",
+        xlabel="place in the network, from its first layer (0) to its last (1)",
+        ylabel="kB",
+        ylim=(0, None),
+    )
+    axes.grid(axis="y", color="0.9", linewidth=0.7)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _learning_curves(axes: Axes, summary: dict[str, Any], records: list[Record]) -> None:
+    seeds = summary["seeds"]
+    for index, arm in enumerate(summary["arms"]):
         style = _style(index)
         points = [record for record in records if record.arm == arm and record.split == "validation"]
         by_seed = [[r for r in points if r.seed == seed] for seed in seeds]
         images = [record.step * summary["training"]["batch_size"] for record in by_seed[0]]
         accuracy = np.array([[record.metrics["accuracy"] for record in run] for run in by_seed])
-        curves.plot(images, accuracy.T, linewidth=0.7, alpha=0.45, **style)
-        curves.plot(images, accuracy.mean(axis=0), linewidth=2.6, label=f"{arm} (mean of {len(seeds)})", **style)
-    curves.set(title="Validation accuracy in training", xlabel="training images seen", ylabel="validation accuracy")
-    curves.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    curves.set_ylim(0, 1)
-    curves.legend(loc="best", frameon=False)
+        axes.plot(images, accuracy.T, linewidth=0.6, alpha=0.35, **style)
+        axes.plot(images, accuracy.mean(axis=0), linewidth=2.4, label=arm, **style)
+    axes.set(
+        title=f"Validation accuracy in training (bold: mean of {len(seeds)})",
+        xlabel="training images seen",
+        ylabel="validation accuracy",
+        ylim=(0, 1),
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(axis="y", color="0.9", linewidth=0.7)
+    axes.legend(loc="best", frameon=False)
 
-    values = np.array([summary["arms"][arm]["test_accuracy"] for arm in arms])
+
+def _every_run(axes: Axes, summary: dict[str, Any]) -> None:
+    values = np.array([arm["test_accuracy"] for arm in summary["arms"].values()])
     for column in values.T:
-        runs.plot(range(len(arms)), column, color="0.75", linewidth=0.8, zorder=1)
+        axes.plot(range(len(values)), column, color="0.8", linewidth=0.8, zorder=1)
     for index, row in enumerate(values):
-        runs.scatter(
-            np.full(len(row), index),
-            row,
-            s=34,
-            color=COLORS[index % len(COLORS)],
-            marker=MARKERS[index % 7],
-            edgecolors="white",
-            linewidths=0.6,
-            zorder=2,
-        )
-        runs.hlines(row.mean(), index - 0.2, index + 0.2, color="black", linewidth=1.6, zorder=3)
-    runs.set_xticks(range(len(arms)), arms)
-    runs.set_xlim(-0.5, len(arms) - 0.5)
-    runs.set(title="Test accuracy, a line a seed", xlabel="after the bottleneck", ylabel="test accuracy")
-    runs.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.scatter(np.full(len(row), index), row, **_dots(index))
+        axes.hlines(row.mean(), index - 0.2, index + 0.2, color="black", linewidth=1.6, zorder=3)
+    long = max(map(len, summary["arms"])) > 10 or len(values) > 4
+    axes.set_xticks(range(len(values)), list(summary["arms"]), rotation=30 if long else 0, ha="right" if long else "center")
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set(title="Test accuracy, a line a seed", ylabel="test accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y", color="0.9", linewidth=0.7)
 
-    comparisons = summary["comparisons"]
+
+def _differences(axes: Axes, summary: dict[str, Any]) -> None:
+    arms, comparisons = summary["arms"], summary["comparisons"]
+    order = list(arms)
+    baseline = np.array(arms[summary["baseline"]]["test_accuracy"])
+    labelled = False
     for index, comparison in enumerate(comparisons):
-        differences = (values[index + 1] - values[0]) * 100
+        # The first comparison on top, in the order of the legend and of the table.
+        height, color_index = len(comparisons) - 1 - index, order.index(comparison["arm"])
+        differences = (np.array(arms[comparison["arm"]]["test_accuracy"]) - baseline) * 100
         low, high = (100 * bound for bound in comparison["ci95"])
         mean = 100 * comparison["mean_difference"]
-        color = COLORS[(index + 1) % len(COLORS)]
         spread = np.linspace(-0.13, 0.13, len(differences))
-        effects.scatter(
-            differences,
-            index + spread,
-            s=34,
-            color=color,
-            marker=MARKERS[(index + 1) % 7],
-            edgecolors="white",
-            linewidths=0.6,
-            zorder=2,
-            label="a seed" if index == 0 else None,
-        )
-        effects.errorbar(
-            mean,
-            index - 0.28,
-            xerr=[[mean - low], [high - mean]],
-            fmt="o",
-            color="black",
-            capsize=4,
-            label="mean and 95 % interval" if index == 0 else None,
-            zorder=3,
-        )
+        axes.scatter(differences, height + spread, label="a seed" if index == 0 else None, **_dots(color_index))
+        label = "mean and 95 % interval" if index == 0 else None
+        bars = [[mean - low], [high - mean]]
+        axes.errorbar(mean, height - 0.28, xerr=bars, fmt="o", color="black", capsize=4, label=label, zorder=3)
         paper = comparison["paper"]
         if paper is not None:
-            effects.plot(
+            axes.plot(
                 100 * paper["difference"],
-                index + 0.28,
+                height + 0.28,
                 marker="*",
                 markersize=13,
                 color="black",
                 markerfacecolor="white",
                 linestyle="none",
-                label=f"paper, {paper['where']} ({paper['how']}), ImageNet: {100 * paper['difference']:+.1f}",
+                label=None if labelled else f"paper, {paper['where']} ({paper['how']}), ImageNet",
                 zorder=4,
             )
-    effects.margins(x=0.08)
-    effects.axvline(0, color="0.4", linewidth=1, linestyle=":")
-    effects.set_yticks(range(len(comparisons)), [f"{c['arm']}\n− {c['baseline']}" for c in comparisons])
-    effects.set_ylim(-0.6, len(comparisons) + 0.1)
-    effects.set(title="Difference in test accuracy", xlabel="percentage points")
-    effects.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
+            axes.annotate(f"{100 * paper['difference']:+.1f}", (100 * paper["difference"], height + 0.28), (6, 5), textcoords="offset points", fontsize=9)  # fmt: skip
+            labelled = True
+    axes.margins(x=0.08)
+    axes.axvline(0, color="0.4", linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(comparisons))[::-1], [f"{c['arm']}\n− {c['baseline']}" for c in comparisons])
+    axes.set_ylim(-0.6, len(comparisons) - 0.4)
+    axes.set(title="Difference in test accuracy", xlabel="percentage points")
+    axes.grid(axis="x", color="0.9", linewidth=0.7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
 
-    for axes in (curves, runs, effects):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x" if axes is effects else "y", color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
-    figure.suptitle(f"{summary['question']}   {title}", fontsize=12)
+
+def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
+    """Three panels: test accuracy against what is swept, against multiply-adds, and differences to the baseline."""
+    figure, (swept, costs, effects) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    names = sorted(summary["arms"], key=lambda name: summary["arms"][name]["value"])
+    arms = [summary["arms"][name] for name in names]
+    values = [arm["value"] for arm in arms]
+    means = np.array([arm["mean"] for arm in arms])
+    bars = np.abs(np.array([arm["ci95"] for arm in arms]).T - means)
+    bar = {"fmt": "-o", "color": "black", "capsize": 3, "markersize": 4, "linewidth": 1.4, "zorder": 3}
+    for axes, places in ((swept, values), (costs, [arm["multiply_adds"] / 1e6 for arm in arms])):
+        for place, arm in zip(places, arms, strict=True):
+            axes.scatter(np.full(len(arm["test_accuracy"]), place), arm["test_accuracy"], **{**_dots(0), "s": 16})
+        if axes is costs:
+            axes.errorbar(places, means, yerr=bars, **{**bar, "fmt": "o"})
+            for place, value, mean in zip(places, values, means, strict=True):
+                axes.annotate(f"{value:g}", (place, mean), (7, 3), textcoords="offset points", fontsize=9)
+        else:
+            axes.errorbar(places, means, yerr=bars, **bar, label="mean and 95 % interval")
+            axes.scatter([], [], **{**_dots(0), "s": 16}, label="a run")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(axis="y", color="0.9", linewidth=0.7)
+    swept.set_xscale("log", base=2)
+    swept.set_xticks(values, [f"{value:g}" for value in values])
+    swept.minorticks_off()
+    swept.axvspan(5, 10, color="0.92", zorder=0, label="paper: 5 to 10 nearly the same")
+    swept.set(title="Test accuracy", xlabel=summary["axis"], ylabel="test accuracy")
+    swept.legend(loc="lower right", frameon=False, fontsize=9)
+    costs.set(title=f"Against cost (labels: {summary['axis'].split(',')[0]})", xlabel="million multiply-adds an image")
+    comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
+    for place, name in enumerate(names):
+        if name in comparisons:
+            comparison = comparisons[name]
+            low, high = (100 * bound for bound in comparison["ci95"])
+            mean = 100 * comparison["mean_difference"]
+            decided = comparison["verdict"] != "inconclusive"
+            effects.errorbar(
+                place,
+                mean,
+                yerr=[[mean - low], [high - mean]],
+                fmt="o",
+                color="black",
+                markerfacecolor="black" if decided else "white",
+                capsize=4,
+            )
+    effects.plot([], [], "o", color="black", label="better or worse (Holm-corrected p < 0.05)")
+    effects.plot([], [], "o", color="black", markerfacecolor="white", label="inconclusive")
+    effects.axhline(0, color="0.4", linewidth=1, linestyle=":")
+    effects.set_xticks(range(len(names)), [f"{value:g}" for value in values])
+    effects.set(
+        title=f"Difference to {summary['baseline']}, 95 % interval", xlabel=summary["axis"], ylabel="percentage points"
+    )
+    effects.grid(axis="y", color="0.9", linewidth=0.7)
+    effects.legend(loc="lower right", frameon=False, fontsize=9)
     return figure
+
+
+def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
+    """Panels of test accuracy against multiply-adds and against parameters, and of the paper's own networks."""
+    panels = 3 if summary["published"] else 2
+    figure, axes = plt.subplots(1, panels, figsize=(4.9 * panels, 5.0), layout="constrained")
+    arms = summary["arms"]
+    series = list(dict.fromkeys(arm["series"] for arm in arms.values()))
+    for panel, cost, unit in ((axes[0], "multiply_adds", "multiply-adds"), (axes[1], "parameters", "parameters")):
+        for index, name in enumerate(series):
+            own = sorted((arm for arm in arms.values() if arm["series"] == name), key=lambda arm: arm[cost])
+            means = np.array([arm["mean"] for arm in own])
+            bars = np.abs(np.array([arm["ci95"] for arm in own]).T - means)
+            places = [arm[cost] / 1e6 for arm in own]
+            style = {**_style(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+            panel.errorbar(places, means, yerr=bars, capsize=3, linewidth=1.2, label=name, **style)
+        front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()])
+        panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.75", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
+        panel.set(title=f"Test accuracy against {unit}", xlabel=f"million {unit}", ylabel="test accuracy, 95 % interval")
+    axes[0].legend(loc="lower right", frameon=False, fontsize=9)
+    if summary["published"]:
+        for index, name in enumerate(dict.fromkeys(point[0] for point in summary["published"])):
+            points = sorted((cost / 1e6, top1) for own, cost, top1 in summary["published"] if own == name)
+            style = {**_style(index), "linestyle": "none", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+            axes[2].plot([x for x, _ in points], [y for _, y in points], label=name, **style)
+        axes[2].set(title="The paper's (Fig. 5), ImageNet", xlabel="million multiply-adds", ylabel="top-1 accuracy")
+        axes[2].legend(loc="lower right", frameon=False, fontsize=9)
+    for panel in axes:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panel.grid(axis="both", color="0.9", linewidth=0.7)
+    for panel, cost in ((axes[0], "multiply_adds"), (axes[1], "parameters")):
+        _ticks(panel, [arm[cost] / 1e6 for arm in arms.values()])
+    if summary["published"]:
+        _ticks(axes[2], [cost / 1e6 for _, cost, _ in summary["published"]])
+    return figure
+
+
+def _ticks(axes: Axes, values: list[float]) -> None:
+    """A logarithmic axis with round numbers, some five of them."""
+    low, high = min(values), max(values)
+    steps = [m * 10.0**e for e in range(-3, 5) for m in ((1, 2, 5) if high / low < 100 else (1, 3))]
+    if high / low < 4:
+        steps = [m * 10.0**e for e in range(-3, 5) for m in (1, 1.5, 2, 3, 4, 5, 6, 8)]
+    axes.set_xticks([step for step in steps if low / 1.5 <= step <= high * 1.5])
+
+
+def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points of (cost, gain), those that none with as little cost has more gain than, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
 
 
 def save(figure: Figure, folder: Path) -> None:

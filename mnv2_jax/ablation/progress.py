@@ -7,6 +7,7 @@ from statistics import fmean
 from rich.console import Console
 from rich.progress import Progress
 
+from mnv2_jax.ablation.design import Run
 from mnv2_jax.training.loop import Logged
 from mnv2_jax.training.metrics import Record
 from mnv2_jax.training.progress import create_bar, create_console, duration
@@ -59,10 +60,12 @@ class Reporter:
         """It took `seconds`."""
         self.say(f"{self._arm}: compiled in {seconds:.0f} s")
 
-    def run(self, runs: Sequence[tuple[str, int]]) -> None:
-        """A group of runs, each an arm and a seed, begins."""
-        arms, seeds = (", ".join(map(str, dict.fromkeys(each))) for each in zip(*runs, strict=True))
-        self._label = f"{arms} seed {seeds}"
+    def run(self, runs: Sequence[Run]) -> None:
+        """A group of runs begins."""
+        arms, seeds, rates = (dict.fromkeys(each) for each in zip(*runs, strict=True))
+        self._label = f"{', '.join(arms)} seed {', '.join(map(str, seeds))}"
+        if set(rates) != {1.0}:
+            self._label += f" learning rate x {', '.join(f'{rate:g}' for rate in rates)}"
         self._run_start = time.perf_counter()
 
     def step(self, logged: Logged) -> None:

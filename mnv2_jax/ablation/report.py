@@ -1,5 +1,7 @@
-"""A study in words: `report.html`, one file that opens without a network, and the table that ends the run."""
+"""A study in words: `report.html`, one file that opens without a network, several joined, and the table that ends a run."""
 
+import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
@@ -8,20 +10,27 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
-from mnv2_jax.training.metrics import write_atomically
+from mnv2_jax.ablation import plots
+from mnv2_jax.ablation.statistics import seeds_needed
+from mnv2_jax.ablation.summary import speeds, summarize
+from mnv2_jax.errors import UserError
+from mnv2_jax.training.metrics import Record, read_lines, read_records, write_atomically
 
 
-def sentence(comparison: dict[str, Any]) -> str:
-    """One comparison in plain words, with its certainty."""
+def sentence(comparison: Mapping[str, Any], comparisons: int = 1) -> str:
+    """One comparison of so many in plain words, with its certainty."""
     points = 100 * comparison["mean_difference"]
     low, high = (100 * bound for bound in comparison["ci95"])
     arm, baseline, n = comparison["arm"], comparison["baseline"], comparison["n"]
+    p = f"p = {comparison['p_holm']:.3g}" + (" after Holm's correction" if comparisons > 1 else "")
+    spread = 100 * comparison["baseline_spread"]
     numbers = (
         f"over {n} pairs of runs {arm} scored {points:+.2f} percentage points against {baseline} "
-        f"(95 % interval {low:+.2f} to {high:+.2f}, p = {comparison['p_value']:.3g})"
+        f"(95 % interval {low:+.2f} to {high:+.2f}, {p}; seeds alone spread {baseline} by {spread:.2f})"
     )
     if comparison["verdict"] == "inconclusive":
-        few = " Fewer than 6 seeds cannot reach p < 0.05." if n < 6 else ""
+        needed = seeds_needed(comparisons)
+        few = f" Fewer than {needed} seeds cannot reach p < 0.05 here." if n < needed else ""
         text = f"Inconclusive: {numbers}; chance alone can do that.{few}"
     else:
         text = f"{arm} is {comparison['verdict']} than {baseline}: {numbers}."
@@ -34,45 +43,92 @@ def sentence(comparison: dict[str, Any]) -> str:
     return text
 
 
-def write_report(summary: dict[str, Any], folder: Path, title: str) -> None:
-    """Write report.html beside the figure that it shows."""
-    source = resources.files("mnv2_jax.ablation").joinpath("report.html.jinja").read_text()
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    svg = (folder / "figure.svg").read_text()
-    page = environment.from_string(source).render(
-        summary=summary,
-        sentences=[sentence(comparison) for comparison in summary["comparisons"]],
-        svg=svg[svg.index("<svg") :],
-        mean=fmean,
-        title=title,
-    )
+def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
+    """A finished study's summary, made again from the records beside it, and the records that it is made of.
+
+    Raises:
+        UserError: if the folder holds no finished study, or one that another version wrote.
+    """
+    try:
+        described = json.loads((folder / "summary.json").read_text())
+        wanted = {"experiment", "question", "claim", "title", "baseline", "seeds", "arms", "figure", "published"}
+        missing = wanted - described.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder} holds no finished study ({error}); run its experiment to the end first") from error
+    if missing:
+        raise UserError(f"{folder} was written by another version: {sorted(missing)[0]} is missing in its summary.json")
+    arms, seeds = described["arms"], described["seeds"]
+    records = [r for r in read_records(folder / "metrics.jsonl") if r.arm in arms and r.seed in seeds]
+    return summarize(described, records), records
+
+
+def write_files(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> None:
+    """Write figure.png, figure.svg and report.html."""
+    plots.save(plots.draw(dict(summary), list(records)), folder)
+    page = _template("report.html.jinja").render(studies=[_study(summary, records, folder)], title=summary["question"])
     write_atomically(folder / "report.html", page)
 
 
-def arms_table(summary: dict[str, Any]) -> Table:
+def write_joined(folders: Sequence[Path], path: Path) -> None:
+    """One page of several studies whose figures are drawn, with a table of all claims at its top."""
+    studies = [_study(*read_study(folder), folder) for folder in folders]
+    page = _template("report.html.jinja").render(studies=studies, title="The claims of MobileNetV2, tried again")
+    write_atomically(path, page)
+
+
+def _study(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> dict[str, Any]:
+    svg = (folder / "figure.svg").read_text()
+    comparisons = summary["comparisons"]
+    return {
+        "summary": summary,
+        "sentences": [sentence(comparison, len(comparisons)) for comparison in comparisons],
+        # A page holds several figures, whose parts are told apart by their names.
+        "svg": _unique(svg[svg.index("<svg") :], f"{summary['experiment']}-{summary['dataset']}"),
+        "speeds": speeds(records, read_lines(folder / "timings.jsonl")),
+        "needed": seeds_needed(len(comparisons)),
+    }
+
+
+def _unique(svg: str, name: str) -> str:
+    for mark in (' id="', 'href="#', "url(#"):
+        svg = svg.replace(mark, f"{mark}{name}-")
+    return svg
+
+
+def _template(name: str) -> jinja2.Template:
+    source = resources.files("mnv2_jax.ablation").joinpath(name).read_text()
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals["mean"] = fmean
+    return environment.from_string(source)
+
+
+def arms_table(summary: Mapping[str, Any]) -> Table:
     """The study's numbers, an arm a row."""
+    several = len(summary["comparisons"]) > 1
     table = Table(title=summary["question"], title_justify="left")
     for column in (
         "arm",
+        "parameters",
+        "multiply-adds",
         "test accuracy",
-        "smallest to largest",
         "difference",
         "95 % interval",
-        "p",
+        "p (Holm)" if several else "p",
         "verdict",
     ):
         table.add_column(column, justify="left" if column in ("arm", "verdict") else "right")
     comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
     for name, arm in summary["arms"].items():
-        accuracy = [100 * value for value in arm["test_accuracy"]]
-        row = [name, f"{fmean(accuracy):.2f} %", f"{min(accuracy):.2f} to {max(accuracy):.2f}"]
+        row = [name, f"{arm['parameters']:,}", f"{arm['multiply_adds'] / 1e6:.2f} M", f"{100 * arm['mean']:.2f} %"]
         if name in comparisons:
             comparison = comparisons[name]
             low, high = (100 * bound for bound in comparison["ci95"])
             row += [
                 f"{100 * comparison['mean_difference']:+.2f}",
                 f"{low:+.2f} to {high:+.2f}",
-                f"{comparison['p_value']:.3g}",
+                f"{comparison['p_holm']:.3g}",
                 comparison["verdict"],
             ]
         else:

@@ -11,6 +11,7 @@ from typing import Any
 from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.ablation.statistics import compare_all, mean_interval
 from mnv2_jax.ablation.study import create_network, images_of
+from mnv2_jax.data.catalog import find_entry
 from mnv2_jax.data.resident import Dataset
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs
@@ -37,11 +38,13 @@ def describe(
         "question": study.question,
         "claim": study.claim,
         "dataset": study.dataset,
+        "title": find_entry(study.dataset).title,
         "baseline": study.baseline.name,
         "seeds": list(range(study.seeds)),
         "arms": {arm.name: _describe_arm(study, arm, dataset, rates) for arm in study.arms},
         "figure": study.figure,
         "axis": study.axis,
+        "published": [list(point) for point in study.published],
         "notes": list(study.notes),
         "tuned": study.tune,
         "budget": {

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mnv2_jax.errors import UserError
 
@@ -79,3 +80,18 @@ def read_records(path: Path) -> list[Record]:
                 f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew"
             ) from error
     return records
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of JSON; one that an interruption cut short is left out."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); --overwrite starts anew") from error
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """One more line, which stands before the next thing is done."""
+    whole = path.read_text() if path.exists() else ""
+    write_atomically(path, whole[: whole.rfind("\n") + 1] + json.dumps(content) + "\n")

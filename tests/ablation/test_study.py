@@ -7,11 +7,13 @@ import pytest
 from rich.console import Console
 
 from mnv2_jax.ablation import plots
+from mnv2_jax.ablation import engine
 from mnv2_jax.ablation.design import Arm, PaperResult, Study
+from mnv2_jax.ablation.engine import run_study
 from mnv2_jax.ablation.progress import Reporter
-from mnv2_jax.ablation.report import sentence, write_report
+from mnv2_jax.ablation.report import read_study, sentence, write_files
 from mnv2_jax.ablation.statistics import compare_paired
-from mnv2_jax.ablation.study import families, run_study
+from mnv2_jax.ablation.study import families
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.mobilenet_v2 import Stage
 from mnv2_jax.training.config import TrainConfig
@@ -80,6 +82,8 @@ def test_summary_has_what_the_readers_of_it_expect(finished):
         "mean_difference",
         "ci95",
         "p_value",
+        "p_holm",
+        "baseline_spread",
         "verdict",
         "paper",
     } == set(comparison)
@@ -196,10 +200,8 @@ def test_a_null_study_is_inconclusive(tiny, tmp_path):
 
 def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatch):
     """Eighteen runs on eight devices are three groups, but the two arms have one program."""
-    from mnv2_jax.ablation import study as module
-
     calls = []
-    monkeypatch.setattr(module, "compile_programs", lambda *a, f=module.compile_programs: calls.append(a) or f(*a))
+    monkeypatch.setattr(engine, "compile_programs", lambda *a, f=engine.compile_programs: calls.append(a) or f(*a))
     run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=9))
     assert len(calls) == 1
 
@@ -213,8 +215,7 @@ def test_figure_and_report_are_made_from_the_files_and_twice_the_same(finished, 
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
-        plots.save(plots.draw(summary, records, "digits"), folder)
-        write_report(summary, folder, "digits")
+        write_files(summary, records, folder)
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert contents[0] == contents[1]
     assert set(contents[0]) == {"figure.png", "figure.svg", "report.html"}
@@ -231,12 +232,13 @@ def test_figure_and_report_are_made_from_the_files_and_twice_the_same(finished, 
 
 
 def test_figure_marks_the_paper_and_every_run(finished):
-    figure = plots.draw(finished[1], finished[2], "digits")
+    figure = plots.draw(finished[1], finished[2])
     curves, runs, effects = figure.axes
     assert len(curves.lines) == 2 * (2 + 1)
     assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][:1] == [2]
     labels = [text.get_text() for text in effects.get_legend().get_texts()]
-    assert any("Fig. 6a (digitized)" in label and "-0.6" in label for label in labels)
+    assert any("Fig. 6a (digitized)" in label for label in labels)
+    assert "-0.6" in [text.get_text() for text in effects.texts]
     plots.plt.close(figure)
 
 
@@ -247,7 +249,7 @@ def test_figure_marks_the_paper_and_every_run(finished):
 )  # fmt: skip
 def test_plain_words(difference, verdict, expected):
     comparison = {"arm": "relu6", "baseline": "linear", "n": 6, "mean_difference": difference, "ci95": [-0.1, 0.1],
-                  "p_value": 0.03, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper)}  # fmt: skip
+                  "p_value": 0.03, "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper)}  # fmt: skip
     assert expected in sentence(comparison)
 
 

@@ -1,0 +1,49 @@
+"""Why ReLU6 inside the block? (MobileNetV2, Sec. 3.3)
+
+Question: does ReLU6 train better than ReLU, in float32 and in bfloat16?
+Command:  python experiments/ablate_depthwise_nonlinearity.py
+Cost:     COST
+Expect:   EXPECT
+
+The paper takes ReLU6 "because of its robustness when used with low-precision computation". Here it follows the expansion and
+the depthwise convolution, or ReLU does; activations and convolutions are float32 or bfloat16, parameters float32.
+"""
+
+import dataclasses
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
+from mnv2_jax.ablation.design import Arm, Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script."""
+
+    epochs: int = 1
+    """Passes over the training images."""
+
+
+def create(options: Options) -> Study:
+    """Two activations in two precisions."""
+    return create_study(
+        options,
+        experiment="ablate_depthwise_nonlinearity",
+        question="Is ReLU6 better than ReLU inside the block?",
+        claim="ReLU6 is used because of its robustness in low-precision computation (Sec. 3.3); the paper shows no figure of it.",
+        arms=[
+            Arm("relu6", {"activation": "relu6", "dtype": "float32"}),
+            Arm("relu", {"activation": "relu", "dtype": "float32"}),
+            Arm("relu6 bfloat16", {"activation": "relu6", "dtype": "bfloat16"}),
+            Arm("relu bfloat16", {"activation": "relu", "dtype": "bfloat16"}),
+        ],
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

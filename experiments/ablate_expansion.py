@@ -1,0 +1,80 @@
+"""How wide should a block be inside? (MobileNetV2, Sec. 3.3 and 6.1)
+
+Question: how does accuracy depend on the expansion factor t, at one width and at one cost?
+Command:  python experiments/ablate_expansion.py --at width
+          python experiments/ablate_expansion.py --at multiply_adds
+          with --expansions 0.25 0.5 1 2 3 4 6 8 10 for the whole sweep
+Cost:     COST
+Expect:   EXPECT
+
+The inner width of a block is t times its input's channels, rounded; with t below 1 the block is narrower inside than at its
+ends, which the paper likens to the classic residual block. At one width a larger t also costs more; at equal
+multiply-adds (within 2 %) the whole network is made narrower as t grows.
+"""
+
+import dataclasses
+from typing import Literal
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, create_study, shared_settings, study_command
+from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script; --expansion is the baseline's t."""
+
+    expansions: tuple[float, ...] = (0.5, 1, 3)
+    """Values of t, each to be compared with the baseline's."""
+    at: Literal["width", "multiply_adds"] = "width"
+    """What all arms share: the width multiplier, or the multiply-adds, for which the width is rescaled."""
+    epochs: int = 1
+    """Passes over the training images."""
+
+
+def create(options: Options) -> Study:
+    """An arm for every t, the baseline's first."""
+    if not all(t > 0 for t in options.expansions):
+        raise UserError(f"--expansions must be greater than 0, got {min(options.expansions):g}")
+    base = options.expansion
+    arms = [Arm(f"t={base:g}", {"expansion": base}, value=base)]
+    notes = []
+    others = [t for t in dict.fromkeys(options.expansions) if t != base]
+    if options.at == "width":
+        arms += [Arm(f"t={t:g}", {"expansion": t}, value=t) for t in others]
+    else:
+        from mnv2_jax.ablation.matching import Matching
+
+        matching = Matching(options.dataset, shared_settings(options))
+        target = matching.cost("multiply_adds", {})
+        for t in others:
+            matched = matching.match("multiply_adds", target, {"expansion": t})
+            found = matching.cost("multiply_adds", matched)
+            arms.append(Arm(f"t={t:g}", matched, value=t))
+            notes.append(
+                f"t={t:g}: width {matched['width_multiplier']} has {found:,} multiply-adds, {found / target - 1:+.2%} "
+                f"of the baseline's {target:,}."
+            )
+    shared = "width" if options.at == "width" else "cost"
+    return create_study(
+        options,
+        experiment=f"ablate_expansion_{shared}",
+        question="How does accuracy depend on the expansion factor "
+        + ("at one width?" if options.at == "width" else "at equal multiply-adds?"),
+        claim="Expansion factors between 5 and 10 give nearly the same curves, smaller networks being better off with slightly "
+        "smaller ones; the paper uses 6 (Sec. 3.3 and 6.1).",
+        arms=arms,
+        figure="sweep",
+        axis="t, the expansion factor",
+        notes=tuple(notes),
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

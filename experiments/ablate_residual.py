@@ -1,0 +1,85 @@
+"""What should shortcuts join, and which way round is a residual block better? (MobileNetV2, Sec. 3.3 and Fig. 6b)
+
+Question: are shortcuts between bottlenecks better than between expansions, or none? And is the inverted block
+          (narrow, wide, narrow) better than the classic one (wide, narrow, wide) that costs as much?
+Command:  python experiments/ablate_residual.py --question shortcut
+          python experiments/ablate_residual.py --question classic
+Cost:     COST
+Expect:   EXPECT
+
+The classic network has the same stages, stem and head (`ClassicResidualNet`): ends of 6 c channels with c between
+them, where MobileNetV2 has c and 6 c between. Its width is matched to MobileNetV2's multiply-adds, and to its
+parameters, each within 2 %; with a depthwise 3x3 convolution as MobileNetV2's, and with a full one as ResNet's.
+"""
+
+import dataclasses
+from typing import Literal
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, create_study, shared_settings, study_command
+from mnv2_jax.ablation.design import Arm, PaperResult, Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script."""
+
+    question: Literal["shortcut", "classic"] = "shortcut"
+    """What the shortcuts join, or the inverted block against the classic one."""
+
+
+def create(options: Options) -> Study:
+    """The study of the question that the flags ask."""
+    return shortcuts(options) if options.question == "shortcut" else inversion(options)
+
+
+def shortcuts(options: Options) -> Study:
+    """Fig. 6b."""
+    return create_study(
+        options,
+        experiment="ablate_residual_shortcut",
+        question="Should shortcuts join the bottlenecks?",
+        claim="Yes: between bottlenecks they work better than between expansions, and both better than none (Sec. 3.3, Fig. 6b).",
+        arms=[
+            Arm("bottleneck", {"shortcut": "bottleneck"}),
+            Arm("expansion", {"shortcut": "expansion"}, PaperResult(-0.005, "Fig. 6b", "digitized")),
+            Arm("none", {"shortcut": "none"}, PaperResult(-0.015, "Fig. 6b", "digitized")),
+        ],
+    )
+
+
+def inversion(options: Options) -> Study:
+    """The inverted block against the classic one at equal multiply-adds, and at equal parameters."""
+    from mnv2_jax.ablation.matching import Matching
+
+    matching = Matching(options.dataset, shared_settings(options))
+    arms, notes = [Arm("inverted")], []
+    for cost, short in (("multiply_adds", "madds"), ("parameters", "params")):
+        target = matching.cost(cost, {})
+        for form in ("depthwise", "full"):
+            settings = {"name": "classic_residual", "reduction": options.expansion, "depthwise": form == "depthwise"}
+            matched = matching.match(cost, target, settings)
+            arms.append(Arm(f"classic {form}, {short}", matched))
+            found, what = matching.cost(cost, matched), cost.replace("_", "-")
+            notes.append(
+                f"classic {form}, {short}: width {matched['width_multiplier']} has {found:,} {what}, "
+                f"{found / target - 1:+.2%} of the inverted network's {target:,}."
+            )
+    return create_study(
+        options,
+        experiment="ablate_residual_classic",
+        question="Is the inverted residual block better than the classic one at the same cost?",
+        claim="The paper turns the block round because inverted shortcuts need less memory and work slightly better in its "
+        "experiments (Sec. 3.3); it shows no figure of the two side by side.",
+        arms=arms,
+        notes=tuple(notes),
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

@@ -1,0 +1,57 @@
+"""Is MobileNetV2 better than MobileNetV1? (MobileNetV2, Sec. 6.1 and Table 4)
+
+Question: at one width multiplier, how do accuracy, parameters, multiply-adds and the memory of each layer compare?
+Command:  python experiments/compare_v1_v2.py
+Cost:     COST
+Expect:   EXPECT
+
+Both at the same width multiplier, as in the paper's Table 4, and MobileNetV1 made narrower until it has no more
+multiply-adds than MobileNetV2 (within 2 %).
+"""
+
+import dataclasses
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, create_study, shared_settings, study_command
+from mnv2_jax.ablation.design import Arm, PaperResult, Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script."""
+
+
+def create(options: Options) -> Study:
+    """MobileNetV2, and MobileNetV1 at the same width and at the same multiply-adds."""
+    from mnv2_jax.ablation.matching import Matching
+
+    matching = Matching(options.dataset, shared_settings(options))
+    target = matching.cost("multiply_adds", {})
+    matched = matching.match("multiply_adds", target, {"name": "mobilenet_v1"})
+    found = matching.cost("multiply_adds", matched)
+    return create_study(
+        options,
+        experiment="compare_v1_v2",
+        question="Is MobileNetV2 better than MobileNetV1?",
+        claim="Yes: 72.0 against 70.6 % with 300 instead of 575 million multiply-adds and 3.4 instead of 4.2 million "
+        "parameters (Table 4), and bottlenecks keep little memory between blocks (Table 3).",
+        arms=[
+            Arm("V2"),
+            Arm("V1", {"name": "mobilenet_v1"}, PaperResult(-0.014, "Table 4", "published")),
+            Arm("V1, equal madds", matched),
+        ],
+        figure="memory",
+        notes=(
+            f"V1, equal madds: width {matched['width_multiplier']} has {found:,} multiply-adds, {found / target - 1:+.2%} "
+            f"of MobileNetV2's {target:,}.",
+        ),
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

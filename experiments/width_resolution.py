@@ -1,0 +1,96 @@
+"""What do a narrower network and smaller images cost and save? (MobileNetV2, Sec. 6.1 and Fig. 5)
+
+Question: which of width multiplier and resolution should shrink for the best accuracy at a cost, and is MobileNetV2 the
+          better of the two MobileNets at every cost?
+Command:  python experiments/width_resolution.py
+          with --widths 0.35 0.5 0.75 --resolutions 14 20 28 for a larger grid
+Cost:     COST
+Expect:   EXPECT
+
+Every network is trained on the images scaled to its resolution. The first stride-2 layers that take stride 1 on
+small images do so at every resolution, as the paper keeps its network for all of them.
+"""
+
+import dataclasses
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
+from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.errors import UserError
+
+V1, V2 = "MobileNetV1", "MobileNetV2"
+
+# Fig. 5: V2 from its table (tensorflow/models, research/slim/nets/mobilenet/README.md), V1 digitized from the figure.
+# fmt: off
+PUBLISHED = (
+    *((V2, cost * 1e6, top1 / 100) for cost, top1 in (
+        (582, 75.0), (509, 74.4), (300, 71.8), (221, 70.7), (154, 68.8), (99, 65.3), (56, 60.3), (209, 69.8), (153, 68.7),
+        (107, 66.4), (69, 63.2), (39, 58.8), (97, 65.4), (71, 63.9), (50, 61.0), (32, 57.7), (18, 51.2), (59, 60.3),
+        (43, 58.2), (30, 55.7), (20, 50.8), (11, 45.5),
+    )),
+    *((V1, cost * 1e6, top1 / 100) for cost, top1 in (
+        (14, 42.9), (21, 45.3), (34, 47.6), (41, 50.6), (49, 55.8), (76, 60.2), (104, 62.2), (110, 62.5), (149, 63.7),
+        (162, 64.7), (186, 64.4), (233, 67.3), (290, 67.2), (317, 68.4), (418, 69.1), (569, 70.6),
+    )),
+)
+# fmt: on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script; --width-multiplier at the data set's resolution is the baseline."""
+
+    widths: tuple[float, ...] = (0.35,)
+    """Width multipliers."""
+    resolutions: tuple[int, ...] = (14, 28)
+    """Sides of the images in pixels."""
+    epochs: int = 1
+    """Passes over the training images."""
+
+
+def create(options: Options) -> Study:
+    """An arm for every network, width and resolution; MobileNetV2 as the other flags have it is the baseline."""
+    from mnv2_jax.data.catalog import CATALOG
+
+    full = CATALOG[options.dataset].image_size
+    for name, values in (("widths", options.widths), ("resolutions", options.resolutions)):
+        if not values or min(values) <= 0:
+            raise UserError(f"--{name} must be greater than 0, got {' '.join(map(str, values)) or 'none'}")
+    grid = [
+        (network, width, resolution)
+        for network in (V2, V1)
+        for width in dict.fromkeys(options.widths)
+        for resolution in dict.fromkeys(options.resolutions)
+    ]
+    baseline = (V2, options.width_multiplier, full)
+    grid.sort(key=lambda point: point != baseline)
+    if grid[0] != baseline:
+        grid.insert(0, baseline)
+    arms = [
+        Arm(
+            f"{'V2' if network == V2 else 'V1'} {width:g} {resolution}",
+            {"name": "mobilenet_v2" if network == V2 else "mobilenet_v1", "width_multiplier": width},
+            resolution=resolution,
+            series=f"{network}, {resolution} pixels",
+        )
+        for network, width, resolution in grid
+    ]
+    return create_study(
+        options,
+        experiment="width_resolution",
+        question="What do width and resolution buy?",
+        claim="Accuracy follows multiply-adds smoothly, with width and resolution as the two knobs, and MobileNetV2 is above "
+        "MobileNetV1 at every cost (Sec. 6.1, Fig. 5).",
+        arms=arms,
+        figure="tradeoff",
+        published=PUBLISHED,
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

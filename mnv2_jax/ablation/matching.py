@@ -1,0 +1,69 @@
+"""Networks of other kinds at the same cost: the width at which they meet it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mnv2_jax.data.catalog import find_entry, image_key, label_key, make_builder
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.cost import count_multiply_adds, count_parameters
+from mnv2_jax.models.create import MODELS, create_model, setting_names
+
+Cost = Literal["multiply_adds", "parameters"]
+COUNTS = {"multiply_adds": count_multiply_adds, "parameters": count_parameters}
+
+TOLERANCE = 0.02
+"""Share of the cost that a matched network may be off by."""
+
+
+class Matching:
+    """Finds widths for the images and classes of one data set.
+
+    Args:
+        dataset: name in the catalog.
+        shared: settings that all networks share, as far as they have them, as `create_model` takes them.
+    """
+
+    def __init__(self, dataset: str, shared: Mapping[str, Any]):
+        side = find_entry(dataset).image_size
+        builder = make_builder(dataset)
+        features = builder.info.features
+        self._image_shape = (side, side, features[image_key(builder)].shape[-1])
+        self._classes = features[label_key(builder)].num_classes
+        self._shared = shared
+
+    def cost(self, cost: Cost, settings: Mapping[str, Any]) -> int:
+        """What a network costs that is `settings` besides what is shared."""
+        name = settings.get("name", "mobilenet_v2")
+        known = setting_names(MODELS[name])
+        shared = {key: value for key, value in self._shared.items() if key in known}
+        network = create_model(**{"name": name, **shared, **settings}, num_classes=self._classes)
+        return COUNTS[cost](network, self._image_shape)
+
+    def match(self, cost: Cost, target: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with the width that costs as much as `target`, with channels in single steps.
+
+        Costs grow about with the square of the width, but for the last layers, whose outputs do not depend on it.
+
+        Raises:
+            UserError: if no width comes near enough.
+        """
+        width = float(self._shared["width_multiplier"])
+        # MobileNetV1's channels come in single steps as they are.
+        fine = {"channel_divisor": 1} if settings.get("name") != "mobilenet_v1" else {}
+        best, error = {}, math.inf
+        for _ in range(10):
+            tried = {**settings, "width_multiplier": round(width, 4), **fine}
+            found = self.cost(cost, tried)
+            if abs(found / target - 1) < error:
+                best, error = tried, abs(found / target - 1)
+            if error < TOLERANCE / 4:
+                break
+            width *= math.sqrt(target / found)
+        if error > TOLERANCE:
+            what = cost.replace("_", "-")
+            raise UserError(
+                f"no width of {settings} has {target:,} {what} within {TOLERANCE:.0%}; "
+                f"the nearest is off by {error:.1%}; take a larger --width-multiplier"
+            )
+        return best
