@@ -56,8 +56,6 @@ def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[La
     A kernel meets every output position once, so its multiply-adds are its size times the positions. Nothing
     is computed: the model runs on abstract shapes, once for each model and shape.
     """
-    if getattr(model, "layers", "plain") != "plain":  # costs the same, and takes twice as long to go through
-        return layer_costs(model.clone(layers="plain"), image_shape)
     costs: dict[str, LayerCost] = {}
 
     def record(next_call, args, kwargs, context):

@@ -304,7 +304,8 @@ class Conv(nn.Module):
             convention.padding(size, self.kernel_size, self.stride, self.dilation) for size in x.shape[1:3]
         )
         convolve = depthwise_convolution if self.depthwise else convolution
-        if self.layers == "plain":
+        # Where parameters are made only shapes count, which the plain form tells sooner.
+        if self.layers == "plain" or self.is_initializing():
             convolve = native_convolution
         window = Window(self.stride, self.dilation, (rows, columns))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), window)

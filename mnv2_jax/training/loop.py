@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -29,6 +30,7 @@ from mnv2_jax.training.parallel import (
     lower_program,
     place,
     shapes_of,
+    trace_program,
 )
 from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_places, eval_step, init_state, train_step
 
@@ -115,20 +117,21 @@ def evaluation_size(mesh: Mesh) -> int:
 
 
 class Program(NamedTuple):
-    """A function of one run on one device, and what it takes to make a program of it; see `lower_program`."""
+    """A function of one run on one device, and what it takes to make a program of it; see `trace_program`."""
 
     function: Callable
     specs: Sequence[PartitionSpec]
     arguments: Sequence[Any]
     donate: Sequence[int] = ()
+    once: bool = False
 
     def lower(self, mesh: Mesh, parallel: Parallel) -> jax.stages.Lowered:
         """Before it is compiled."""
         return lower_program(self.function, mesh, self.specs, self.arguments, self.donate, parallel)
 
-    def compile(self, mesh: Mesh, parallel: Parallel) -> Callable:
-        """To be called."""
-        return compile_program(self.function, mesh, self.specs, self.arguments, self.donate, parallel)
+    def trace(self, mesh: Mesh, parallel: Parallel) -> Callable[[], Callable]:
+        """As far as Python is needed: what it returns, compiles."""
+        return trace_program(self.function, mesh, self.specs, self.arguments, self.donate, parallel, self.once)
 
 
 def describe_programs(
@@ -179,7 +182,7 @@ def describe_programs(
     batch = jax.eval_shape(lambda: Batch(jnp.zeros((size, *dataset.image_shape)), each, each.astype(jnp.float32), each))
     batch = shapes_of(batch, mesh, DATA, parallel)
     return {
-        "init": Program(init, [SEED], [{name: shape((seeds,), leaf.dtype) for name, leaf in run.items()}]),
+        "init": Program(init, [SEED], [{name: shape((seeds,), leaf.dtype) for name, leaf in run.items()}], once=True),
         "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
         "evaluate": Program(evaluate, [SEED, SEED, DATA], [state, totals, batch], [1]),
     }
@@ -195,8 +198,11 @@ def compile_programs(
     """
     began = time.perf_counter()
     programs = describe_programs(learner, dataset, config, mesh, parallel)
+    # XLA lets go of the interpreter while it compiles: another core traces the next program meanwhile.
+    with ThreadPoolExecutor(len(programs)) as pool:
+        pending = {name: pool.submit(program.trace(mesh, parallel)) for name, program in programs.items()}
     return Programs(
-        **{name: program.compile(mesh, parallel) for name, program in programs.items()},
+        **{name: program.result() for name, program in pending.items()},
         task=learner.task,
         data=dataset.train_data(config.batch_size, config.accumulation),
         mesh=mesh,

@@ -135,20 +135,45 @@ def _spread(mesh: Mesh) -> np.ndarray:
     return np.zeros(_local_size(mesh), np.int32)
 
 
-def compile_program(
+def trace_program(
     function: Callable,
     mesh: Mesh,
     specs: Sequence[PartitionSpec],
     arguments: Sequence[Any],
     donate: Sequence[int] = (),
     parallel: Parallel = "jit",
-) -> Callable:
-    """`lower_program`, compiled. Its arguments come from `place`."""
+    once: bool = False,
+) -> Callable[[], Callable]:
+    """`lower_program`, and what compiles it, in any thread. The arguments of the result come from `place`.
+
+    Args:
+        function, mesh, specs, arguments, donate, parallel: see `lower_program`.
+        once: it will run once, so that it had better be compiled soon than run fast.
+    """
     if parallel == "pmap" and jax.process_count() > 1:
         # Of several processes' pmap only a call can be compiled, not shapes.
-        return functools.partial(_pmapped(function, specs, donate, mesh), _spread(mesh))
-    compiled = lower_program(function, mesh, specs, arguments, donate, parallel).compile()
-    return functools.partial(compiled, _spread(mesh)) if parallel == "pmap" else compiled
+        program = functools.partial(_pmapped(function, specs, donate, mesh), _spread(mesh))
+        return lambda: program
+    lowered = lower_program(function, mesh, specs, arguments, donate, parallel)
+    # LLVM's -O1, which gives the same numbers. Other platforms' compilers spend their time elsewhere.
+    quick = once and mesh.devices.flat[0].platform == "cpu"
+
+    def finish() -> Callable:
+        compiled = lowered.compile({"xla_backend_optimization_level": "1"} if quick else None)
+        return functools.partial(compiled, _spread(mesh)) if parallel == "pmap" else compiled
+
+    return finish
+
+
+def compile_program(
+    function: Callable,
+    mesh: Mesh,
+    specs: Sequence[PartitionSpec],
+    arguments: Sequence[Any],
+    donate: Sequence[int] = (),
+) -> Callable:
+    """`trace_program`, compiled at once."""
+    return trace_program(function, mesh, specs, arguments, donate)()
 
 
 def shapes_of(tree: Any, mesh: Mesh, spec: PartitionSpec, parallel: Parallel = "jit") -> Any:
