@@ -57,19 +57,9 @@ def digits(data_dir):
 @pytest.fixture(scope="session")
 def tiny(digits):
     """Digits at 12 pixels and few of them: what a network needs to run, not to learn."""
-    import dataclasses
+    from samples import tiny_of
 
-    from mnv2_jax.data.resident import Examples
-
-    def reduced(examples, count):
-        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.labels[:count])
-
-    return dataclasses.replace(
-        digits,
-        train=reduced(digits.train, 70),
-        validation=reduced(digits.validation, 30),
-        test=reduced(digits.test, 50),
-    )
+    return tiny_of(digits)
 
 
 @pytest.fixture(scope="session")

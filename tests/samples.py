@@ -1,11 +1,14 @@
 """Images that tests make for themselves: in files, and as a TFDS set of ImageNet's form."""
 
+import dataclasses
 import io
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from mnv2_jax.data.resident import Examples
 
 
 def encoded(seed, width=48, height=40, kind="JPEG", label=None):
@@ -58,3 +61,17 @@ class ImageNetLike(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def prepare_imagenet_like(data_dir: Path) -> None:
     """Prepare it where `load_stream("imagenet2012")` finds it."""
     ImageNetLike(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+def tiny_of(digits):
+    """Digits at 12 pixels and few of them: what a network needs to run, not to learn."""
+
+    def reduced(examples, count):
+        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.labels[:count])
+
+    return dataclasses.replace(
+        digits,
+        train=reduced(digits.train, 70),
+        validation=reduced(digits.validation, 30),
+        test=reduced(digits.test, 50),
+    )

@@ -158,6 +158,8 @@ def train_study(
                     trial = {**run._asdict(), "accuracy": record.metrics["accuracy"], "loss": record.metrics["loss"]}
                     append_line(folder / "tuning.jsonl", trial)
                     tried.append(trial)
+                    rate = f"learning rate {run.rate * study.training.learning_rate:g}"
+                    reporter.say(f"{run.arm} at {rate}, seed {run.seed}: validation accuracy {trial['accuracy']:.1%}")
             best = best_rates(tried)
             for group in family.groups([run._replace(rate=best.get(run.arm, 1.0)) for run in pending]):
                 for record in family.train(group):

@@ -34,6 +34,7 @@ class Reporter:
         """Begin: `groups` groups of runs, of `steps` steps each, hold the `pending` ones of `runs`."""
         self._steps, self._groups, self._done_groups = steps, groups, 0
         self._stepping = 0.0
+        self._status = "read back"  # until the first of the records is made here
         self.trained = pending
         if pending < runs:
             self.say(f"{runs - pending} of {runs} runs were finished before.")

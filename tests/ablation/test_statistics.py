@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mnv2_jax.ablation.statistics import compare_paired
+from mnv2_jax.ablation.statistics import compare_all, compare_paired, seeds_needed
 
 
 def test_six_pairs_of_one_sign_are_the_smallest_p_that_six_can_reach():
@@ -78,3 +78,19 @@ def test_chance_alone_is_called_inconclusive_at_least_19_times_in_20():
 def test_refuses_what_is_not_paired(arm, baseline):
     with pytest.raises(ValueError, match="two or more pairs"):
         compare_paired(arm, baseline)
+
+
+def test_holm_by_hand():
+    """p of 2/64, 2/64 and 1: times 3, then the larger of that and times 2, then 1."""
+    baseline = [0.5] * 6
+    found = compare_all({"a": [0.4] * 6, "b": [0.6] * 6, "c": [0.5] * 6}, baseline)
+    assert [found[name].p_holm for name in "abc"] == [6 / 64, 6 / 64, 1]
+    assert [found[name].p_value for name in "abc"] == [2 / 64, 2 / 64, 1]
+    assert {each.verdict for each in found.values()} == {"inconclusive"}
+    found = compare_all({"a": [0.4] * 7, "b": [0.6] * 7}, [0.5] * 7)
+    assert [found[name].verdict for name in "ab"] == ["worse", "better"]
+
+
+@pytest.mark.parametrize(("comparisons", "seeds"), [(0, 6), (1, 6), (2, 7), (3, 7), (4, 8), (6, 8), (8, 9), (17, 10)])
+def test_the_seeds_that_a_corrected_verdict_takes(comparisons, seeds):
+    assert seeds_needed(comparisons) == seeds

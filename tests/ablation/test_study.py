@@ -2,47 +2,36 @@ import dataclasses
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from mnv2_jax.ablation import plots
-from mnv2_jax.ablation import engine
-from mnv2_jax.ablation.design import Arm, PaperResult, Study
+from ablation.studies import ENVIRONMENT, STUDY
+from mnv2_jax.ablation import engine, plots
+from mnv2_jax.ablation.design import Arm
 from mnv2_jax.ablation.engine import run_study
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.report import read_study, sentence, write_files
 from mnv2_jax.ablation.statistics import compare_paired
-from mnv2_jax.ablation.study import families
+from mnv2_jax.ablation.study import create_learner, families
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.mobilenet_v2 import Stage
-from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.loop import Logged, compile_programs, train
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.parallel import create_mesh
 from mnv2_jax.training.progress import duration
 from mnv2_jax.weights.load import load_weights
 
-# Two blocks instead of seventeen: compiled in seconds.
-TINY_STAGES = (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2))
-
-STUDY = Study(
-    experiment="test",
-    question="Is <linear> better?",
-    claim="Yes.",
-    dataset="digits",
-    arms=(
-        Arm("linear"),
-        Arm("relu6", {"bottleneck_activation": "relu6"}, PaperResult(-0.006, "Fig. 6a", "digitized")),
-    ),
-    model={"width_multiplier": 0.1, "unit_strides": 1, "stages": TINY_STAGES},
-    training=TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2),
-    seeds=2,
-)
-ENVIRONMENT = {"jax": "0", "device": "cpu", "device_count": 8, "git": "abc"}
-
-
-def run(tiny, folder, study=STUDY, **options):
+def run(tiny, folder, study=STUDY, devices=None, **options):
     log = io.StringIO()
     reporter = Reporter(Console(file=log, width=100))
+    if devices is not None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine.jax, "device_count", lambda: devices)
+            return run(tiny, folder, study, **options)
     summary, records = run_study(study, tiny, folder, reporter, command="python x", environment=ENVIRONMENT, **options)
     return summary, records, reporter.trained, log.getvalue()
 
@@ -132,6 +121,145 @@ def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tin
     assert "1 of 4 runs were finished before" in log
     assert summary == finished[1]
     assert len(read_records(copy / "metrics.jsonl")) == len(lines)
+
+
+def test_a_study_killed_inside_a_run_goes_on_there_and_ends_the_same(finished, tiny, tmp_path):
+    """Killed in the second half of its first runs, whose state it had saved at half-time."""
+    script = Path(__file__).parent / "killed_study.py"
+    killed = subprocess.run([sys.executable, script, tmp_path / "out", "3"], timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "summary.json").exists()
+    summary, records, trained, _ = run(tiny, tmp_path / "two", devices=2)
+    again = run(tiny, tmp_path / "out", devices=2)
+    assert "going on from step 2" in again[3]
+    assert again[2] == trained == 4
+    assert (tmp_path / "out" / "summary.json").read_bytes() == (tmp_path / "two" / "summary.json").read_bytes()
+    # Every record is there once, also those from before it was killed.
+    keys = [(r.arm, r.seed, r.step, r.split) for r in again[1]]
+    assert len(set(keys)) == len(keys)
+    assert sorted(keys) == sorted((r.arm, r.seed, r.step, r.split) for r in records)
+    assert not (tmp_path / "out" / "running").exists()
+    # And it is the study that eight devices train, to rounding.
+    for name, arm in finished[1]["arms"].items():
+        assert summary["arms"][name]["test_loss"] == pytest.approx(arm["test_loss"], rel=1e-5)
+
+
+def test_a_damaged_state_inside_a_run_is_named_and_the_run_begins_anew(finished, tiny, tmp_path, monkeypatch):
+    class Stop(Reporter):
+        def step(self, logged):
+            super().step(logged)
+            if logged.step == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "SAVE_SECONDS", -1)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(STUDY, tiny, tmp_path / "out", Stop(Console(file=io.StringIO())))
+    for path in (tmp_path / "out" / "running").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    summary, _, _, log = run(tiny, tmp_path / "out")
+    assert "these runs begin anew" in " ".join(log.split())
+    assert summary == finished[1]
+
+
+def test_more_arms_extend_a_study_and_fewer_leave_the_others_alone(copy, finished, tiny):
+    more = dataclasses.replace(STUDY, arms=(*STUDY.arms, Arm("relu", {"bottleneck_activation": "relu"})))
+    summary, _, trained, _ = run(tiny, copy, more)
+    assert trained == 2
+    assert list(summary["arms"]) == ["linear", "relu6", "relu"]
+    assert summary["arms"]["relu6"]["test_loss"] == finished[1]["arms"]["relu6"]["test_loss"]
+    assert {comparison["p_holm"] for comparison in summary["comparisons"]} == {1.0}
+    summary, _, trained, _ = run(tiny, copy, more.with_arms(["relu"]))
+    assert (trained, list(summary["arms"])) == (0, ["linear", "relu"])
+    assert run(tiny, copy)[2] == 0
+    other = dataclasses.replace(STUDY, arms=(STUDY.arms[0], Arm("relu", {"bottleneck_activation": "elu"})))
+    with pytest.raises(UserError, match="arm relu is .*'relu'.* there and .*'elu'.* here"):
+        run(tiny, copy, other)
+
+
+def test_an_unknown_arm_is_named():
+    with pytest.raises(UserError, match="there is no arm 'relu7'; this study has linear, relu6"):
+        STUDY.with_arms(["relu7"])
+
+
+def test_a_folder_of_another_version_is_named_and_kept(copy, tiny):
+    config = json.loads((copy / "config.json").read_text())
+    del config["format"]
+    (copy / "config.json").write_text(json.dumps(config))
+    before = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="format is None there and 2 here"):
+        run(tiny, copy)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_learning_rate_is_chosen_for_each_arm_without_the_test_split(tiny, tmp_path):
+    study = dataclasses.replace(STUDY, tune=True)
+    summary, _, _, log = run(tiny, tmp_path / "out", study)
+    tried = [json.loads(line) for line in (tmp_path / "out" / "tuning.jsonl").read_text().splitlines()]
+    assert len(tried) == 2 * len(engine.RATES) * len(engine.TUNING_SEEDS)
+    assert "linear at learning rate 0.01, seed 1000: validation accuracy" in log
+    for name, arm in summary["arms"].items():
+        means = {}
+        for trial in tried:
+            if trial["arm"] == name:
+                means.setdefault(trial["rate"], []).append(trial["accuracy"])
+        best = max(sum(values) for values in means.values())
+        assert sum(means[round(arm["learning_rate"] / study.training.learning_rate, 6)]) == best
+    # Nothing is tried twice.
+    assert run(tiny, tmp_path / "out", study)[2] == 0
+    assert len((tmp_path / "out" / "tuning.jsonl").read_text().splitlines()) == len(tried)
+
+
+def test_a_factor_of_the_learning_rate_is_the_learning_rate(finished, tiny):
+    """A run at twice the rate is the run whose rate is twice as high, to rounding."""
+    results = []
+    for config, rates in ((STUDY.training, [2.0]), (dataclasses.replace(STUDY.training, learning_rate=0.04), None)):
+        study = dataclasses.replace(STUDY, training=config, tune=rates is not None)
+        learner = create_learner(study, STUDY.arms[:1], tiny)
+        programs = compile_programs(learner, tiny, config, create_mesh(1, 1))
+        state = programs.start([0], None, rates)
+        events = list(train(programs, state, 0, range(2), 1, ()))
+        results.append([event.metrics[0]["loss"] for event in events if isinstance(event, Logged)])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_arms_of_another_resolution_see_the_same_images_smaller(tiny, tmp_path):
+    arms = (Arm("12"), Arm("6", resolution=6))
+    summary = run(tiny, tmp_path / "out", dataclasses.replace(STUDY, arms=arms))[0]
+    assert [arm["resolution"] for arm in summary["arms"].values()] == [12, 6]
+    assert summary["arms"]["6"]["multiply_adds"] < summary["arms"]["12"]["multiply_adds"]
+    assert summary["arms"]["6"]["parameters"] == summary["arms"]["12"]["parameters"]
+
+
+def test_a_budget_of_images_takes_whole_batches(tiny, tmp_path):
+    study = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, images=47))
+    assert run(tiny, tmp_path / "out", study)[0]["budget"]["images"] == 32
+    with pytest.raises(UserError, match="--images 15 do not fill a batch of 16; take 16 or more"):
+        dataclasses.replace(STUDY.training, images=15)
+
+
+def test_everything_is_made_again_from_the_records(copy):
+    names = ("summary.json", "figure.png", "figure.svg", "report.html")
+    summary, records = read_study(copy)
+    write_files(summary, records, copy)
+    before = {name: (copy / name).read_bytes() for name in names}
+    for name in names[1:]:
+        (copy / name).unlink()
+    again, records = read_study(copy)
+    assert json.dumps(again, indent=2) + "\n" == before["summary.json"].decode()
+    write_files(again, records, copy)
+    assert {name: (copy / name).read_bytes() for name in names} == before
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("summary.json", "{", "holds no finished study"),
+    ("summary.json", "{}", "was written by another version: arms is missing"),
+    ("metrics.jsonl", "", "the test result of linear, seed 0, is missing"),
+])  # fmt: skip
+def test_what_is_half_written_is_named(copy, name, content, says):
+    (copy / name).write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_study(copy)
 
 
 def test_more_seeds_extend_a_study(copy, finished, tiny):
