@@ -19,7 +19,6 @@ from pathlib import Path
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mnv2-tfds-")
 
 import jax
-import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 

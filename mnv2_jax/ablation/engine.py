@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,16 @@ from mnv2_jax.training.loop import (
     log_interval,
     train,
 )
-from mnv2_jax.training.metrics import Record, append_line, from_line, read_lines, read_records, to_line, write_atomically, write_records
+from mnv2_jax.training.metrics import (
+    Record,
+    append_line,
+    from_line,
+    read_lines,
+    read_records,
+    to_line,
+    write_atomically,
+    write_records,
+)
 from mnv2_jax.training.parallel import create_mesh, group_size, run_groups
 from mnv2_jax.training.step import TrainState
 from mnv2_jax.weights.load import save_weights
@@ -184,8 +194,12 @@ def best_rates(tried: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for trial in tried:
         of_arm = scores.setdefault(trial["arm"], {})
         of_arm.setdefault(trial["rate"], []).append((trial["accuracy"], -trial["loss"]))
+
+    def mean_score(trials: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        return fmean(accuracy for accuracy, _ in trials), fmean(loss for _, loss in trials)
+
     return {
-        arm: max(rates, key=lambda rate, rates=rates: tuple(map(sum, zip(*rates[rate], strict=True))))
+        arm: max(rates, key=lambda rate, rates=rates: mean_score(rates[rate]))  # type: ignore[misc]
         for arm, rates in scores.items()
     }
 

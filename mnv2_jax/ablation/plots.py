@@ -110,7 +110,9 @@ def _every_run(axes: Axes, summary: dict[str, Any]) -> None:
         axes.scatter(np.full(len(row), index), row, **_dots(index))
         axes.hlines(row.mean(), index - 0.2, index + 0.2, color="black", linewidth=1.6, zorder=3)
     long = max(map(len, summary["arms"])) > 10 or len(values) > 4
-    axes.set_xticks(range(len(values)), list(summary["arms"]), rotation=30 if long else 0, ha="right" if long else "center")
+    axes.set_xticks(
+        range(len(values)), list(summary["arms"]), rotation=30 if long else 0, ha="right" if long else "center"
+    )
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set(title="Test accuracy, a line a seed", ylabel="test accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -229,7 +231,9 @@ def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
             panel.errorbar(places, means, yerr=bars, capsize=3, linewidth=1.2, label=name, **style)
         front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()])
         panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.75", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
-        panel.set(title=f"Test accuracy against {unit}", xlabel=f"million {unit}", ylabel="test accuracy, 95 % interval")
+        panel.set(
+            title=f"Test accuracy against {unit}", xlabel=f"million {unit}", ylabel="test accuracy, 95 % interval"
+        )
     axes[0].legend(loc="lower right", frameon=False, fontsize=9)
     if summary["published"]:
         for index, name in enumerate(dict.fromkeys(point[0] for point in summary["published"])):

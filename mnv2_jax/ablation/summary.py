@@ -103,9 +103,9 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
         }
         arms[name] = {**arm, **results}
     baseline = described["baseline"]
-    accuracy = {name: arm["test_accuracy"] for name, arm in arms.items()}
-    spread = stdev(accuracy[baseline])
-    others = {name: values for name, values in accuracy.items() if name != baseline}
+    others = {name: arm["test_accuracy"] for name, arm in arms.items() if name != baseline}
+    against = arms[baseline]["test_accuracy"]
+    spread = stdev(against)
     comparisons = [
         {
             "arm": name,
@@ -116,7 +116,7 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
             "baseline_spread": spread,
             "paper": arms[name]["paper"],
         }
-        for name, comparison in compare_all(others, accuracy[baseline]).items()
+        for name, comparison in compare_all(others, against).items()
     ]
     return {**described, "arms": arms, "comparisons": comparisons}
 

@@ -79,11 +79,13 @@ class Dataset:
         """The same images scaled to another size."""
         if resolution == self.image_shape[0]:
             return self
-        splits = {
-            name: Examples(scale(getattr(self, name).images, resolution), getattr(self, name).labels)
-            for name in ("train", "validation", "test")
-        }
-        return dataclasses.replace(self, **splits)
+
+        def scaled(split: Examples) -> Examples:
+            return Examples(scale(split.images, resolution), split.labels)
+
+        return dataclasses.replace(
+            self, train=scaled(self.train), validation=scaled(self.validation), test=scaled(self.test)
+        )
 
     def fingerprint(self) -> str:
         """Changes when the images or their classes do."""

@@ -70,7 +70,9 @@ class TrainConfig:
         if self.learning_rate_images is not None and not self.learning_rate_images > 0:
             raise UserError(f"--learning-rate-images must be greater than 0, got {self.learning_rate_images}")
         if self.images is not None and self.images < self.batch_size:
-            raise UserError(f"--images {self.images} do not fill a batch of {self.batch_size}; take {self.batch_size} or more")
+            raise UserError(
+                f"--images {self.images} do not fill a batch of {self.batch_size}; take {self.batch_size} or more"
+            )
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"--weight-decay must be 0 or more, got {self.weight_decay}")
         shares = ["momentum", "rmsprop_decay", "warmup", "label_smoothing", "dropout_rate", "ema_decay"]

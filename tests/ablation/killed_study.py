@@ -14,11 +14,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
-
 from ablation.studies import ENVIRONMENT, STUDY
+from samples import tiny_of
+
 from mnv2_jax.ablation import engine
 from mnv2_jax.ablation.progress import Reporter
-from samples import tiny_of
 
 
 class Killer(Reporter):
@@ -39,7 +39,9 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     engine.SAVE_SECONDS = -1
     tiny = tiny_of(load("digits"))
-    engine.run_study(STUDY, tiny, Path(sys.argv[1]), Killer(int(sys.argv[2])), command="python x", environment=ENVIRONMENT)
+    engine.run_study(
+        STUDY, tiny, Path(sys.argv[1]), Killer(int(sys.argv[2])), command="python x", environment=ENVIRONMENT
+    )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ablation.studies import ENVIRONMENT, STUDY
 from rich.console import Console
 
-from ablation.studies import ENVIRONMENT, STUDY
 from mnv2_jax.ablation import engine, plots
 from mnv2_jax.ablation.design import Arm
 from mnv2_jax.ablation.engine import run_study
@@ -24,6 +24,7 @@ from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.parallel import create_mesh
 from mnv2_jax.training.progress import duration
 from mnv2_jax.weights.load import load_weights
+
 
 def run(tiny, folder, study=STUDY, devices=None, **options):
     log = io.StringIO()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from mnv2_jax.data import catalog
 from mnv2_jax.data.builders import fashion_mnist
@@ -16,6 +17,7 @@ from mnv2_jax.data.resident import (
     batch_indices,
     evaluation_batches,
     load,
+    shuffled,
 )
 from mnv2_jax.errors import UserError
 
@@ -55,6 +57,24 @@ def test_an_epoch_shows_no_example_twice_and_the_next_another_order():
     second = np.concatenate([take(jnp.int32(step)) for step in range(5, 10)])
     assert len(set(first.tolist())) == len(set(second.tolist())) == 20
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 17, 1209])
+def test_a_random_order_holds_every_number_once(count):
+    order = jax.jit(jax.vmap(lambda seed: shuffled(jax.random.key(seed), jnp.arange(count), count)))(jnp.arange(3))
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(count), (3, 1)))
+    assert count < 16 or len({tuple(row) for row in order.tolist()}) == 3
+
+
+def test_random_orders_favour_no_place():
+    """Of 20,000 orders of 10, each number is at each place 2,000 times: chi-squared with 9 degrees of freedom."""
+    seeds = jnp.arange(20_000)
+    orders = np.asarray(jax.jit(jax.vmap(lambda seed: shuffled(jax.random.key(seed), jnp.arange(10), 10)))(seeds))
+    for place in range(10):
+        assert scipy.stats.chisquare(np.bincount(orders[:, place], minlength=10)).pvalue > 1e-3
+    # Nor is one number more often behind another than the rest.
+    steps = np.bincount(((orders[:, 1:] - orders[:, :-1]) % 10).ravel(), minlength=10)[1:]
+    assert scipy.stats.chisquare(steps).pvalue > 1e-3
 
 
 def test_a_batch_is_a_function_of_key_and_step(digits):
