@@ -26,6 +26,8 @@ class Options(StudyOptions):
 
     question: Literal["shortcut", "classic"] = "shortcut"
     """What the shortcuts join, or the inverted block against the classic one."""
+    epochs: int = 1
+    """Passes over the training images."""
 
 
 def create(options: Options) -> Study:

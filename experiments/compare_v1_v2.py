@@ -20,6 +20,9 @@ from mnv2_jax.ablation.design import Arm, PaperResult, Study
 class Options(StudyOptions):
     """Flags of this script."""
 
+    epochs: int = 1
+    """Passes over the training images."""
+
 
 def create(options: Options) -> Study:
     """MobileNetV2, and MobileNetV1 at the same width and at the same multiply-adds."""

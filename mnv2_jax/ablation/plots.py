@@ -148,7 +148,9 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
                 label=None if labelled else f"paper, {paper['where']} ({paper['how']}), ImageNet",
                 zorder=4,
             )
-            axes.annotate(f"{100 * paper['difference']:+.1f}", (100 * paper["difference"], height + 0.28), (6, 5), textcoords="offset points", fontsize=9)  # fmt: skip
+            difference = f"{100 * paper['difference']:+.1f}".replace("-", "−")
+            place = 100 * paper["difference"], height + 0.28
+            axes.annotate(difference, place, (-8, 5), textcoords="offset points", fontsize=9, ha="right")
             labelled = True
     axes.margins(x=0.08)
     axes.axvline(0, color="0.4", linewidth=1, linestyle=":")
@@ -207,6 +209,7 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     effects.plot([], [], "o", color="black", markerfacecolor="white", label="inconclusive")
     effects.axhline(0, color="0.4", linewidth=1, linestyle=":")
     effects.set_xticks(range(len(names)), [f"{value:g}" for value in values])
+    effects.set_xlim(-0.5, len(names) - 0.5)
     effects.set(
         title=f"Difference to {summary['baseline']}, 95 % interval", xlabel=summary["axis"], ylabel="percentage points"
     )

@@ -367,7 +367,7 @@ def test_figure_marks_the_paper_and_every_run(finished):
     assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][:1] == [2]
     labels = [text.get_text() for text in effects.get_legend().get_texts()]
     assert any("Fig. 6a (digitized)" in label for label in labels)
-    assert "-0.6" in [text.get_text() for text in effects.texts]
+    assert "−0.6" in [text.get_text() for text in effects.texts]
     plots.plt.close(figure)
 
 
