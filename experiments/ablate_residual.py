@@ -55,18 +55,18 @@ def inversion(options: Options) -> Study:
     from mnv2_jax.ablation.matching import Matching
 
     matching = Matching(options.dataset, shared_settings(options))
-    arms, notes = [Arm("inverted")], []
+    arms = [Arm("inverted")]
     for cost, short in (("multiply_adds", "madds"), ("parameters", "params")):
         target = matching.cost(cost, {})
         for form in ("depthwise", "full"):
             settings = {"name": "classic_residual", "reduction": options.expansion, "depthwise": form == "depthwise"}
             matched = matching.match(cost, target, settings)
-            arms.append(Arm(f"classic {form}, {short}", matched))
-            found, what = matching.cost(cost, matched), cost.replace("_", "-")
-            notes.append(
-                f"classic {form}, {short}: width {matched['width_multiplier']} has {found:,} {what}, "
+            found, what, name = matching.cost(cost, matched), cost.replace("_", "-"), f"classic {form}, {short}"
+            note = (
+                f"{name}: width {matched['width_multiplier']}, channels in single steps, has {found:,} {what}, "
                 f"{found / target - 1:+.2%} of the inverted network's {target:,}."
             )
+            arms.append(Arm(name, matched, note=note))
     return create_study(
         options,
         experiment="ablate_residual_classic",
@@ -74,7 +74,6 @@ def inversion(options: Options) -> Study:
         claim="The paper turns the block round because inverted shortcuts need less memory and work slightly better in its "
         "experiments (Sec. 3.3); it shows no figure of the two side by side.",
         arms=arms,
-        notes=tuple(notes),
     )
 
 

@@ -1,7 +1,7 @@
 """Draw finished studies again from their records, and join several on one page. Nothing is trained.
 
 Question: what do all claims look like together?
-Command:  python experiments/report.py experiments/results/*/
+Command:  python experiments/report.py experiments/results/*_digits
 Cost:     seconds.
 Expect:   summary.json, figure.png, figure.svg and report.html of every folder made again, with the same numbers; of several
           folders, one page with the table of all claims.

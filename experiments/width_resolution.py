@@ -14,7 +14,7 @@ small images do so at every resolution, as the paper keeps its network for all o
 import dataclasses
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
+from mnv2_jax.ablation.command import StudyOptions, check_size, create_study, study_command
 from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.errors import UserError
 
@@ -53,9 +53,11 @@ def create(options: Options) -> Study:
     from mnv2_jax.data.catalog import CATALOG
 
     full = CATALOG[options.dataset].image_size
-    for name, values in (("widths", options.widths), ("resolutions", options.resolutions)):
-        if not values or min(values) <= 0:
-            raise UserError(f"--{name} must be greater than 0, got {' '.join(map(str, values)) or 'none'}")
+    for width in options.widths:
+        check_size("widths", width)
+    for resolution in options.resolutions:
+        if not 0 < resolution <= 1024:
+            raise UserError(f"--resolutions must be from 1 to 1024 pixels, got {resolution}")
     grid = [
         (network, width, resolution)
         for network in (V2, V1)

@@ -13,3 +13,16 @@ class Preempted(Exception):
 
     Commands print it and exit with code 75, the system's word for "try again" (EX_TEMPFAIL).
     """
+
+
+class Diverged(UserError):
+    """Training whose loss is no longer a finite number.
+
+    Args:
+        message: says at which step, and what to do.
+        runs: places of those runs in their group.
+    """
+
+    def __init__(self, message: str, runs: tuple[int, ...]):
+        super().__init__(message)
+        self.runs = runs

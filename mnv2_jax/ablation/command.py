@@ -69,8 +69,7 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
         UserError: for bad input.
     """
     for name in ("width_multiplier", "expansion"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {getattr(options, name)}")
+        check_size(name, getattr(options, name))
     from mnv2_jax.ablation.statistics import seeds_needed
 
     training = TrainConfig(
@@ -94,6 +93,16 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
         study = study.with_arms(options.arms)
     seeds = seeds_needed(len(study.arms) - 1) if options.seeds is None else options.seeds
     return dataclasses.replace(study, seeds=seeds)
+
+
+def check_size(name: str, value: float) -> None:
+    """Refuse a width multiplier or expansion that no network has.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if not 0 < value < 100:
+        raise UserError(f"--{name.replace('_', '-')} must be greater than 0 and below 100, got {value:g}")
 
 
 def shared_settings(options: StudyOptions) -> dict[str, Any]:
@@ -145,8 +154,9 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
 
     console = create_console()
     console.print(f"{study.experiment} on {CATALOG[options.dataset].title}", markup=False)
-    for note in study.notes:
-        console.print(note, markup=False)
+    for arm in study.arms:
+        if arm.note:
+            console.print(arm.note, markup=False)
     dataset = load(options.dataset, options.data_files, train_images=options.train_images)
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     summary, records = run_study(study, dataset, folder, Reporter(console), options.overwrite, command, environment())

@@ -33,6 +33,7 @@ class Arm:
         resolution: side of its images in pixels; None for the data set's.
         series: arms of one series are joined in figures that draw them against something.
         value: what the arms of a sweep differ in.
+        note: a sentence for the report, of how it was matched for instance.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Arm:
     resolution: int | None = None
     series: str = ""
     value: float | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Study:
         figure: how it is drawn.
         axis: what the arms of a sweep differ in, for the figure.
         published: (series, multiply-adds, top-1 as a fraction) of the paper's own networks, for the figure.
-        notes: sentences for the report: what was matched, what the reader should know.
+        paper_range: (lowest, highest, what the paper says of values between), for a sweep's figure.
     """
 
     experiment: str
@@ -77,7 +79,7 @@ class Study:
     figure: FigureKind = "arms"
     axis: str = ""
     published: tuple[tuple[str, float, float], ...] = ()
-    notes: tuple[str, ...] = ()
+    paper_range: tuple[float, float, str] | None = None
 
     @property
     def baseline(self) -> Arm:

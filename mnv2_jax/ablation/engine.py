@@ -7,7 +7,9 @@ networks), `running` (the state of runs that are not at their end), and what is 
 study started again trains only what is not finished, and an unfinished run goes on from its last saved state.
 """
 
+import functools
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +21,10 @@ import jax
 
 from mnv2_jax.ablation.design import ARM, Arm, Run, Study, identity
 from mnv2_jax.ablation.progress import Reporter
-from mnv2_jax.ablation.study import create_learner, families, images_of, trained_weights
+from mnv2_jax.ablation.study import create_learner, families, trained_weights
 from mnv2_jax.ablation.summary import describe, summarize
 from mnv2_jax.data.resident import Dataset
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import Diverged, UserError
 from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.folder import check_folder, claim_folder
@@ -100,10 +102,8 @@ class Family:
 
     def __init__(self, study: Study, arms: tuple[Arm, ...], dataset: Dataset, folder: Path, reporter: Reporter):
         self.arms, self.names = arms, [arm.name for arm in arms]
-        self._study, self._folder, self._reporter = study, folder, reporter
-        self._dataset = images_of(study, arms, dataset)
+        self._study, self._folder, self._reporter, self._whole = study, folder, reporter, dataset
         self._size = group_size(len(arms) * study.seeds, jax.device_count())
-        self._programs: Programs | None = None
 
     def groups(self, runs: Sequence[Run]) -> list[tuple[Run, ...]]:
         """The runs, as many together as are trained side by side."""
@@ -111,26 +111,31 @@ class Family:
 
     def train(self, group: Sequence[Run], final: bool = True) -> Iterator[Record]:
         """Train runs side by side to the end of their budget; see `train_group`."""
+        programs = self._programs
         self._reporter.run(group)
         choices = [self.names.index(run.arm) for run in group] if len(self.arms) > 1 else None
         rates = [run.rate for run in group] if self._study.tune else None
+        state = State(self._folder / RUNNING, self.names, group)
         save = self._save if final else None
-        running = self._folder / RUNNING
-        dataset, config = self._dataset, self._study.training
-        yield from train_group(self.programs(), group, choices, rates, dataset, config, self._reporter, running, save)
+        config = self._study.training
+        yield from train_group(programs, group, choices, rates, self._dataset, config, self._reporter, state, save)
+        state.remove()
         self._reporter.run_ended()
 
-    def programs(self) -> Programs:
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        return self._whole.at(self.arms[0].resolution or self._whole.image_shape[0])
+
+    @functools.cached_property
+    def _programs(self) -> Programs:
         """Compiled when they are first needed."""
-        if self._programs is None:
-            self._reporter.compiling(self.names)
-            learner = create_learner(self._study, self.arms, self._dataset)
-            mesh = create_mesh(self._size, 1)
-            self._programs = compile_programs(learner, self._dataset, self._study.training, mesh)
-            seconds = self._programs.compile_seconds
-            self._reporter.compiled(seconds)
-            append_line(self._folder / "timings.jsonl", {"arms": self.names, "compile_seconds": round(seconds, 3)})
-        return self._programs
+        self._reporter.compiling(self.names)
+        learner = create_learner(self._study, self.arms, self._dataset)
+        programs = compile_programs(learner, self._dataset, self._study.training, create_mesh(self._size, 1))
+        seconds = programs.compile_seconds
+        self._reporter.compiled(seconds)
+        append_line(self._folder / "timings.jsonl", {"arms": self.names, "compile_seconds": round(seconds, 3)})
+        return programs
 
     def _save(self, group: Sequence[Run], state: TrainState) -> None:
         variables = jax.device_get(state.variables())
@@ -151,25 +156,26 @@ def train_study(
     tried = read_lines(folder / "tuning.jsonl") if study.tune else []
     plan = []
     for arms in families(study):
-        family = Family(study, arms, dataset, folder, reporter)
         # Seed by seed, so that what is compared is trained side by side.
         runs = [Run(arm.name, seed) for seed in range(study.seeds) for arm in arms]
         pending = [run for run in runs if (run.arm, run.seed) not in done]
-        plan.append((family, pending, pending_trials(arms, tried) if study.tune and pending else []))
-    count = sum(len(family.groups(pending)) + len(family.groups(trials)) for family, pending, trials in plan)
+        plan.append((Family(study, arms, dataset, folder, reporter), pending))
+    count = sum(len(family.groups(pending)) for family, pending in plan)
+    if study.tune:
+        count += sum(len(family.groups(pending_trials(family.arms, tried))) for family, pending in plan if pending)
     steps = study.training.steps(dataset.train_images)
-    reporter.start(steps, count, sum(len(pending) for _, pending, _ in plan), len(study.arms) * study.seeds)
+    reporter.start(steps, count, sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds)
     with (folder / "metrics.jsonl").open("a") as file:
-        for family, pending, trials in plan:
-            for group in family.groups(trials):
-                runs = list(dict.fromkeys(group))
-                validation = [record for record in family.train(group, final=False) if record.split == "validation"]
-                for run, record in zip(runs, validation[-len(runs) :], strict=True):
-                    trial = {**run._asdict(), "accuracy": record.metrics["accuracy"], "loss": record.metrics["loss"]}
+        while plan:
+            # Gone after its turn, with its programs and images.
+            family, pending = plan.pop(0)
+            while study.tune and pending and (trials := pending_trials(family.arms, tried)):
+                for trial in try_rates(family, family.groups(trials)[0]):
                     append_line(folder / "tuning.jsonl", trial)
                     tried.append(trial)
-                    rate = f"learning rate {run.rate * study.training.learning_rate:g}"
-                    reporter.say(f"{run.arm} at {rate}, seed {run.seed}: validation accuracy {trial['accuracy']:.1%}")
+                    rate = f"learning rate {trial['rate'] * study.training.learning_rate:g}"
+                    said = f"validation accuracy {trial['accuracy']:.1%}" if trial["accuracy"] else "diverged"
+                    reporter.say(f"{trial['arm']} at {rate}, seed {trial['seed']}: {said}")
             best = best_rates(tried)
             for group in family.groups([run._replace(rate=best.get(run.arm, 1.0)) for run in pending]):
                 for record in family.train(group):
@@ -177,8 +183,21 @@ def train_study(
                     file.flush()
                     records.append(record)
                     reporter.record(record)
-                shutil.rmtree(folder / RUNNING, ignore_errors=True)
+    shutil.rmtree(folder / RUNNING, ignore_errors=True)
     return records
+
+
+def try_rates(family: Family, group: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """How runs at some learning rates end on the validation split; of runs that diverge, only that they do."""
+    runs = list(dict.fromkeys(group))
+    try:
+        validation = [record for record in family.train(group, final=False) if record.split == "validation"]
+    except Diverged as error:
+        for run in dict.fromkeys(group[index] for index in error.runs):
+            yield {**run._asdict(), "accuracy": 0.0, "loss": None}
+        return
+    for run, record in zip(runs, validation[-len(runs) :], strict=True):
+        yield {**run._asdict(), "accuracy": record.metrics["accuracy"], "loss": record.metrics["loss"]}
 
 
 def pending_trials(arms: Sequence[Arm], tried: Sequence[Mapping[str, Any]]) -> list[Run]:
@@ -193,7 +212,8 @@ def best_rates(tried: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     scores: dict[str, dict[float, list[tuple[float, float]]]] = {}
     for trial in tried:
         of_arm = scores.setdefault(trial["arm"], {})
-        of_arm.setdefault(trial["rate"], []).append((trial["accuracy"], -trial["loss"]))
+        loss = math.inf if trial["loss"] is None else trial["loss"]
+        of_arm.setdefault(trial["rate"], []).append((trial["accuracy"], -loss))
 
     def mean_score(trials: Sequence[tuple[float, float]]) -> tuple[float, float]:
         return fmean(accuracy for accuracy, _ in trials), fmean(loss for _, loss in trials)
@@ -212,7 +232,7 @@ def train_group(
     dataset: Dataset,
     config: TrainConfig,
     reporter: Reporter,
-    running: Path,
+    running: "State",
     on_end: Callable[[Sequence[Run], TrainState], None] | None = None,
 ) -> Iterator[Record]:
     """Train one group of runs to the end of their budget and yield their records as they come.
@@ -225,17 +245,17 @@ def train_group(
         dataset: its test split is read once, at the end.
         config: the runs' settings.
         reporter: told of every logged interval.
-        running: folder for the state between, from which the same runs go on.
+        running: the state between, from which the same runs go on.
         on_end: called with the last states, before the records of the test split; without it, there are none.
 
     Raises:
-        UserError: when the loss is no longer a number.
+        Diverged: when the loss is no longer a number.
     """
     steps = config.steps(dataset.train_images)
     stops = evaluation_steps(steps, config.evaluations)
     start = programs.start([run.seed for run in runs], choices, rates)
     jax.block_until_ready(start)
-    saved = restore(running, runs, start, reporter)
+    saved = running.restore(start, reporter)
     state, first, before = (saved.state, saved.step, saved.seconds) if saved else (start, 0, 0.0)
     records: list[Record] = []
     began = last_save = time.perf_counter()
@@ -261,7 +281,7 @@ def train_group(
             validation = evaluate(programs, state, dataset.evaluation("validation", evaluation_size(programs.mesh)))
             yield from measured("validation", event.step, validation)
         if event.step < steps and time.perf_counter() - last_save > SAVE_SECONDS:
-            save_running(running, runs, state, event.step, before + time.perf_counter() - began, records)
+            running.save(state, event.step, before + time.perf_counter() - began, records)
             last_save = time.perf_counter()
     if on_end is not None:
         on_end(runs, state)
@@ -269,7 +289,7 @@ def train_group(
         yield from measured("test", steps, test)
 
 
-class Running(NamedTuple):
+class Saved(NamedTuple):
     """Where a group of runs was when it was saved."""
 
     state: TrainState
@@ -278,34 +298,59 @@ class Running(NamedTuple):
     records: list[Record]
 
 
-def save_running(
-    folder: Path, runs: Sequence[Run], state: TrainState, step: int, seconds: float, records: Sequence[Record]
-) -> None:
-    """Save a group in place of what was saved before, whole or not at all."""
-    checkpoints = RunCheckpoints(folder, keep=1)
-    notes = {"runs": [list(run) for run in runs], "seconds": seconds, "records": [to_line(r) for r in records]}
-    checkpoints.save(state, step, notes)
-    checkpoints.close()
+class State:
+    """The state of a group of runs that is not at its end, on disk.
 
+    Args:
+        folder: for one group at a time.
+        names: of the family's arms, among which a run's choice is a number.
+        runs: the group.
+    """
 
-def restore(folder: Path, runs: Sequence[Run], like: TrainState, reporter: Reporter) -> Running | None:
-    """What `save_running` saved of these runs; what it saved of others, or cannot be read, is removed."""
-    if not folder.exists():
-        return None
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
-    try:
-        checkpoints = RunCheckpoints(folder, keep=1)
-        saved = checkpoints.restore(shapes)
-        checkpoints.close()
-    except UserError as error:
-        reporter.say(f"{error}; these runs begin anew")
-        saved = None
-    if saved is None or saved.notes["runs"] != [list(run) for run in runs]:
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
-    step = int(jax.device_get(saved.state.step)[0])
-    reporter.say(f"going on from step {step}")
-    return Running(saved.state, step, saved.notes["seconds"], [from_line(line) for line in saved.notes["records"]])
+    def __init__(self, folder: Path, names: Sequence[str], runs: Sequence[Run]):
+        self._folder, self._owner = folder, folder / "runs.json"
+        self._mine = json.dumps({"arms": list(names), "runs": runs})
+
+    def _is_mine(self) -> bool:
+        return self._owner.exists() and self._owner.read_text() == self._mine
+
+    def save(self, state: TrainState, step: int, seconds: float, records: Sequence[Record]) -> None:
+        """Save in place of what was saved before, whole or not at all."""
+        if not self._is_mine():
+            self.remove()
+            self._folder.mkdir(parents=True)
+            write_atomically(self._owner, self._mine)
+        checkpoints = RunCheckpoints(self._folder / "state", keep=1)
+        try:
+            notes = {"step": step, "seconds": seconds, "records": [to_line(record) for record in records]}
+            checkpoints.save(state, step, notes)
+        finally:
+            checkpoints.close()
+
+    def restore(self, like: TrainState, reporter: Reporter) -> Saved | None:
+        """What was saved of these runs; what was saved of others, or cannot be read, is removed."""
+        if not self._is_mine():
+            self.remove()
+            return None
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+        checkpoints = RunCheckpoints(self._folder / "state", keep=1)
+        try:
+            saved = checkpoints.restore(shapes)
+        except UserError as error:
+            reporter.say(f"{error}; these runs begin anew")
+            saved = None
+        finally:
+            checkpoints.close()
+        if saved is None:
+            self.remove()
+            return None
+        notes = saved.notes
+        reporter.resumed(notes["step"])
+        return Saved(saved.state, notes["step"], notes["seconds"], [from_line(line) for line in notes["records"]])
+
+    def remove(self) -> None:
+        """Nothing is saved any more."""
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def run_study(

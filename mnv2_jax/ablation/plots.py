@@ -1,5 +1,6 @@
 """The figure of a study: how every run learnt, where it ended, what the arms differ by, and what they cost."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from mnv2_jax.training.metrics import Record
 
 # Okabe and Ito's palette, told apart by colour-blind readers; line style and marker serve the grey print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-MARKERS = "osD^vPX"
+# Of lengths without a common factor, so that more arms than colours still differ.
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+MARKERS = "osD^vPX<"
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -43,7 +45,8 @@ def draw(summary: dict[str, Any], records: list[Record]) -> Figure:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
-    figure.suptitle(f"{summary['question']}   {summary['title']}", fontsize=12)
+    title = f"{summary['question']}   {summary['title']}"
+    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=12)
     return figure
 
 
@@ -69,7 +72,15 @@ def _draw_memory(summary: dict[str, Any], records: list[Record]) -> Figure:
         kilobytes = [size / 1000 for _, size in arm["activation_bytes"]]
         place = np.linspace(0, 1, len(kilobytes))
         label = f"{name}: {len(kilobytes)} layers, at most {max(kilobytes):,.0f} kB"
-        axes.plot(place, kilobytes, marker=MARKERS[index], markersize=4, linewidth=1.4, label=label, **_style(index))
+        axes.plot(
+            place,
+            kilobytes,
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            linewidth=1.4,
+            label=label,
+            **_style(index),
+        )
     axes.set(
         title="Memory of each layer: its input and its output, one image, float32",
         xlabel="place in the network, from its first layer (0) to its last (1)",
@@ -185,7 +196,9 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     swept.set_xscale("log", base=2)
     swept.set_xticks(values, [f"{value:g}" for value in values])
     swept.minorticks_off()
-    swept.axvspan(5, 10, color="0.92", zorder=0, label="paper: 5 to 10 nearly the same")
+    if summary["paper_range"]:
+        low, high, says = summary["paper_range"]
+        swept.axvspan(low, high, color="0.92", zorder=0, label=f"paper: {says}")
     swept.set(title="Test accuracy", xlabel=summary["axis"], ylabel="test accuracy")
     swept.legend(loc="lower right", frameon=False, fontsize=9)
     costs.set(title=f"Against cost (labels: {summary['axis'].split(',')[0]})", xlabel="million multiply-adds an image")
@@ -239,7 +252,8 @@ def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
         )
     axes[0].legend(loc="lower right", frameon=False, fontsize=9)
     if summary["published"]:
-        for index, name in enumerate(dict.fromkeys(point[0] for point in summary["published"])):
+        # In colours of their own: they are at other resolutions than ours.
+        for index, name in enumerate(dict.fromkeys(point[0] for point in summary["published"]), start=len(series)):
             points = sorted((cost / 1e6, top1) for own, cost, top1 in summary["published"] if own == name)
             style = {**_style(index), "linestyle": "none", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
             axes[2].plot([x for x, _ in points], [y for _, y in points], label=name, **style)

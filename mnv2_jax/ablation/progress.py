@@ -33,7 +33,7 @@ class Reporter:
     def start(self, steps: int, groups: int, pending: int, runs: int) -> None:
         """Begin: `groups` groups of runs, of `steps` steps each, hold the `pending` ones of `runs`."""
         self._steps, self._groups, self._done_groups = steps, groups, 0
-        self._stepping = 0.0
+        self._stepping, self._skipped = 0.0, 0
         self._status = "read back"  # until the first of the records is made here
         self.trained = pending
         if pending < runs:
@@ -69,11 +69,16 @@ class Reporter:
             self._label += f" learning rate x {', '.join(f'{rate:g}' for rate in rates)}"
         self._run_start = time.perf_counter()
 
+    def resumed(self, step: int) -> None:
+        """The group goes on from a step that it had reached before."""
+        self._skipped += step
+        self.say(f"going on from step {step}")
+
     def step(self, logged: Logged) -> None:
         """An interval of the group was logged."""
         now = time.perf_counter()
         done = self._done_groups * self._steps + logged.step
-        per_step = (self._stepping + now - self._run_start) / done
+        per_step = (self._stepping + now - self._run_start) / (done - self._skipped)
         left = duration(per_step * (self._steps * self._groups - done))
         loss = fmean(run["loss"] for run in logged.metrics)
         self._status = f"loss {loss:.3f}  {logged.examples_per_second:.0f} images/s  {left} left"

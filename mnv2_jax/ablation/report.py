@@ -16,6 +16,29 @@ from mnv2_jax.ablation.summary import speeds, summarize
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.metrics import Record, read_lines, read_records, write_atomically
 
+SUMMARY = [
+    "experiment",
+    "question",
+    "claim",
+    "dataset",
+    "title",
+    "baseline",
+    "seeds",
+    "arms",
+    "figure",
+    "axis",
+    "published",
+    "paper_range",
+    "notes",
+    "tuned",
+    "budget",
+    "model",
+    "training",
+    "command",
+    "environment",
+]
+"""What a summary holds besides what is made from the records."""
+
 
 def sentence(comparison: Mapping[str, Any], comparisons: int = 1) -> str:
     """One comparison of so many in plain words, with its certainty."""
@@ -51,8 +74,9 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     """
     try:
         described = json.loads((folder / "summary.json").read_text())
-        wanted = {"experiment", "question", "claim", "title", "baseline", "seeds", "arms", "figure", "published"}
-        missing = wanted - described.keys()
+        if "comparisons" not in described:
+            raise UserError(f"{folder} holds no study: its summary.json is of something else")
+        missing = set(SUMMARY) - described.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder} holds no finished study ({error}); run its experiment to the end first") from error
     if missing:
@@ -65,25 +89,27 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
 def write_files(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> None:
     """Write figure.png, figure.svg and report.html."""
     plots.save(plots.draw(dict(summary), list(records)), folder)
-    page = _template("report.html.jinja").render(studies=[_study(summary, records, folder)], title=summary["question"])
+    page = _template("report.html.jinja").render(
+        studies=[_study(summary, records, folder, 0)], title=summary["question"]
+    )
     write_atomically(folder / "report.html", page)
 
 
 def write_joined(folders: Sequence[Path], path: Path) -> None:
     """One page of several studies whose figures are drawn, with a table of all claims at its top."""
-    studies = [_study(*read_study(folder), folder) for folder in folders]
+    studies = [_study(*read_study(folder), folder, index) for index, folder in enumerate(folders)]
     page = _template("report.html.jinja").render(studies=studies, title="The claims of MobileNetV2, tried again")
     write_atomically(path, page)
 
 
-def _study(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> dict[str, Any]:
+def _study(summary: Mapping[str, Any], records: Sequence[Record], folder: Path, index: int) -> dict[str, Any]:
     svg = (folder / "figure.svg").read_text()
     comparisons = summary["comparisons"]
     return {
         "summary": summary,
         "sentences": [sentence(comparison, len(comparisons)) for comparison in comparisons],
         # A page holds several figures, whose parts are told apart by their names.
-        "svg": _unique(svg[svg.index("<svg") :], f"{summary['experiment']}-{summary['dataset']}"),
+        "svg": _unique(svg[svg.index("<svg") :], f"study-{index}"),
         "speeds": speeds(records, read_lines(folder / "timings.jsonl")),
         "needed": seeds_needed(len(comparisons)),
     }

@@ -24,15 +24,13 @@ def families(study: Study) -> list[tuple[Arm, ...]]:
     """
     found: dict[str, list[Arm]] = {}
     for arm in study.arms:
-        rest = {**study.model, **arm.model, "bottleneck_activation": None, "resolution": arm.resolution}
+        rest = {**model_of(study, arm), "resolution": arm.resolution}
+        if "bottleneck_activation" in setting_names(MODELS[rest["name"]]):
+            rest["bottleneck_activation"] = None
+        else:
+            rest["arm"] = arm.name
         found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(arm)
     return [tuple(arms) for arms in found.values()]
-
-
-def images_of(study: Study, family: Sequence[Arm], dataset: Dataset) -> Dataset:
-    """The images of a family, at its resolution."""
-    resolution = family[0].resolution
-    return dataset if resolution is None else dataset.at(resolution)
 
 
 def model_of(study: Study, arm: Arm) -> dict[str, Any]:

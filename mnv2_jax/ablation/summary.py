@@ -10,7 +10,7 @@ from typing import Any
 
 from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.ablation.statistics import compare_all, mean_interval
-from mnv2_jax.ablation.study import create_network, images_of
+from mnv2_jax.ablation.study import create_network
 from mnv2_jax.data.catalog import find_entry
 from mnv2_jax.data.resident import Dataset
 from mnv2_jax.errors import UserError
@@ -45,10 +45,11 @@ def describe(
         "figure": study.figure,
         "axis": study.axis,
         "published": [list(point) for point in study.published],
-        "notes": list(study.notes),
+        "paper_range": list(study.paper_range) if study.paper_range else None,
+        "notes": [arm.note for arm in study.arms if arm.note],
         "tuned": study.tune,
         "budget": {
-            "epochs": study.training.epochs,
+            "epochs": study.training.epochs if study.training.images is None else None,
             "steps": steps,
             "images": steps * study.training.batch_size,
             "train_images": dataset.train_images,
@@ -63,19 +64,20 @@ def describe(
 
 
 def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:
-    images = images_of(study, [arm], dataset)
-    network = create_network(study, arm, images)
+    side = arm.resolution or dataset.image_shape[0]
+    shape = (side, side, dataset.image_shape[2])
+    network = create_network(study, arm, dataset)
     described: dict[str, Any] = {
-        "parameters": count_parameters(network, images.image_shape),
-        "multiply_adds": count_multiply_adds(network, images.image_shape),
-        "resolution": images.image_shape[0],
+        "parameters": count_parameters(network, shape),
+        "multiply_adds": count_multiply_adds(network, shape),
+        "resolution": side,
         "learning_rate": study.training.learning_rate * (rates[arm.name] if rates else 1),
         "series": arm.series,
         "value": arm.value,
         "paper": dataclasses.asdict(arm.paper) if arm.paper else None,
     }
     if study.figure == "memory":
-        layers = layer_costs(network, images.image_shape)
+        layers = layer_costs(network, shape)
         described["activation_bytes"] = [[layer.name, layer.activation_bytes()] for layer in layers]
     return described
 

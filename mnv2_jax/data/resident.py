@@ -76,15 +76,20 @@ class Dataset:
         return PREPROCESSING[self.preprocessing].normalization
 
     def at(self, resolution: int) -> "Dataset":
-        """The same images scaled to another size."""
+        """The same images scaled to another size, and moved in training by as much of it."""
         if resolution == self.image_shape[0]:
             return self
 
         def scaled(split: Examples) -> Examples:
             return Examples(scale(split.images, resolution), split.labels)
 
+        shift = round(self.augmentation.shift * resolution / self.image_shape[0])
         return dataclasses.replace(
-            self, train=scaled(self.train), validation=scaled(self.validation), test=scaled(self.test)
+            self,
+            train=scaled(self.train),
+            validation=scaled(self.validation),
+            test=scaled(self.test),
+            augmentation=dataclasses.replace(self.augmentation, shift=shift),
         )
 
     def fingerprint(self) -> str:

@@ -86,7 +86,8 @@ def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[La
         return output
 
     with nn.intercept_methods(record):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        # All of it abstract: even a key would start JAX's devices, of which studies ask for several first.
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
     return tuple(costs.values())
 
 

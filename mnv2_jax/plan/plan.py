@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from mnv2_jax.ablation.design import Study
 from mnv2_jax.ablation.study import create_learner as create_study_learner
-from mnv2_jax.ablation.study import families, images_of
+from mnv2_jax.ablation.study import families
 from mnv2_jax.data.preprocessing import of_convention
 from mnv2_jax.data.resident import load
 from mnv2_jax.data.sources import Example
@@ -280,7 +280,7 @@ def plan_study(study: Study, topology: Topology) -> list[Plan]:
     plans = []
     for family in families(study):
         runs = group_size(study.seeds * len(family), len(topology.devices))
-        own = images_of(study, family, dataset)
+        own = dataset.at(family[0].resolution or dataset.image_shape[0])
         plans.append(
             plan_programs(
                 create_study_learner(study, family, own),

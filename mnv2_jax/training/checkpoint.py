@@ -40,7 +40,8 @@ def tree_digest(tree: PyTree) -> str:
         leaves[name] = leaf
     digest = hashlib.sha256()
     for name, leaf in sorted(leaves.items()):
-        array = np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        array = np.asarray(leaf if whole else leaf.addressable_data(0))
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

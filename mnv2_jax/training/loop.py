@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from mnv2_jax.data.batch import Batch, TrainData
-from mnv2_jax.errors import UserError
+from mnv2_jax.errors import Diverged
 from mnv2_jax.tasks.task import Task
 from mnv2_jax.training.config import TrainConfig
 from mnv2_jax.training.parallel import (
@@ -290,7 +290,7 @@ def train(
         stopping: asked after every step whether to pause at once and end.
 
     Raises:
-        UserError: when the loss is no longer a finite number.
+        Diverged: when the loss is no longer a finite number.
     """
     spec = REPLICATED if programs.data.shared else DATA
     values = programs.data.values(seed, steps.start, position)
@@ -311,8 +311,9 @@ def train(
         for (start, end, _), sums in zip(intervals, runs_of, strict=True):
             finite = min(int(run[FINITE]) for run in sums)
             if finite < end - start:
-                raise UserError(
-                    f"the loss of step {start + finite + 1} is not a finite number; take a smaller --learning-rate"
+                raise Diverged(
+                    f"the loss of step {start + finite + 1} is not a finite number; take a smaller --learning-rate",
+                    tuple(index for index, run in enumerate(sums) if int(run[FINITE]) < end - start),
                 )
             yield Logged(end, [metrics_of(programs.task, run) for run in sums], speed)
 

@@ -273,7 +273,13 @@ def export_weights(path: Path, weights: Weights, target: str) -> None:
             f"these weights are of the {weights.model.convention} convention, and {source.title} computes with the "
             f"{source.convention} one: the same numbers would be another function"
         )
-    usual = {"bottleneck_activation": ("linear",), "unit_strides": (0,), "output_stride": (None, 32)}
+    usual = {
+        "bottleneck_activation": ("linear",),
+        "activation": ("relu6",),
+        "shortcut": ("bottleneck",),
+        "unit_strides": (0,),
+        "output_stride": (None, 32),
+    }
     changed = [setting for setting in usual if getattr(weights.model, setting, usual[setting][0]) not in usual[setting]]
     if changed:
         raise UserError(f"{source.title}'s {name} has no setting {', '.join(changed)}: it would be another function")

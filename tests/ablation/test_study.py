@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from ablation.studies import ENVIRONMENT, STUDY
 from rich.console import Console
 
 from mnv2_jax.ablation import engine, plots
-from mnv2_jax.ablation.design import Arm
+from mnv2_jax.ablation.design import Arm, Run
 from mnv2_jax.ablation.engine import run_study
 from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.report import read_study, sentence, write_files
@@ -155,7 +157,7 @@ def test_a_damaged_state_inside_a_run_is_named_and_the_run_begins_anew(finished,
     monkeypatch.setattr(engine, "SAVE_SECONDS", -1)
     with pytest.raises(KeyboardInterrupt):
         run_study(STUDY, tiny, tmp_path / "out", Stop(Console(file=io.StringIO())))
-    for path in (tmp_path / "out" / "running").rglob("*"):
+    for path in (tmp_path / "out" / "running" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     summary, _, _, log = run(tiny, tmp_path / "out")
@@ -214,20 +216,49 @@ def test_a_learning_rate_is_chosen_for_each_arm_without_the_test_split(tiny, tmp
 def test_a_factor_of_the_learning_rate_is_the_learning_rate(finished, tiny):
     """A run at twice the rate is the run whose rate is twice as high, to rounding."""
     results = []
-    for config, rates in ((STUDY.training, [2.0]), (dataclasses.replace(STUDY.training, learning_rate=0.04), None)):
+    twice = dataclasses.replace(STUDY.training, learning_rate=0.04)
+    for config, rates in ((STUDY.training, [2.0]), (twice, None), (STUDY.training, [1.0])):
         study = dataclasses.replace(STUDY, training=config, tune=rates is not None)
         learner = create_learner(study, STUDY.arms[:1], tiny)
         programs = compile_programs(learner, tiny, config, create_mesh(1, 1))
         state = programs.start([0], None, rates)
-        events = list(train(programs, state, 0, range(2), 1, ()))
+        events = list(train(programs, state, 0, range(4), 1, ()))
         results.append([event.metrics[0]["loss"] for event in events if isinstance(event, Logged)])
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert results[0] == pytest.approx(results[1], rel=1e-4)
+    # The rate shows from the third step on: the first warms up from nothing.
+    assert abs(results[0][3] - results[2][3]) > 1e-3
+
+
+def test_a_learning_rate_that_diverges_is_one_not_to_choose(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "RATES", (1.0, 1e30))
+    monkeypatch.setattr(engine, "TUNING_SEEDS", (1000,))
+    study = dataclasses.replace(STUDY, tune=True, arms=STUDY.arms[:1])
+    summary, _, _, log = run(tiny, tmp_path / "out", study)
+    assert "linear at learning rate 2e+28, seed 1000: diverged" in log
+    assert summary["arms"]["linear"]["learning_rate"] == 0.02
+
+
+def test_a_state_is_only_its_own_runs(tiny, tmp_path):
+    """Where a run's choice is a number among other arms, it is another network."""
+    runs = [Run("b", 0), Run("c", 0)]
+    mine, other = engine.State(tmp_path / "s", ["a", "b", "c"], runs), engine.State(tmp_path / "s", ["b", "c"], runs)
+    learner = create_learner(STUDY, STUDY.arms, tiny)
+    state = compile_programs(learner, tiny, STUDY.training, create_mesh(2, 1)).start([0, 1], [0, 1])
+    reporter = Reporter(Console(file=io.StringIO()))
+    reporter.start(4, 1, 2, 2)
+    mine.save(state, 3, 1.5, [])
+    restored = mine.restore(state, reporter)
+    assert (restored.step, restored.seconds, restored.records) == (3, 1.5, [])
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+    assert other.restore(state, reporter) is None
+    assert not (tmp_path / "s").exists()
 
 
 def test_arms_of_another_resolution_see_the_same_images_smaller(tiny, tmp_path):
     arms = (Arm("12"), Arm("6", resolution=6))
     summary = run(tiny, tmp_path / "out", dataclasses.replace(STUDY, arms=arms))[0]
     assert [arm["resolution"] for arm in summary["arms"].values()] == [12, 6]
+    assert tiny.at(6).augmentation.shift == 1
     assert summary["arms"]["6"]["multiply_adds"] < summary["arms"]["12"]["multiply_adds"]
     assert summary["arms"]["6"]["parameters"] == summary["arms"]["12"]["parameters"]
 
@@ -254,7 +285,8 @@ def test_everything_is_made_again_from_the_records(copy):
 
 @pytest.mark.parametrize(("name", "content", "says"), [
     ("summary.json", "{", "holds no finished study"),
-    ("summary.json", "{}", "was written by another version: arms is missing"),
+    ("summary.json", "{}", "holds no study: its summary.json is of something else"),
+    ("summary.json", '{"comparisons": []}', "was written by another version: arms is missing"),
     ("metrics.jsonl", "", "the test result of linear, seed 0, is missing"),
 ])  # fmt: skip
 def test_what_is_half_written_is_named(copy, name, content, says):

@@ -1,12 +1,15 @@
 """What each experiment's script compares, before anything is trained."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mnv2_jax.ablation.matching import Matching
-from mnv2_jax.ablation.study import create_network, images_of, model_of
+from mnv2_jax.ablation.study import create_network, model_of
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
 
@@ -24,12 +27,9 @@ def costs_of(study, dataset):
     """(multiply-adds, parameters) of every arm, by name."""
     found = {}
     for arm in study.arms:
-        images = images_of(study, [arm], dataset)
-        network = create_network(study, arm, images)
-        found[arm.name] = (
-            count_multiply_adds(network, images.image_shape),
-            count_parameters(network, images.image_shape),
-        )
+        side = arm.resolution or 28
+        network = create_network(study, arm, dataset)
+        found[arm.name] = count_multiply_adds(network, (side, side, 1)), count_parameters(network, (side, side, 1))
     return found
 
 
@@ -56,7 +56,7 @@ def test_classic_blocks_are_matched_within_two_percent(digits):
         ratio = own_madds / madds if name.endswith("madds") else own_parameters / parameters
         assert ratio == pytest.approx(1, abs=0.02), name
     # What was matched is said, with the numbers that it comes to.
-    assert f"{costs['classic full, params'][1]:,} parameters" in study.notes[3]
+    assert f"{costs['classic full, params'][1]:,} parameters" in study.arms[4].note
 
 
 def test_expansions_at_one_width_and_at_one_cost(digits):
@@ -67,7 +67,7 @@ def test_expansions_at_one_width_and_at_one_cost(digits):
     study = study_of("ablate_expansion", at="multiply_adds", expansions=(0.25, 10))
     costs = [cost for cost, _ in costs_of(study, digits).values()]
     assert costs == pytest.approx([costs[0]] * 3, rel=0.02)
-    with pytest.raises(UserError, match="--expansions must be greater than 0, got -1"):
+    with pytest.raises(UserError, match="--expansions must be greater than 0 and below 100, got -1"):
         study_of("ablate_expansion", expansions=(1, -1))
 
 
@@ -89,7 +89,7 @@ def test_widths_and_resolutions_of_both_networks(digits):
     assert costs["V2 0.5 14"][0] == pytest.approx(costs["V2 0.5 28"][0] / 4, rel=0.15)
     assert costs["V1 0.5 14"][1] == costs["V1 0.5 28"][1]
     assert max(cost for _, cost, _ in study.published) == 582e6
-    with pytest.raises(UserError, match="--resolutions must be greater than 0, got 0"):
+    with pytest.raises(UserError, match="--resolutions must be from 1 to 1024 pixels, got 0"):
         study_of("width_resolution", resolutions=(0,))
 
 
@@ -104,6 +104,17 @@ def test_no_width_can_match_a_cost_that_is_too_small():
     matching = Matching("digits", {"width_multiplier": 0.35})
     with pytest.raises(UserError, match=r"no width of .* has 1,000 multiply-adds within 2%; the nearest is off by"):
         matching.match("multiply_adds", 1000, {"name": "mobilenet_v1"})
+
+
+def test_matching_leaves_it_to_the_study_how_many_devices_there_are():
+    """Devices are counted once, when JAX starts them."""
+    code = (
+        "from mnv2_jax.ablation.matching import Matching; m = Matching('digits', {'width_multiplier': 0.35}); "
+        "m.cost('parameters', {}); import jax; jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())"
+    )
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "3", result.stderr
 
 
 def test_arms_and_seeds_by_flag():
