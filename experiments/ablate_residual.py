@@ -4,8 +4,9 @@ Question: are shortcuts between bottlenecks better than between expansions, or n
           (narrow, wide, narrow) better than the classic one (wide, narrow, wide) that costs as much?
 Command:  python experiments/ablate_residual.py --question shortcut
           python experiments/ablate_residual.py --question classic
-Cost:     COST
-Expect:   EXPECT
+Cost:     21 and 40 runs, 119 and 196 s on 2 CPU cores, compilation included.
+Expect:   on digits, shortcuts between bottlenecks 0.83, between expansions 0.72, none 0.30; the classic networks
+          have not begun to learn after so few steps (0.13 to 0.17, inverted 0.84).
 
 The classic network has the same stages, stem and head (`ClassicResidualNet`): ends of 6 c channels with c between
 them, where MobileNetV2 has c and 6 c between. Its width is matched to MobileNetV2's multiply-adds, and to its
