@@ -9,7 +9,9 @@ from mnv2_jax.ablation.report import read_study
 from mnv2_jax.ablation.statistics import seeds_needed
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
-STUDIES = sorted(path.parent for path in RESULTS.glob("*/summary.json") if "comparisons" in json.loads(path.read_text()))
+STUDIES = sorted(
+    path.parent for path in RESULTS.glob("*/summary.json") if "comparisons" in json.loads(path.read_text())
+)
 
 
 def test_there_is_evidence():
