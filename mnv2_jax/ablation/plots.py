@@ -173,7 +173,7 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
 
 
 def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Three panels: test accuracy against what is swept, against multiply-adds, and differences to the baseline."""
+    """Three panels: test accuracy against what is swept, against a cost, and differences to the baseline."""
     figure, (swept, costs, effects) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     names = sorted(summary["arms"], key=lambda name: summary["arms"][name]["value"])
     arms = [summary["arms"][name] for name in names]
@@ -181,7 +181,10 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     means = np.array([arm["mean"] for arm in arms])
     bars = np.abs(np.array([arm["ci95"] for arm in arms]).T - means)
     bar = {"fmt": "-o", "color": "black", "capsize": 3, "markersize": 4, "linewidth": 1.4, "zorder": 3}
-    for axes, places in ((swept, values), (costs, [arm["multiply_adds"] / 1e6 for arm in arms])):
+    # Where multiply-adds were matched, parameters are what differs.
+    multiply_adds = [arm["multiply_adds"] for arm in arms]
+    cost = "multiply_adds" if max(multiply_adds) > 1.05 * min(multiply_adds) else "parameters"
+    for axes, places in ((swept, values), (costs, [arm[cost] / 1e6 for arm in arms])):
         for place, arm in zip(places, arms, strict=True):
             axes.scatter(np.full(len(arm["test_accuracy"]), place), arm["test_accuracy"], **{**_dots(0), "s": 16})
         if axes is costs:
@@ -201,7 +204,9 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
         swept.axvspan(low, high, color="0.92", zorder=0, label=f"paper: {says}")
     swept.set(title="Test accuracy", xlabel=summary["axis"], ylabel="test accuracy")
     swept.legend(loc="lower right", frameon=False, fontsize=9)
-    costs.set(title=f"Against cost (labels: {summary['axis'].split(',')[0]})", xlabel="million multiply-adds an image")
+    costs.set(
+        title=f"Against cost (labels: {summary['axis'].split(',')[0]})", xlabel=f"million {cost.replace('_', '-')}"
+    )
     comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
     for place, name in enumerate(names):
         if name in comparisons:
