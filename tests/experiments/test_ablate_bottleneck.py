@@ -80,7 +80,7 @@ def test_from_flags_to_files_and_again(command, digits, tmp_path):
     folder = tmp_path / "runs" / "ablate_bottleneck-digits-relu6"
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "checkpoints", "config.json", "metrics.jsonl", "summary.json", "figure.png", "figure.svg", "report.html"
+        "checkpoints", "config.json", "metrics.jsonl", "timings.jsonl", "summary.json", "figure.png", "figure.svg", "report.html"
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["command"].endswith("ablate_bottleneck.py --activation relu6 " + " ".join(TINY))
