@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mnv2_jax.ablation.study import with_shared
 from mnv2_jax.data.catalog import find_entry, image_key, label_key, make_builder
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
-from mnv2_jax.models.create import MODELS, create_model, setting_names
+from mnv2_jax.models.create import create_model
 
 Cost = Literal["multiply_adds", "parameters"]
 COUNTS = {"multiply_adds": count_multiply_adds, "parameters": count_parameters}
@@ -34,10 +35,7 @@ class Matching:
 
     def cost(self, cost: Cost, settings: Mapping[str, Any]) -> int:
         """What a network costs that is `settings` besides what is shared."""
-        name = settings.get("name", "mobilenet_v2")
-        known = setting_names(MODELS[name])
-        shared = {key: value for key, value in self._shared.items() if key in known}
-        network = create_model(**{"name": name, **shared, **settings}, num_classes=self._classes)
+        network = create_model(**with_shared(self._shared, settings), num_classes=self._classes)
         return COUNTS[cost](network, self._image_shape)
 
     def match(self, cost: Cost, target: int, settings: Mapping[str, Any]) -> dict[str, Any]:

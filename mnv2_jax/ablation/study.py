@@ -1,7 +1,7 @@
 """The networks of a study, and which of its arms share a program."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mnv2_jax.ablation.design import Arm, Study
@@ -33,11 +33,16 @@ def families(study: Study) -> list[tuple[Arm, ...]]:
     return [tuple(arms) for arms in found.values()]
 
 
+def with_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings, as `create_model` takes them: the shared ones as far as it has them, and its own."""
+    name = own.get("name", BASE)
+    known = setting_names(MODELS[name])
+    return {"name": name, **{key: value for key, value in shared.items() if key in known}, **own}
+
+
 def model_of(study: Study, arm: Arm) -> dict[str, Any]:
-    """The settings of an arm's network, as `create_model` takes them: the study's, as far as it has them, and its own."""
-    name = arm.model.get("name", BASE)
-    shared = {key: value for key, value in study.model.items() if key in setting_names(MODELS[name])}
-    return {"name": name, **shared, **arm.model}
+    """The settings of an arm's network."""
+    return with_shared(study.model, arm.model)
 
 
 def create_network(study: Study, arm: Arm, dataset: Dataset) -> ImageClassifier:
