@@ -2,8 +2,7 @@
 
 Question: does ReLU6 train better than ReLU, in float32 and in bfloat16?
 Command:  python experiments/ablate_depthwise_nonlinearity.py
-Cost:     28 runs, 157 s on 2 CPU cores, compilation included, but for the
-          baseline's program (20 s) where another study compiled it.
+Cost:     28 runs, 267 s on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, ReLU6 0.83 and ReLU 0.73 in float32, 0.79 both in bfloat16; inconclusive with 7 seeds.
 
 The paper takes ReLU6 "because of its robustness when used with low-precision computation". Here it follows the expansion and

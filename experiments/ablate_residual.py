@@ -4,8 +4,7 @@ Question: are shortcuts between bottlenecks better than between expansions, or n
           (narrow, wide, narrow) better than the classic one (wide, narrow, wide) that costs as much?
 Command:  python experiments/ablate_residual.py --question shortcut
           python experiments/ablate_residual.py --question classic
-Cost:     21 and 40 runs, 119 and 196 s on 2 CPU cores, compilation included (in the second
-          but for the baseline's program, 20 s, which another study had compiled).
+Cost:     21 and 40 runs, 161 and 308 s on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, shortcuts between bottlenecks 0.83, between expansions 0.72, none 0.30; the classic networks
           have not begun to learn after so few steps (0.13 to 0.17, inverted 0.84).
 
