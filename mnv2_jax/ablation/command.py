@@ -29,6 +29,8 @@ class StudyOptions:
     """Folder with your copy of the data set's files (fashion_mnist: the four IDX files), where it cannot be downloaded."""
     train_images: int | None = None
     """Train on this many images of the training split; all of them if not given."""
+    validation_images: int | None = None
+    """Draw learning curves, and choose learning rates, on this many images of the validation split; all if not given."""
     arms: tuple[str, ...] = ()
     """Only these arms, besides the baseline; all of them if not given."""
     seeds: int | None = None
@@ -86,6 +88,7 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
         training=training,
         seeds=0,
         train_images=options.train_images,
+        validation_images=options.validation_images,
         tune=options.tune,
         **described,
     )
@@ -157,7 +160,12 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     for arm in study.arms:
         if arm.note:
             console.print(arm.note, markup=False)
-    dataset = load(options.dataset, options.data_files, train_images=options.train_images)
+    dataset = load(
+        options.dataset,
+        options.data_files,
+        train_images=options.train_images,
+        validation_images=options.validation_images,
+    )
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     summary, records = run_study(study, dataset, folder, Reporter(console), options.overwrite, command, environment())
     write_files(summary, records, folder)

@@ -59,6 +59,7 @@ class Study:
         training: how each run is trained.
         seeds: run with seeds 0, 1, ..., seeds - 1.
         train_images: train on the first of the training split only; None for all.
+        validation_images: of the learning curves, and of the choice of learning rates; None for the whole split.
         tune: choose a learning rate for each arm first, on the validation split.
         figure: how it is drawn.
         axis: what the arms of a sweep differ in, for the figure.
@@ -75,6 +76,7 @@ class Study:
     training: TrainConfig
     seeds: int
     train_images: int | None = None
+    validation_images: int | None = None
     tune: bool = False
     figure: FigureKind = "arms"
     axis: str = ""
@@ -111,6 +113,7 @@ def identity(study: Study) -> dict[str, Any]:
         "experiment": study.experiment,
         "dataset": study.dataset,
         "train_images": study.train_images,
+        "validation_images": study.validation_images,
         "baseline": study.baseline.name,
         "tune": study.tune,
         **study.model,

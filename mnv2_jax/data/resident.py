@@ -113,17 +113,19 @@ def load(
     data_files: Path | None = None,
     data_dir: Path | None = None,
     train_images: int | None = None,
+    validation_images: int | None = None,
     resolution: int | None = None,
 ) -> Dataset:
     """Prepare a data set if necessary and read it.
 
     Args:
         name, data_files, data_dir: see `prepared_builder`.
-        train_images: how many of the training split to take, the first ones; None for all.
+        train_images, validation_images: how many of the training and validation splits to take, the first ones; None
+            for all.
         resolution: side in pixels to which images are scaled; None for the catalog's.
 
     Raises:
-        UserError: see `prepared_builder`; or if there are fewer training images.
+        UserError: see `prepared_builder`; or if there are fewer images.
     """
     builder = prepared_builder(name, data_files, data_dir)
     entry = find_entry(name, data_dir)
@@ -138,15 +140,17 @@ def load(
             raise UserError(f"the split {split} of {name} has no images")
         return Examples(np.stack(images), np.asarray(labels, np.int32))
 
-    train = read(entry.train)
-    if train_images is not None:
-        check_train_images(train_images, len(train.labels), name)
-        train = Examples(train.images[:train_images], train.labels[:train_images])
+    def first(wanted: int | None, split: Examples, flag: str) -> Examples:
+        if wanted is None:
+            return split
+        check_images(flag, wanted, len(split.labels), name)
+        return Examples(split.images[:wanted], split.labels[:wanted])
+
     return Dataset(
         name=name,
         class_names=label_names(builder),
-        train=train,
-        validation=read(entry.validation),
+        train=first(train_images, read(entry.train), "--train-images"),
+        validation=first(validation_images, read(entry.validation), "--validation-images"),
         test=read(entry.test),
         augmentation=Augmentation(entry.shift or 0, entry.flip),
     )
@@ -164,14 +168,14 @@ def scale(images: UInt8[np.ndarray, "n _ _ c"], side: int) -> UInt8[np.ndarray, 
     return np.stack([np.asarray(image).reshape(side, side, -1) for image in scaled])
 
 
-def check_train_images(wanted: int, there: int, name: str) -> None:
-    """Refuse to train on more images than there are.
+def check_images(flag: str, wanted: int, there: int, name: str) -> None:
+    """Refuse to take more images of a split than there are.
 
     Raises:
         UserError: says how many there are.
     """
     if not 0 < wanted <= there:
-        raise UserError(f"--train-images must be between 1 and the {there} of {name}, got {wanted}")
+        raise UserError(f"{flag} must be between 1 and the {there} of {name}, got {wanted}")
 
 
 def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_size: int) -> Int[Array, " n"]:

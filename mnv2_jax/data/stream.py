@@ -25,7 +25,7 @@ from mnv2_jax.data.catalog import FOLDER, find_entry, image_key, label_names, pr
 from mnv2_jax.data.jpeg import decode, read_frame
 from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.data.preprocessing import PREPROCESSING, of_convention, preprocess, read_image
-from mnv2_jax.data.resident import check_train_images, data_key, pad_batch
+from mnv2_jax.data.resident import check_images, data_key, pad_batch
 from mnv2_jax.data.sources import Example, FolderSource, Source, TfdsSource, read_folder
 from mnv2_jax.errors import UserError
 
@@ -397,7 +397,7 @@ def load_stream(
             raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")
         class_names, files = read_folder(data_files)
         if train_images is not None:
-            check_train_images(train_images, len(files["train"]), str(data_files))
+            check_images("--train-images", train_images, len(files["train"]), str(data_files))
             files["train"] = files["train"][:train_images]
         sources: dict[str, Source] = {split: FolderSource(data_files, inside) for split, inside in files.items()}
         side = resolution or 224
@@ -417,7 +417,7 @@ def load_stream(
     splits = {"train": entry.train, "validation": entry.validation, "test": entry.test}
     sources = {split: TfdsSource(builder, tfds_split) for split, tfds_split in splits.items()}
     if train_images is not None:
-        check_train_images(train_images, len(sources["train"]), name)
+        check_images("--train-images", train_images, len(sources["train"]), name)
         sources["train"] = TfdsSource(builder, entry.train, train_images)
     channels = 1 if builder.info.features[image_key(builder)].shape[-1] == 1 else 3
     side = resolution or entry.image_size
