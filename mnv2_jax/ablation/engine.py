@@ -24,6 +24,7 @@ from mnv2_jax.ablation.progress import Reporter
 from mnv2_jax.ablation.study import create_learner, families, trained_weights
 from mnv2_jax.ablation.summary import describe, summarize
 from mnv2_jax.data.resident import Dataset
+from mnv2_jax.environment import core_count
 from mnv2_jax.errors import Diverged, UserError
 from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.config import TrainConfig
@@ -31,11 +32,11 @@ from mnv2_jax.training.folder import check_folder, claim_folder
 from mnv2_jax.training.loop import (
     Logged,
     Programs,
-    compile_programs,
     evaluate,
     evaluation_size,
     evaluation_steps,
     log_interval,
+    trace_programs,
     train,
 )
 from mnv2_jax.training.metrics import (
@@ -126,16 +127,19 @@ class Family:
     def _dataset(self) -> Dataset:
         return self._whole.at(self.arms[0].resolution or self._whole.image_shape[0])
 
-    @functools.cached_property
-    def _programs(self) -> Programs:
-        """Compiled when they are first needed."""
+    def compile(self) -> Callable[[], None]:
+        """Begin to compile what the family needs; what this returns, waits for it. To be done before it is trained."""
         self._reporter.compiling(self.names)
         learner = create_learner(self._study, self.arms, self._dataset)
-        programs = compile_programs(learner, self._dataset, self._study.training, create_mesh(self._size, 1))
-        seconds = programs.compile_seconds
-        self._reporter.compiled(seconds)
-        append_line(self._folder / "timings.jsonl", {"arms": self.names, "compile_seconds": round(seconds, 3)})
-        return programs
+        finish = trace_programs(learner, self._dataset, self._study.training, create_mesh(self._size, 1))
+
+        def wait() -> None:
+            self._programs = finish()
+            seconds = self._programs.compile_seconds
+            self._reporter.compiled(self.names, seconds)
+            append_line(self._folder / "timings.jsonl", {"arms": self.names, "compile_seconds": round(seconds, 3)})
+
+        return wait
 
     def _save(self, group: Sequence[Run], state: TrainState) -> None:
         variables = jax.device_get(state.variables())
@@ -145,6 +149,12 @@ class Family:
             own = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
             weights = trained_weights(self._study, self.arms[self.names.index(run.arm)], self._dataset, own)
             save_weights(self._folder / CHECKPOINTS / f"{run.arm}-{run.seed}", weights)
+
+
+def compile_families(families: Sequence[Family]) -> None:
+    """Compile what they need side by side, since each keeps but one core busy."""
+    for wait in [family.compile() for family in families]:
+        wait()
 
 
 def train_study(
@@ -159,30 +169,34 @@ def train_study(
         # Seed by seed, so that what is compared is trained side by side.
         runs = [Run(arm.name, seed) for seed in range(study.seeds) for arm in arms]
         pending = [run for run in runs if (run.arm, run.seed) not in done]
-        plan.append((Family(study, arms, dataset, folder, reporter), pending))
+        if pending:
+            plan.append((Family(study, arms, dataset, folder, reporter), pending))
     count = sum(len(family.groups(pending)) for family, pending in plan)
     if study.tune:
-        count += sum(len(family.groups(pending_trials(family.arms, tried))) for family, pending in plan if pending)
+        count += sum(len(family.groups(pending_trials(family.arms, tried))) for family, _ in plan)
     steps = study.training.steps(dataset.train_images)
     reporter.start(steps, count, sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds)
     with (folder / "metrics.jsonl").open("a") as file:
         while plan:
-            # Gone after its turn, with its programs and images.
-            family, pending = plan.pop(0)
-            while study.tune and pending and (trials := pending_trials(family.arms, tried)):
-                for trial in try_rates(family, family.groups(trials)[0]):
-                    append_line(folder / "tuning.jsonl", trial)
-                    tried.append(trial)
-                    rate = f"learning rate {trial['rate'] * study.training.learning_rate:g}"
-                    said = f"validation accuracy {trial['accuracy']:.1%}" if trial["accuracy"] else "diverged"
-                    reporter.say(f"{trial['arm']} at {rate}, seed {trial['seed']}: {said}")
-            best = best_rates(tried)
-            for group in family.groups([run._replace(rate=best.get(run.arm, 1.0)) for run in pending]):
-                for record in family.train(group):
-                    file.write(to_line(record))
-                    file.flush()
-                    records.append(record)
-                    reporter.record(record)
+            together, plan = plan[: core_count()], plan[core_count() :]
+            compile_families([family for family, _ in together])
+            while together:
+                # Gone after its turn, with its programs and images.
+                family, pending = together.pop(0)
+                while study.tune and (trials := pending_trials(family.arms, tried)):
+                    for trial in try_rates(family, family.groups(trials)[0]):
+                        append_line(folder / "tuning.jsonl", trial)
+                        tried.append(trial)
+                        rate = f"learning rate {trial['rate'] * study.training.learning_rate:g}"
+                        said = f"validation accuracy {trial['accuracy']:.1%}" if trial["accuracy"] else "diverged"
+                        reporter.say(f"{trial['arm']} at {rate}, seed {trial['seed']}: {said}")
+                best = best_rates(tried)
+                for group in family.groups([run._replace(rate=best.get(run.arm, 1.0)) for run in pending]):
+                    for record in family.train(group):
+                        file.write(to_line(record))
+                        file.flush()
+                        records.append(record)
+                        reporter.record(record)
     shutil.rmtree(folder / RUNNING, ignore_errors=True)
     return records
 

@@ -51,15 +51,15 @@ class Reporter:
 
     def compiling(self, arms: Sequence[str]) -> None:
         """The program of these arms is being compiled."""
-        arm = self._arm = ", ".join(arms)
+        arm = ", ".join(arms)
         if self._bar is not None:
             self._bar.update(self._task, description=f"{arm}: compiling", status="")
         else:
             self.say(f"{arm}: compiling")
 
-    def compiled(self, seconds: float) -> None:
+    def compiled(self, arms: Sequence[str], seconds: float) -> None:
         """It took `seconds`."""
-        self.say(f"{self._arm}: compiled in {seconds:.0f} s")
+        self.say(f"{', '.join(arms)}: compiled in {seconds:.0f} s")
 
     def run(self, runs: Sequence[Run]) -> None:
         """A group of runs begins."""

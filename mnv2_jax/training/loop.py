@@ -188,28 +188,46 @@ def describe_programs(
     }
 
 
-def compile_programs(
+def trace_programs(
     learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
-) -> Programs:
-    """Compile all that runs of a network need: once, whatever the number of seeds.
+) -> Callable[[], Programs]:
+    """Trace all that runs of a network need, and begin to compile it: what this returns, waits for it.
+
+    XLA lets go of the interpreter while it compiles, on one core: meanwhile another one can trace the next program.
 
     Raises:
         UserError: if the batch does not divide by the devices.
     """
     began = time.perf_counter()
     programs = describe_programs(learner, dataset, config, mesh, parallel)
-    # XLA lets go of the interpreter while it compiles: another core traces the next program meanwhile.
-    with ThreadPoolExecutor(len(programs)) as pool:
-        pending = {name: pool.submit(program.trace(mesh, parallel)) for name, program in programs.items()}
-    return Programs(
-        **{name: program.result() for name, program in pending.items()},
-        task=learner.task,
-        data=dataset.train_data(config.batch_size, config.accumulation),
-        mesh=mesh,
-        parallel=parallel,
-        batch_size=config.batch_size,
-        compile_seconds=time.perf_counter() - began,
-    )
+
+    def timed(finish: Callable[[], Callable]) -> tuple[Callable, float]:
+        return finish(), time.perf_counter()
+
+    threads = ThreadPoolExecutor(len(programs))
+    pending = {name: threads.submit(timed, program.trace(mesh, parallel)) for name, program in programs.items()}
+    threads.shutdown(wait=False)
+
+    def finish() -> Programs:
+        compiled = {name: each.result() for name, each in pending.items()}
+        return Programs(
+            **{name: program for name, (program, _) in compiled.items()},
+            task=learner.task,
+            data=dataset.train_data(config.batch_size, config.accumulation),
+            mesh=mesh,
+            parallel=parallel,
+            batch_size=config.batch_size,
+            compile_seconds=max(ended for _, ended in compiled.values()) - began,
+        )
+
+    return finish
+
+
+def compile_programs(
+    learner: Learner, dataset: Dataset, config: TrainConfig, mesh: Mesh, parallel: Parallel = "jit"
+) -> Programs:
+    """`trace_programs`, and wait: once, whatever the number of seeds."""
+    return trace_programs(learner, dataset, config, mesh, parallel)()
 
 
 def fetch(totals: Any) -> list[dict[str, float]]:

@@ -362,7 +362,7 @@ def test_a_null_study_is_inconclusive(tiny, tmp_path):
 def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatch):
     """Eighteen runs on eight devices are three groups, but the two arms have one program."""
     calls = []
-    monkeypatch.setattr(engine, "compile_programs", lambda *a, f=engine.compile_programs: calls.append(a) or f(*a))
+    monkeypatch.setattr(engine, "trace_programs", lambda *a, f=engine.trace_programs: calls.append(a) or f(*a))
     run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=9))
     assert len(calls) == 1
 
