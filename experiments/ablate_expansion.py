@@ -24,7 +24,7 @@ from mnv2_jax.ablation.design import Arm, Study
 class Options(StudyOptions):
     """Flags of this script; --expansion is the baseline's t."""
 
-    expansions: tuple[float, ...] = (0.5, 1, 3)
+    expansions: tuple[float, ...] = (1, 3)
     """Values of t, each to be compared with the baseline's."""
     at: Literal["width", "multiply_adds"] = "width"
     """What all arms share: the width multiplier, or the multiply-adds, for which the width is rescaled."""

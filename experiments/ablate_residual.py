@@ -4,6 +4,7 @@ Question: are shortcuts between bottlenecks better than between expansions, or n
           (narrow, wide, narrow) better than the classic one (wide, narrow, wide) that costs as much?
 Command:  python experiments/ablate_residual.py --question shortcut
           python experiments/ablate_residual.py --question classic
+          and with --convolution depthwise full
 Cost:     21 and 40 runs, 161 and 308 s on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, shortcuts between bottlenecks 0.83, between expansions 0.72, none 0.30; the classic networks
           have not begun to learn after so few steps (0.13 to 0.17, inverted 0.84).
@@ -27,6 +28,8 @@ class Options(StudyOptions):
 
     question: Literal["shortcut", "classic"] = "shortcut"
     """What the shortcuts join, or the inverted block against the classic one."""
+    convolution: tuple[Literal["depthwise", "full"], ...] = ("depthwise",)
+    """The 3x3 convolution of the classic block: as MobileNetV2's, as ResNet's, or each."""
     epochs: int = 1
     """Passes over the training images."""
 
@@ -59,7 +62,7 @@ def inversion(options: Options) -> Study:
     arms = [Arm("inverted")]
     for cost, short in (("multiply_adds", "madds"), ("parameters", "params")):
         target = matching.cost(cost, {})
-        for form in ("depthwise", "full"):
+        for form in dict.fromkeys(options.convolution):
             settings = {"name": "classic_residual", "reduction": options.expansion, "depthwise": form == "depthwise"}
             matched = matching.match(cost, target, settings)
             found, what, name = matching.cost(cost, matched), cost.replace("_", "-"), f"classic {form}, {short}"

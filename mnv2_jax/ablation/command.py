@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mnv2_jax.ablation.design import ARM, Arm, Study, identity
+from mnv2_jax.commands.options import check_unit_strides
 from mnv2_jax.data.names import ResidentName
 from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
@@ -51,6 +52,8 @@ class StudyOptions:
     """Scales the channels of every layer."""
     expansion: float = 6.0
     """t: the inner width of a block over that of its bottleneck."""
+    unit_strides: int | None = None
+    """How many of the first stride-2 layers take stride 1; by the size of the images if not given."""
     layers: Layers = "fitted"
     """Layers written so that the platform compiles them well, or plain, as JAX has them."""
     out: Path | None = None
@@ -72,6 +75,8 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
     """
     for name in ("width_multiplier", "expansion"):
         check_size(name, getattr(options, name))
+    if options.unit_strides is not None:
+        check_unit_strides(options.unit_strides)
     from mnv2_jax.ablation.statistics import seeds_needed
 
     training = TrainConfig(
@@ -113,11 +118,12 @@ def shared_settings(options: StudyOptions) -> dict[str, Any]:
     from mnv2_jax.data.catalog import CATALOG
 
     entry = CATALOG[options.dataset]
+    fitting = unit_strides_for(entry.image_size, entry.source_size)
     return {
         "width_multiplier": options.width_multiplier,
         "expansion": options.expansion,
         "layers": options.layers,
-        "unit_strides": unit_strides_for(entry.image_size, entry.source_size),
+        "unit_strides": fitting if options.unit_strides is None else options.unit_strides,
     }
 
 

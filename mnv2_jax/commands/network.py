@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Literal
 
-from mnv2_jax.commands.options import check_resolution
+from mnv2_jax.commands.options import check_resolution, check_unit_strides
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.create import create_model
 from mnv2_jax.models.names import ConventionName, ModelName
-from mnv2_jax.models.strides import STRIDED_LAYERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +40,7 @@ class ModelOptions:
         check_resolution(self.resolution)
         if self.num_classes < 0:
             raise UserError(f"--num-classes must not be negative, got {self.num_classes}")
-        if not 0 <= self.unit_strides <= STRIDED_LAYERS:
-            raise UserError(f"--unit-strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
+        check_unit_strides(self.unit_strides)
         return create_model(
             self.model,
             width_multiplier=self.width_multiplier,

@@ -14,11 +14,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mnv2_jax.commands.options import check_resolution
+from mnv2_jax.commands.options import check_resolution, check_unit_strides
 from mnv2_jax.data.names import OnBadImage
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.names import Activation, ConventionName, Layers, ModelName
-from mnv2_jax.models.strides import STRIDED_LAYERS
 from mnv2_jax.training.config import RECIPES, Parallel, TrainConfig
 from mnv2_jax.training.distributed import Processes
 
@@ -100,8 +99,8 @@ def main(options: Options) -> None:
         raise UserError(f"--width-multiplier must be greater than 0 and below 100, got {options.width_multiplier}")
     if options.resolution is not None:
         check_resolution(options.resolution)
-    if options.unit_strides is not None and not 0 <= options.unit_strides <= STRIDED_LAYERS:
-        raise UserError(f"--unit-strides must be from 0 to {STRIDED_LAYERS}, got {options.unit_strides}")
+    if options.unit_strides is not None:
+        check_unit_strides(options.unit_strides)
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed must be from 0 to below 2^31, got {options.seed}")
     of_v2 = {"expansion": options.expansion, "bottleneck_activation": options.bottleneck_activation}

@@ -48,7 +48,7 @@ def test_shortcuts_cost_nothing(digits):
 
 
 def test_classic_blocks_are_matched_within_two_percent(digits):
-    study = study_of("ablate_residual", question="classic")
+    study = study_of("ablate_residual", question="classic", convolution=("depthwise", "full"))
     costs = costs_of(study, digits)
     madds, parameters = costs.pop("inverted")
     assert len(costs) == 4
