@@ -159,7 +159,7 @@ def test_a_terminal_gets_a_bar_and_interrupt_ends_cleanly_and_says_how_to_go_on(
         (["--width-multiplier", "0"], "--width-multiplier must be greater than 0 and below 100, got 0"),
         (["--expansion", "-1"], "--expansion must be greater than 0 and below 100, got -1"),
         (["--unit-strides", "6"], "--unit-strides must be from 0 to 5, got 6"),
-        (["--validation-images", "0"], "--validation-images must be between 1 and the 291 of digits, got 0"),
+        (["--validation-images", "0"], "--validation-images must be between 1 and the 134 of digits, got 0"),
         (["--learning-rate", "nan"], "--learning-rate must be greater than 0, got nan"),
         (["--batch-size", "5000"], "--batch-size 5000 is more than the 1209 images of the training split; take 1209 or fewer"),
         (["--dataset", "fashion_mnist", "--data-files", "nowhere"], "nowhere is not a folder; expected the four IDX files"),
