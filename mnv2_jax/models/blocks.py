@@ -1,19 +1,23 @@
 """The blocks that the networks are made of."""
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.layers import (
     ACTIVATIONS,
     CONVENTIONS,
     BatchNorm,
     Conv,
+    convolve,
 )
-from mnv2_jax.models.names import Activation, ConventionName, Layers, Shortcut
+from mnv2_jax.models.names import Activation, ConventionName, Layers, Shortcut, Transformation
 
 
 class ConvNorm(nn.Module):
@@ -53,8 +57,25 @@ class ConvNorm(nn.Module):
         )
         epsilon = CONVENTIONS[self.convention].epsilon
         norm = BatchNorm(self.batch_norm_momentum, epsilon, self.batch_norm_axis, self.layers, name="norm")
-        activate = self.activation if callable(self.activation) else ACTIVATIONS[self.activation]
-        return activate(norm(conv(x), train))
+        return self.activate(norm(conv(x), train))
+
+    def activate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The non-linearity alone."""
+        return (self.activation if callable(self.activation) else ACTIVATIONS[self.activation])(x)
+
+    def folded(self) -> tuple[Float[Array, "kh kw _ d"], Float[Array, " d"]]:
+        """Convolution and batch norm at inference as one convolution: its kernel, and its bias. Of a layer with parameters."""
+        norm, statistics = self.variables["params"]["norm"], self.variables["batch_stats"]["norm"]
+        slope = norm["scale"] * lax.rsqrt(statistics["var"] + CONVENTIONS[self.convention].epsilon)
+        return self.variables["params"]["conv"]["kernel"] * slope, norm["bias"] - statistics["mean"] * slope
+
+    def apply_folded(
+        self, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw _ d"], bias: Float[Array, " d"]
+    ) -> Float[Array, "n h2 w2 d"]:
+        """What the layer does at inference with a part of its channels, given their share of `folded`."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, self.layers)
+        return self.activate((y + bias).astype(self.dtype))
 
 
 class InvertedResidual(nn.Module):
@@ -72,7 +93,9 @@ class InvertedResidual(nn.Module):
         bottleneck_activation: a name in `ACTIVATIONS`, or a function, applied before the shortcut is added.
         shortcut: "bottleneck", the paper's, adds the block's input to its output; "expansion" adds what the block
             before put out of its depthwise convolution to what this one does; "none" adds nothing.
-        conv_norm: makes the three layers; a `functools.partial` of `ConvNorm` sets what they have in common.
+        transformation: what is done with the expansion: "depthwise", the paper's; "linear", the same without
+            non-linearities; "two_depthwise", with a second depthwise layer.
+        conv_norm: makes the layers; a `functools.partial` of `ConvNorm` sets what they have in common.
     """
 
     features: int
@@ -81,35 +104,94 @@ class InvertedResidual(nn.Module):
     dilation: int = 1
     bottleneck_activation: Activation | Callable[[Array], Array] = "linear"
     shortcut: Shortcut = "bottleneck"
-    conv_norm: Callable[..., nn.Module] = ConvNorm
+    transformation: Transformation = "depthwise"
+    conv_norm: Callable[..., ConvNorm] = ConvNorm
 
     @nn.compact
     def endpoints(
-        self, x: Float[Array, "n h w c"], train: bool, before: Float[Array, "n _ _ _"] | None = None
+        self,
+        x: Float[Array, "n h w c"],
+        train: bool,
+        before: Float[Array, "n _ _ _"] | None = None,
+        split: int = 1,
     ) -> dict[str, Float[Array, "n _ _ _"]]:
         """What each layer puts out: "expand" (not with an expansion of 1), "depthwise", and "output", the block's.
 
         `before` is what the block before put out of its depthwise convolution, for shortcuts between expansions.
+        In `split` parts, which inference can be computed in, the inner layers put out nothing whole; see `_in_parts`.
+
+        Raises:
+            ValueError: for a split that is below 1, or of what needs the inner layers whole: batch statistics, and
+                shortcuts between expansions.
         """
+        if split < 1 or (split > 1 and (train or self.shortcut == "expansion")):
+            raise ValueError(
+                f"a block without shortcuts between expansions can be split at inference, got split={split}"
+            )
         inputs = x.shape[-1]
-        inner, y = inputs, x
-        ends = {}
+        inner = inputs if self.expansion == 1 else max(1, round(self.expansion * inputs))
+        conv_norm = self.conv_norm
+        if self.transformation == "linear":
+            conv_norm = functools.partial(conv_norm, activation="linear")
+        layers = {}
         if self.expansion != 1:
-            inner = max(1, round(self.expansion * inputs))
-            y = ends["expand"] = self.conv_norm(inner, name="expand")(y, train)
-        depthwise = self.conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
-        y = depthwise(y, train)
-        if self.shortcut == "expansion" and before is not None and before.shape == y.shape:
-            y = before + y
-        ends["depthwise"] = y
-        y = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")(y, train)
+            layers["expand"] = conv_norm(inner, name="expand")
+        layers["depthwise"] = conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
+        if self.transformation == "two_depthwise":
+            layers["depthwise_2"] = conv_norm(inner, 3, 1, self.dilation, depthwise=True, name="depthwise_2")
+        project = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")
+        ends = {}
+        # Where parameters are made, the layers make them.
+        if split > 1 and not self.is_initializing():
+            y = _in_parts(x, list(layers.values()), project, inner, split)
+        else:
+            y = x
+            for name, layer in layers.items():
+                y = layer(y, train)
+                if name == "depthwise" and self.shortcut == "expansion" and before is not None:
+                    y = before + y if before.shape == y.shape else y
+                ends[name] = y
+            y = project(y, train)
         joined = self.shortcut == "bottleneck" and self.stride == 1 and inputs == self.features
         ends["output"] = x + y if joined else y
         return ends
 
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
-        """Apply the block."""
-        return self.endpoints(x, train)["output"]
+    def __call__(self, x: Float[Array, "n h w c"], train: bool, split: int = 1) -> Float[Array, "n h2 w2 d"]:
+        """Apply the block, at inference in `split` parts of its inner channels."""
+        return self.endpoints(x, train, split=split)["output"]
+
+
+def _in_parts(
+    x: Float[Array, "n h w c"], layers: Sequence[ConvNorm], project: ConvNorm, inner: int, split: int
+) -> Float[Array, "n h2 w2 d"]:
+    """A block as a sum over parts of its inner channels, none of which needs another's (Sec. 5.1).
+
+    The inner layers work on each channel by itself, so the projection of all of them is the sum of the projections of the
+    parts. Where the parts are not equal, the last one overlaps the one before, and projects what is its own.
+    """
+    size = -(-inner // min(split, inner))
+    kernels, biases = zip(*(layer.folded() for layer in layers), strict=True)
+    projection, bias = project.folded()
+
+    def add_part(part: Int[Array, ""], total: Array) -> Array:
+        start = jnp.minimum(part * size, inner - size)
+
+        def share(weights: Array, axis: int) -> Array:
+            return lax.dynamic_slice_in_dim(weights, start, size, axis)
+
+        # Without an expansion the inner channels are the input's.
+        y = x if not layers[0].depthwise else share(x, 3)
+        for layer, kernel, layer_bias in zip(layers, kernels, biases, strict=True):
+            y = layer.apply_folded(y, share(kernel, 3), share(layer_bias, 0))
+        own = start + jnp.arange(size) >= part * size
+        rows = jnp.where(own[:, None], share(projection, 2), 0).astype(y.dtype)
+        return total + convolve(y, rows, layers=project.layers)
+
+    height, width = (-(-side // math.prod(layer.stride for layer in layers)) for side in x.shape[1:3])
+    total = jnp.zeros((x.shape[0], height, width, project.features), jnp.float32)
+    # A loop, so that the parts are computed one after the other.
+    total = lax.fori_loop(0, -(-inner // size), add_part, total)
+    return project.activate((total + bias).astype(project.dtype))
 
 
 class ClassicResidual(nn.Module):
@@ -133,7 +215,7 @@ class ClassicResidual(nn.Module):
     dilation: int = 1
     depthwise: bool = True
     activation: Activation = "relu6"
-    conv_norm: Callable[..., nn.Module] = ConvNorm
+    conv_norm: Callable[..., ConvNorm] = ConvNorm
 
     @nn.compact
     def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
@@ -164,7 +246,7 @@ class DepthwiseSeparable(nn.Module):
     features: int
     stride: int = 1
     dilation: int = 1
-    conv_norm: Callable[..., nn.Module] = ConvNorm
+    conv_norm: Callable[..., ConvNorm] = ConvNorm
 
     @nn.compact
     def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:

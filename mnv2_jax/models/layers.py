@@ -269,6 +269,23 @@ def depthwise_convolution(
     )
 
 
+def convolve(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "kh kw group d"],
+    stride: int = 1,
+    dilation: int = 1,
+    depthwise: bool = False,
+    convention: ConventionName = "tensorflow",
+    layers: Layers = "fitted",
+) -> Float[Array, "n h2 w2 d"]:
+    """A convolution with the padding of a convention, in the form that `layers` names; see `Conv`."""
+    rows, columns = (CONVENTIONS[convention].padding(size, kernel.shape[0], stride, dilation) for size in x.shape[1:3])
+    form = depthwise_convolution if depthwise else convolution
+    if layers == "plain":
+        form = native_convolution
+    return form(x, kernel, Window(stride, dilation, (rows, columns)))
+
+
 class Conv(nn.Module):
     """A convolution without bias.
 
@@ -295,20 +312,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
         """Convolve."""
-        convention = CONVENTIONS[self.convention]
         inputs = 1 if self.depthwise else x.shape[-1]
-        kernel = self.param(
-            "kernel", convention.kernel_init, (self.kernel_size, self.kernel_size, inputs, self.features)
-        )
-        rows, columns = (
-            convention.padding(size, self.kernel_size, self.stride, self.dilation) for size in x.shape[1:3]
-        )
-        convolve = depthwise_convolution if self.depthwise else convolution
+        shape = (self.kernel_size, self.kernel_size, inputs, self.features)
+        kernel = self.param("kernel", CONVENTIONS[self.convention].kernel_init, shape)
         # Where parameters are made only shapes count, which the plain form tells sooner.
-        if self.layers == "plain" or self.is_initializing():
-            convolve = native_convolution
-        window = Window(self.stride, self.dilation, (rows, columns))
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), window)
+        layers = "plain" if self.is_initializing() else self.layers
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, layers)
 
 
 # --- Batch norm ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from mnv2_jax.models.blocks import InvertedResidual
 from mnv2_jax.models.classifier import ImageClassifier
 from mnv2_jax.models.layers import chosen_activation, make_divisible
-from mnv2_jax.models.names import Activation, Shortcut
+from mnv2_jax.models.names import Activation, Shortcut, Transformation
 from mnv2_jax.models.strides import strides_and_dilations
 
 
@@ -48,6 +48,7 @@ class MobileNetV2(ImageClassifier):
             names, `choice` says which one.
         stages: the table between stem and head; rows with another expansion than 1 take `expansion`.
         channel_divisor: channels are multiples of this; smaller ones let a network meet a given cost closely.
+        transformation: what the blocks do with their expansions; see `InvertedResidual`.
         choice: which of several activations, a number that may be traced; no setting of the network's own.
     """
 
@@ -55,6 +56,7 @@ class MobileNetV2(ImageClassifier):
     bottleneck_activation: Activation | tuple[Activation, ...] = "linear"
     stages: tuple[Stage, ...] = STAGES
     shortcut: Shortcut = "bottleneck"
+    transformation: Transformation = "depthwise"
     channel_divisor: int = 8
     choice: Int[Array, ""] | int = 0
 
@@ -64,9 +66,16 @@ class MobileNetV2(ImageClassifier):
 
     @nn.compact
     def endpoints(
-        self, images: Float[Array, "n h w c"], train: bool = False, places: Int[Array, " n"] | None = None
+        self,
+        images: Float[Array, "n h w c"],
+        train: bool = False,
+        places: Int[Array, " n"] | None = None,
+        split: int = 1,
     ) -> Mapping[str, Array]:
-        """Feature maps by name: "stem", "block_1/expand", "block_1/depthwise", "block_1", ..., "head", "logits"."""
+        """Feature maps by name: "stem", "block_1/expand", "block_1/depthwise", "block_1", ..., "head", "logits".
+
+        With a `split`, those inside of blocks are never whole and not among them; see `__call__`.
+        """
         rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
         moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
         conv_norm = self.conv_norm
@@ -83,11 +92,26 @@ class MobileNetV2(ImageClassifier):
                 dilation=dilation,
                 bottleneck_activation=activation,
                 shortcut=self.shortcut,
+                transformation=self.transformation,
                 conv_norm=conv_norm,
                 name=f"block_{index}",
-            ).endpoints(x, train, wide)
-            wide, x = block["depthwise"], block.pop("output")
+            ).endpoints(x, train, wide, split)
+            wide, x = block.get("depthwise"), block.pop("output")
             ends.update({f"block_{index}/{name}": value for name, value in block.items()})
             ends[f"block_{index}"] = x
         x = ends["head"] = conv_norm(max(1280, self.scaled(1280)), name="head")(x, train)
         return {**ends, **self.classify(x, train, places)}
+
+    def __call__(
+        self,
+        images: Float[Array, "n h w c"],
+        train: bool = False,
+        places: Int[Array, " n"] | None = None,
+        split: int = 1,
+    ) -> Float[Array, "n classes"]:
+        """Classify; see `ImageClassifier`.
+
+        At inference, a `split` computes each block in so many parts of its inner channels, one after the other: the same
+        function to rounding, in less memory, since no expansion is ever held whole (Sec. 5.1).
+        """
+        return self.endpoints(images, train, places, split)["logits" if self.num_classes else "pooled"]

@@ -10,5 +10,7 @@ Activation = Literal["linear", "relu6", "relu", "leaky_relu", "elu", "hard_swish
 """What follows a convolution and its norm."""
 Shortcut = Literal["bottleneck", "expansion", "none"]
 """What the shortcuts of inverted residuals join (Fig. 6b)."""
+Transformation = Literal["depthwise", "linear", "two_depthwise"]
+"""What an inverted residual does with its expansion."""
 ConventionName = Literal["tensorflow", "pytorch"]
 """Numeric conventions."""
