@@ -9,8 +9,8 @@ from mnv2_jax.training.config import TrainConfig
 
 FORMAT = 2
 """Of a study's folder; another one's is not continued."""
-FigureKind = Literal["arms", "sweep", "tradeoff", "memory"]
-"""How a study is drawn: its arms side by side; against a number; against what they cost; and layer by layer."""
+FigureKind = Literal["arms", "sweep", "tradeoff", "memory", "grid"]
+"""How a study is drawn: its arms side by side; against a number; against what they cost; layer by layer; against two numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Arm:
         model: what it changes in the study's network, as `create_model` takes it; "name" is another network's.
         paper: the paper's own result for it, if there is one.
         resolution: side of its images in pixels; None for the data set's.
-        series: arms of one series are joined in figures that draw them against something.
-        value: what the arms of a sweep differ in.
+        series: arms of one series are joined in figures that draw them against something; a grid's row.
+        value: what the arms of a sweep differ in; a grid's column. Arms of a grid without one stand beside it.
         note: a sentence for the report, of how it was matched for instance.
     """
 
@@ -62,7 +62,7 @@ class Study:
         validation_images: of the learning curves, and of the choice of learning rates; None for the whole split.
         tune: choose a learning rate for each arm first, on the validation split.
         figure: how it is drawn.
-        axis: what the arms of a sweep differ in, for the figure.
+        axis: what the arms of a sweep differ in, for the figure; of a grid, what its columns and its rows are, "X|Y".
         published: (series, multiply-adds, top-1 as a fraction) of the paper's own networks, for the figure.
         paper_range: (lowest, highest, what the paper says of values between), for a sweep's figure.
     """

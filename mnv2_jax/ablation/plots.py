@@ -39,14 +39,19 @@ def draw(summary: dict[str, Any], records: list[Record]) -> Figure:
         summary: as in summary.json.
         records: of all its runs.
     """
-    figure = {"arms": _draw_arms, "sweep": _draw_sweep, "tradeoff": _draw_tradeoff, "memory": _draw_memory}[
-        summary["figure"]
-    ](summary, records)
+    kinds = {
+        "arms": _draw_arms,
+        "sweep": _draw_sweep,
+        "tradeoff": _draw_tradeoff,
+        "memory": _draw_memory,
+        "grid": _draw_grid,
+    }
+    figure = kinds[summary["figure"]](summary, records)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
     title = f"{summary['question']}   {summary['title']}"
-    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=12)
+    figure.suptitle("\n".join(textwrap.wrap(title, 120, break_on_hyphens=False)), fontsize=12)
     return figure
 
 
@@ -284,6 +289,36 @@ def _ticks(axes: Axes, values: list[float]) -> None:
     if high / low < 4:
         steps = [m * 10.0**e for e in range(-3, 5) for m in (1, 1.5, 2, 3, 4, 5, 6, 8)]
     axes.set_xticks([step for step in steps if low / 1.5 <= step <= high * 1.5])
+
+
+def _draw_grid(summary: dict[str, Any], records: list[Record]) -> Figure:
+    """A heat map of test accuracy, and every arm's difference to the baseline."""
+    arms = summary["arms"]
+    height = max(4.8, 2.0 + 0.5 * len(arms))
+    figure, (heat, effects) = plt.subplots(1, 2, figsize=(13, height), width_ratios=(1.1, 1), layout="constrained")
+    inside = {name: arm for name, arm in arms.items() if arm["value"] is not None}
+    rows = list(dict.fromkeys(arm["series"] for arm in inside.values()))
+    rows.sort(key=float)
+    columns = sorted({arm["value"] for arm in inside.values()})
+    means = np.full((len(rows), len(columns)), np.nan)
+    for arm in inside.values():
+        row, column = rows.index(arm["series"]), columns.index(arm["value"])
+        means[row, column] = arm["mean"]
+    # From light to dark, in grey as well.
+    image = heat.imshow(means, cmap="cividis_r", origin="lower", aspect="auto")
+    for name, arm in inside.items():
+        row, column = rows.index(arm["series"]), columns.index(arm["value"])
+        low, high = arm["ci95"]
+        dark = image.norm(arm["mean"]) > 0.5
+        text = f"{arm['mean']:.1%}\n{low:.1%} to {high:.1%}" + ("\n(baseline)" if name == summary["baseline"] else "")
+        heat.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=10)
+    heat.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
+    heat.set_yticks(range(len(rows)), rows)
+    across, up = summary["axis"].split("|")
+    heat.set(title="Test accuracy, mean and 95 % interval", xlabel=across, ylabel=up)
+    heat.tick_params(length=0)
+    _differences(effects, summary)
+    return figure
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -63,19 +63,16 @@ class ConvNorm(nn.Module):
         """The non-linearity alone."""
         return (self.activation if callable(self.activation) else ACTIVATIONS[self.activation])(x)
 
-    def folded(self) -> tuple[Float[Array, "kh kw _ d"], Float[Array, " d"]]:
-        """Convolution and batch norm at inference as one convolution: its kernel, and its bias. Of a layer with parameters."""
+    def convolve(self, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw _ d"]) -> Float[Array, "n h2 w2 d"]:
+        """The convolution alone, with a kernel that is a part of the layer's for instance."""
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, self.layers)
+
+    def inference_norm(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
+        """What batch norm multiplies by at inference, and what it adds. Of a layer with parameters."""
         norm, statistics = self.variables["params"]["norm"], self.variables["batch_stats"]["norm"]
         slope = norm["scale"] * lax.rsqrt(statistics["var"] + CONVENTIONS[self.convention].epsilon)
-        return self.variables["params"]["conv"]["kernel"] * slope, norm["bias"] - statistics["mean"] * slope
-
-    def apply_folded(
-        self, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw _ d"], bias: Float[Array, " d"]
-    ) -> Float[Array, "n h2 w2 d"]:
-        """What the layer does at inference with a part of its channels, given their share of `folded`."""
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, self.layers)
-        return self.activate((y + bias).astype(self.dtype))
+        return slope, norm["bias"] - statistics["mean"] * slope
 
 
 class InvertedResidual(nn.Module):
@@ -170,28 +167,30 @@ def _in_parts(
     parts. Where the parts are not equal, the last one overlaps the one before, and projects what is its own.
     """
     size = -(-inner // min(split, inner))
-    kernels, biases = zip(*(layer.folded() for layer in layers), strict=True)
-    projection, bias = project.folded()
+    kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
+    norms = [layer.inference_norm() for layer in layers]
+    projection = project.variables["params"]["conv"]["kernel"]
 
     def add_part(part: Int[Array, ""], total: Array) -> Array:
         start = jnp.minimum(part * size, inner - size)
 
-        def share(weights: Array, axis: int) -> Array:
-            return lax.dynamic_slice_in_dim(weights, start, size, axis)
+        def share(whole: Array, axis: int) -> Array:
+            return lax.dynamic_slice_in_dim(whole, start, size, axis)
 
         # Without an expansion the inner channels are the input's.
-        y = x if not layers[0].depthwise else share(x, 3)
-        for layer, kernel, layer_bias in zip(layers, kernels, biases, strict=True):
-            y = layer.apply_folded(y, share(kernel, 3), share(layer_bias, 0))
+        y = share(x, 3) if layers[0].depthwise else x
+        for layer, kernel, (slope, shift) in zip(layers, kernels, norms, strict=True):
+            y = layer.convolve(y, share(kernel, 3))
+            y = layer.activate((y * share(slope, 0) + share(shift, 0)).astype(y.dtype))
         own = start + jnp.arange(size) >= part * size
-        rows = jnp.where(own[:, None], share(projection, 2), 0).astype(y.dtype)
-        return total + convolve(y, rows, layers=project.layers)
+        return total + project.convolve(y, jnp.where(own[:, None], share(projection, 2), 0))
 
     height, width = (-(-side // math.prod(layer.stride for layer in layers)) for side in x.shape[1:3])
     total = jnp.zeros((x.shape[0], height, width, project.features), jnp.float32)
     # A loop, so that the parts are computed one after the other.
     total = lax.fori_loop(0, -(-inner // size), add_part, total)
-    return project.activate((total + bias).astype(project.dtype))
+    slope, shift = project.inference_norm()
+    return project.activate((total * slope + shift).astype(project.dtype))
 
 
 class ClassicResidual(nn.Module):

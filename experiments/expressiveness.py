@@ -1,0 +1,84 @@
+"""Are a block's capacity and its expressiveness two things? (MobileNetV2, Sec. 3.3, "information flow")
+
+Question: what does the width of the bottlenecks (capacity) buy, what the transformation between them (expressiveness)?
+Command:  python experiments/expressiveness.py
+          with --bottlenecks 0.5 1 2 --inners 0.5 1 2 for the whole grid
+Cost:     COST
+Expect:   EXPECT
+
+A small MobileNetV2 of four blocks, in which the bottlenecks' channels and the inner width of the blocks are set apart from
+each other, each in multiples of the baseline's; t is what follows. Besides, the inner transformation is made linear (no
+ReLU6 inside), or gets a second depthwise layer.
+"""
+
+import dataclasses
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.command import StudyOptions, check_size, create_study, study_command
+from mnv2_jax.ablation.design import Arm, Study
+
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2))
+"""The first rows of the paper's Table 2: (t, c, n, s)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script; --expansion is the baseline's t."""
+
+    bottlenecks: tuple[float, ...] = (0.5, 1)
+    """Channels of the bottlenecks, as multiples of the baseline's."""
+    inners: tuple[float, ...] = (0.5, 1)
+    """Channels inside the blocks, as multiples of the baseline's."""
+    width_multiplier: float = 0.5
+    """Scales the channels of every layer."""
+    evaluations: int = 1
+    """How often a run is evaluated on the validation split, at equal distances."""
+    epochs: int = 1
+    """Passes over the training images."""
+
+
+def create(options: Options) -> Study:
+    """Every combination of widths, and the two other transformations at the baseline's."""
+    for name in ("bottlenecks", "inners"):
+        for value in getattr(options, name):
+            check_size(name, value)
+
+    def settings(bottleneck: float, inner: float) -> dict[str, object]:
+        stages = [(t, round(c * bottleneck), n, s) for t, c, n, s in STAGES]
+        expansion = options.expansion * inner / bottleneck
+        return {"stages": stages, "expansion": expansion, "channel_divisor": 1}
+
+    grid = [(b, i) for b in dict.fromkeys(options.bottlenecks) for i in dict.fromkeys(options.inners)]
+    grid = [(1.0, 1.0), *(each for each in grid if each != (1, 1))]
+    arms = [
+        Arm(
+            "baseline" if (bottleneck, inner) == (1, 1) else f"bottleneck x{bottleneck:g}, inner x{inner:g}",
+            settings(bottleneck, inner),
+            series=f"{bottleneck:g}",
+            value=inner,
+        )
+        for bottleneck, inner in grid
+    ]
+    arms += [
+        Arm("linear", {**settings(1, 1), "transformation": "linear"}),
+        Arm("two depthwise", {**settings(1, 1), "transformation": "two_depthwise"}),
+    ]
+    return create_study(
+        options,
+        experiment="expressiveness",
+        question="What do wider bottlenecks buy, and what a wider or deeper transformation between them?",
+        claim="The block separates the capacity of the network, encoded by the bottlenecks, from its expressiveness, encoded "
+        "by the transformation between them (Sec. 3.3); the paper leaves it at that, without a figure.",
+        arms=arms,
+        figure="grid",
+        axis="inner channels, of the baseline's|bottleneck channels, of the baseline's",
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

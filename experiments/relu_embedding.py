@@ -1,0 +1,371 @@
+"""What does ReLU lose of a curve in the plane that is embedded in n channels? (MobileNetV2, Fig. 1 and Sec. 3.2)
+
+Question: does what is lost fall or rise as the embedding gets wider, and which activations lose?
+Command:  python experiments/relu_embedding.py
+Cost:     about a minute on 2 CPU cores.
+Expect:   behind ReLU a decoder misses 59 % of the curve's variance at n = 1, 25 % at n = 2, 9 % at n = 3, and nothing at n = 15 and 30.
+
+A spiral x is embedded by a random matrix T, put through the activation phi, and brought back. The pictures are Fig. 1's:
+one T for each n, ReLU, the pseudo-inverse of T. Below them, means over many T with 95 % bootstrap intervals (BCa):
+
+- |x' - x| / |x| of the way back by the pseudo-inverse: the median and its exact interval, for at n = 2 there is no mean, where a
+  T that is nearly singular brings images back from far away;
+- points about which phi(Tx) is one to one (Lemma 2); with ReLU Theorem 1 puts their mean at N / 2^n;
+- pairs of points a tenth of the diameter apart or more whose images are nearer than 1 % of what T is expected to put between them;
+- the share of the curve's variance that a decoder recovers at points between those it was fitted to: the best affine one, and
+  a small trained network. A better one may recover more: the share is a lower bound. At n = 15 and 30, where the paper finds what is
+  left "highly non-convex", the affine one is enough: x = ReLU(x) - ReLU(-x), and among so many directions nearly opposite ones are found.
+
+The paper gives neither scale nor seed. Here T has independent standard normal elements, which leaves a value of Tx the standard
+deviation |x|, and the spiral ends at radius 4: ReLU6's upper corner then cuts off some values of the outer turns, and few of all.
+
+Two readings are told apart. The paper's: what ReLU loses falls as n grows beyond the manifold's dimension (Lemma 2, Theorem 1).
+Another one, met in explanations of the paper: nothing is lost where the output has fewer channels than the input.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mnv2_jax import cli
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.names import Activation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUMMARY = "summary.json"
+CONTENTS = (SUMMARY, "figure.png", "figure.svg")
+PHI: tuple[Activation, ...] = ("relu", "relu6", "leaky_relu", "linear")
+MEASURES = {
+    "inverse_error": "pseudo-inverse,\nerror, % (median)",
+    "one_to_one": "points kept\none to one, %",
+    "merged": "pairs\nmade one, %",
+    "affine_share": "affine decoder\nrecovers, %",
+    "decoder_share": "trained decoder\nrecovers, %",
+}
+STATISTIC: dict[str, Literal["mean", "median"]] = {"inverse_error": "median"}
+"""Of those whose mean is not what is told."""
+PICTURE_POINTS = 600
+NOTHING = 0.01
+"""A loss of variance below which nothing is lost."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this script."""
+
+    channels: tuple[int, ...] = (1, 2, 3, 5, 15, 30)
+    """Values of n, the channels of the embedding."""
+    embeddings: int = 200
+    """Random matrices for each n."""
+    decoders: int = 24
+    """For how many of them a decoder is trained, with each activation."""
+    decoder_steps: int = 600
+    """Steps of its training."""
+    points: int = 128
+    """Points of the curve; decoders are fitted to every other one."""
+    turns: float = 2.5
+    """Of the spiral."""
+    radius: float = 4.0
+    """Of the spiral's end."""
+    seed: int = 0
+    """Of the matrices and of the decoders' first weights."""
+    out: Path = Path("runs/relu_embedding")
+    """Folder for the figure and the summary."""
+    overwrite: bool = False
+    """Begin anew in a folder that holds other results."""
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be computed.
+
+    Raises:
+        UserError: names the flag.
+    """
+    channels = options.channels
+    if len(channels) < 2 or list(channels) != sorted(set(channels)) or not 1 <= channels[0] <= channels[-1] <= 256:
+        raise UserError(
+            f"--channels must be two or more numbers from 1 to 256, rising, got {' '.join(map(str, channels))}"
+        )
+    for name, low, high in (("embeddings", 6, 10_000), ("decoder_steps", 1, 100_000), ("points", 16, 1024)):
+        if not low <= getattr(options, name) <= high:
+            raise UserError(f"--{name.replace('_', '-')} must be from {low} to {high}, got {getattr(options, name)}")
+    if not 2 <= options.decoders <= options.embeddings:
+        raise UserError(f"--decoders must be from 2 to --embeddings, {options.embeddings}, got {options.decoders}")
+    for name in ("turns", "radius"):
+        if not 0 < getattr(options, name) < 100:
+            raise UserError(f"--{name} must be greater than 0 and below 100, got {getattr(options, name):g}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to 2^32 - 1, got {options.seed}")
+
+
+def estimate(values: "np.ndarray", statistic: Literal["mean", "median"] = "mean") -> dict[str, Any]:
+    """Mean or median over T, with a 95 % interval: by bootstrap, or by order statistics."""
+    import numpy as np
+    import scipy.stats
+
+    from mnv2_jax.ablation.statistics import mean_interval
+
+    if statistic == "mean":
+        value, (low, high) = np.mean(values), mean_interval(values)
+    else:
+        value = np.median(values)
+        low, high = scipy.stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    return {statistic: float(value), "ci95": [float(low), float(high)], "matrices": len(values)}
+
+
+def compute(options: Options) -> dict[str, Any]:
+    """All numbers: a list of results, one an activation and n, and what is judged by them."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from mnv2_jax.analysis import embedding
+    from mnv2_jax.analysis.invertibility import preserved_fraction
+    from mnv2_jax.models.layers import ACTIVATIONS
+
+    x = embedding.spiral(options.points, options.turns, options.radius)
+    of_matrices, of_decoders = jax.random.split(jax.random.key(options.seed))
+    matrices = embedding.random_embeddings(of_matrices, options.channels, options.embeddings)
+    trained = matrices[:, : options.decoders]
+    images = jnp.stack(
+        [
+            jax.vmap(jax.vmap(lambda matrix, phi=phi: embedding.embed(x, matrix, ACTIVATIONS[phi])))(trained)
+            for phi in PHI
+        ]
+    )
+    # A decoder starts from the same weights behind every activation: they are paired by T.
+    keys = jax.vmap(lambda n: jax.random.split(jax.random.fold_in(of_decoders, n), options.decoders))(
+        jnp.array(options.channels)
+    )
+    keys = jnp.broadcast_to(keys, (len(PHI), *keys.shape))
+    shares = embedding.decoder_shares(
+        x, images.reshape(-1, *images.shape[3:]), keys.reshape(-1), steps=options.decoder_steps
+    )
+    decoded = np.asarray(shares, np.float64).reshape(images.shape[:3])
+
+    results = []
+    for place, (phi, of_phi) in enumerate(zip(PHI, decoded, strict=True)):
+        for n, matrix, share in zip(options.channels, matrices, of_phi, strict=True):
+            measured = embedding.measure(x, matrix, n, place, activations=PHI)
+            found = {name: np.asarray(values, np.float64) for name, values in measured.items()}
+            found["decoder_share"] = share
+            theory = float(preserved_fraction(embedding.DIMENSION, n)) if phi == "relu" else None
+            results.append(
+                {
+                    "activation": phi,
+                    "n": n,
+                    **{name: estimate(found[name], STATISTIC.get(name, "mean")) for name in MEASURES},
+                    "one_to_one_theorem_1": theory,
+                }
+            )
+    relu, linear = decoded[PHI.index("relu")], decoded[PHI.index("linear")]
+    lost = {n: estimate(1 - values) for n, values in zip(options.channels, relu, strict=True)}
+    own = {n: estimate(values) for n, values in zip(options.channels, linear - relu, strict=True)}
+    cut = [float(jnp.mean(jnp.einsum("pd,tnd->tpn", x, matrix[:, :n]) > 6)) for n, matrix in zip(options.channels, matrices, strict=True)]  # fmt: skip
+    return {
+        "curve": {"points": options.points, "turns": options.turns, "radius": options.radius},
+        "matrix": "independent standard normal elements",
+        "apart": f"{embedding.APART:g} of the curve's diameter, or more",
+        "merged": f"images nearer than {embedding.SAME:g} sqrt(n) times the points' distance",
+        "values_above_6": float(np.mean(cut)),
+        "results": results,
+        "reading": judge(lost, own),
+    }
+
+
+def judge(lost: Mapping[int, Mapping[str, Any]], own: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Which reading the numbers bear out.
+
+    Args:
+        lost: for each n, the share of variance that the trained decoder does not recover behind ReLU, mean and interval.
+        own: of it, what it does recover from the same T without ReLU: ReLU's own loss.
+
+    Returns:
+        "holds": "paper" if what is lost falls with n and ReLU loses something where n is below the input's dimension,
+            "no loss in fewer channels" if it is the other way round, else "neither".
+    """
+    from mnv2_jax.analysis.embedding import DIMENSION
+
+    sizes = sorted(lost)
+    first, last = lost[sizes[0]], lost[sizes[-1]]
+    steps = itertools.pairwise(sizes)
+    never_rises = all(lost[wider]["ci95"][0] <= lost[n]["ci95"][1] for n, wider in steps)
+    falls = never_rises and last["ci95"][1] < first["ci95"][0]
+    narrow = [n for n in sizes if n < DIMENSION]
+    lossless = all(own[n]["ci95"][1] < NOTHING for n in narrow) if narrow else None
+    lossy = all(own[n]["ci95"][0] > NOTHING for n in narrow) if narrow else None
+    if falls and lossy is not False:
+        holds = "paper"
+    elif lossless and not falls:
+        holds = "no loss in fewer channels"
+    else:
+        holds = "neither"
+    lose = ", ".join(f"{lost[n]['mean']:.1%} at n = {n}" for n in sizes)
+    sentence = f"The trained decoder misses {lose} of the curve's variance behind ReLU: "
+    sentence += {
+        "paper": "what is lost falls as the embedding grows, as the paper's Lemma 2 and Theorem 1 say",
+        "no loss in fewer channels": "what is lost does not fall as the embedding grows, against the paper's Lemma 2 and Theorem 1",
+        "neither": "that bears out neither the paper's reading nor the one that fewer channels lose nothing",
+    }[holds]
+    most = max(sizes, key=lambda n: own[n]["mean"])
+    sentence += f"; what ReLU costs beyond the projection's own loss is most at n = {most} ({own[most]['mean']:.1%})"
+    for n in narrow:
+        sentence += (
+            f"; in fewer channels than the input's {DIMENSION} (n = {n}) ReLU itself costs {own[n]['mean']:.1%}, "
+        )
+        sentence += "so that “no loss with fewer channels” is wrong" if lossy else "so that “no loss with fewer channels” is not refuted"  # fmt: skip
+    if not narrow:
+        sentence += (
+            f"; no n is below the input's {DIMENSION} dimensions, so that “no loss with fewer channels” is not tried"
+        )
+    return {
+        "holds": holds,
+        "loss_falls_with_n": falls,
+        "relu_loses_in_fewer_channels": lossy,
+        "lost": {str(n): lost[n] for n in sizes},
+        "lost_by_relu_itself": {str(n): own[n] for n in sizes},
+        "sentence": sentence + ".",
+    }
+
+
+def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
+    """The paper's row of pictures, and below it the four statistics against n."""
+    import jax
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from mnv2_jax.analysis import embedding
+    from mnv2_jax.models.layers import ACTIVATIONS
+
+    x = embedding.spiral(PICTURE_POINTS, options.turns, options.radius)
+    of_matrices, _ = jax.random.split(jax.random.key(options.seed))
+    shown = [n for n in options.channels if n >= embedding.DIMENSION][-5:]
+    figure = plt.figure(figsize=(14, 7.6), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.45))
+    upper, lower = halves
+    along = np.linspace(0, 1, PICTURE_POINTS)
+    pictures: Any = upper.subplots(1, len(shown) + 1)
+    titles = ["input", *(f"n = {n}" for n in shown)]
+    matrices = embedding.random_embeddings(of_matrices, options.channels, options.embeddings)
+    curves = [x] + [embedding.bring_back(x, matrices[options.channels.index(n), 0], ACTIVATIONS["relu"]) for n in shown]
+    for axes, title, curve in zip(pictures, titles, map(np.asarray, curves), strict=True):
+        axes.plot(*curve.T, color="0.8", linewidth=0.8, zorder=1)
+        dots = axes.scatter(*curve.T, c=along, cmap="viridis", s=9, linewidths=0, zorder=2)
+        axes.set_title(title, fontsize=11)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    bar = upper.colorbar(dots, ax=list(pictures), aspect=18, pad=0.01, ticks=[0, 1])
+    bar.ax.set_yticklabels(["inner\nend", "outer\nend"], fontsize=9)
+    upper.suptitle("A spiral, embedded in n channels by a random T, ReLU, and brought back by T's pseudo-inverse (Fig. 1)", fontsize=12)  # fmt: skip
+
+    panels: Any = lower.subplots(1, 4)
+    error, kept, merged, share = panels
+    _lines(error, summary, "inverse_error")
+    error.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    error.annotate("x' = x / 2", (options.channels[-1], 0.5), (0, -12), textcoords="offset points", fontsize=9, color="0.3", ha="right")  # fmt: skip
+    error.set(title="Error by the pseudo-inverse (median)", ylabel="|x' − x| / |x|")
+    _lines(kept, summary, "one_to_one")
+    theory = [(each["n"], each["one_to_one_theorem_1"]) for each in summary["results"] if each["activation"] == "relu"]
+    kept.plot(*zip(*theory, strict=True), "x", color="black", markersize=9, label="Theorem 1, ReLU", zorder=4)
+    kept.set(title="Points kept one to one (Lemma 2)", ylabel="share of the curve's points")
+    _lines(merged, summary, "merged")
+    merged.set(title="Pairs of points made one", ylabel="share of the pairs that are apart")
+    _lines(share, summary, "decoder_share")
+    _lines(share, summary, "affine_share", {"markerfacecolor": "white", "linestyle": "none", "elinewidth": 0.8})
+    share.plot([], [], "o", color="0.3", label="trained decoder")
+    share.plot([], [], "o", color="0.3", markerfacecolor="white", label="best affine decoder")
+    share.set(title="Variance that a decoder recovers", ylabel="share, at points not fitted to")
+    share.legend(handles=share.get_lines()[-2:], loc="lower right", frameon=False, fontsize=9)
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.set_xticks(options.channels, [str(n) for n in options.channels])
+        axes.minorticks_off()
+        axes.set_xlabel("n, channels of the embedding")
+        axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.grid(axis="y", color="0.9", linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    lower.legend(*kept.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
+    sizes = f"{options.embeddings} random T for each n ({options.decoders} where a decoder is trained)"
+    lower.suptitle(f"Over {sizes}, with 95 % intervals", fontsize=12)
+    return figure
+
+
+def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping[str, Any] | None = None) -> None:
+    """A line an activation, with intervals."""
+    import numpy as np
+
+    from mnv2_jax.ablation.plots import COLORS, LINES, MARKERS
+
+    for index, phi in enumerate(PHI):
+        rows = [each for each in summary["results"] if each["activation"] == phi]
+        means = np.array([row[name][STATISTIC.get(name, "mean")] for row in rows])
+        bars = np.abs(np.array([row[name]["ci95"] for row in rows]).T - means)
+        style = {"color": COLORS[index], "linestyle": LINES[index], "marker": MARKERS[index], "markersize": 4.5}
+        label = {"relu": "ReLU", "relu6": "ReLU6", "leaky_relu": "leaky ReLU (slope 0.01)", "linear": "linear"}[phi]
+        axes.errorbar(
+            [row["n"] for row in rows], means, yerr=bars, capsize=2, label=label, **{"linewidth": 1.4, **style, **(changed or {})}
+        )  # fmt: skip
+
+
+def show(results: Sequence[Mapping[str, Any]]) -> Any:
+    """The numbers as a table."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table("activation", "n", *MEASURES.values(), box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, each in enumerate(results):
+        cells = []
+        for name in MEASURES:
+            value, low, high = (100 * v for v in (each[name][STATISTIC.get(name, "mean")], *each[name]["ci95"]))
+            cells.append(f"{value:.1f} ({low:.1f}–{high:.1f})")
+        last = index + 1 == len(results) or results[index + 1]["activation"] != each["activation"]
+        table.add_row(each["activation"], str(each["n"]), *cells, end_section=last)
+    return table
+
+
+def main(options: Options) -> None:
+    """Compute, draw, and say which reading holds."""
+    check(options)
+    from mnv2_jax.training.folder import check_folder, claim_folder
+
+    settings = {"experiment": "relu_embedding", "dataset": "spiral", **dataclasses.asdict(options)}
+    settings = {name: value for name, value in settings.items() if name not in ("out", "overwrite")}
+    check_folder(settings, options.out, options.overwrite, "study")
+    claim_folder(settings, options.out, options.overwrite, CONTENTS)
+
+    from mnv2_jax.ablation import plots
+    from mnv2_jax.environment import environment
+    from mnv2_jax.training.metrics import write_atomically
+    from mnv2_jax.training.progress import create_console
+
+    console = create_console()
+    jobs = len(PHI) * len(options.channels)
+    console.print(
+        f"{jobs * options.embeddings:,} embeddings, {jobs * options.decoders:,} decoders to train.", markup=False
+    )
+    found = compute(options)
+    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    summary = {"experiment": "relu_embedding", **found, "command": command, "environment": environment()}
+    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    plots.save(draw(summary, options), options.out)
+    console.print(show(summary["results"]))
+    console.print(summary["reading"]["sentence"], markup=False)
+    for name in ("figure.png", SUMMARY):
+        console.print(str(options.out / name), markup=False)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

@@ -1,0 +1,318 @@
+"""How much of the input can be told from ReLU(Bx)? (MobileNetV2, Appendix A)
+
+Question: do Lemma 2 and Theorem 1 hold when they are tried, and from which width on does each bound of the theorem hold?
+Command:  python experiments/relu_invertibility.py
+Cost:     about a minute on 2 CPU cores.
+Expect:   all 50 points agree with Theorem 1; all examples with Lemma 2; half is lost at m = 2n - 1, and 1.6 % at most at m = 6n.
+
+B is m x n. Theorem 1 says that the fraction N / 2^m of the volume, N = sum_{k=0}^{m-n} C(m, k), is preserved on average, where
+changing the sign of any row of B leaves its distribution as it is; the paper's text calls N / 2^m the collapsed fraction. Here
+it is held against samples of (B, x), Gaussian B and x uniform in the unit ball, of which those are counted whose active rows
+have rank n. The intervals are exact (Clopper and Pearson) and hold together: each is at 1 - 5 % / points (Bonferroni), so that
+the chance that any of a true theorem's points falls outside is 5 % at most.
+
+Lemma 2 is tried on examples, in float64: where its condition holds, least squares on the active rows must give x back; where it does
+not, a second x with the same image is looked for in the null space of the active rows. Half of the matrices have rows that
+repeat each other, so that there may be n active rows and yet no n independent ones.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnv2_jax import cli
+from mnv2_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUMMARY = "summary.json"
+CONTENTS = (SUMMARY, "figure.png", "figure.svg")
+FAMILY = 0.05
+"""Chance that a true theorem disagrees at any point."""
+EXPANSION = 6
+"""The paper's t (Sec. 3.4)."""
+LARGEST = 512
+"""The m up to which bounds are checked."""
+EXACT = 1e-6
+"""Of the length of x: by how much less least squares must be off, and by how much more a second x must differ."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this script."""
+
+    n: tuple[int, ...] = (1, 2, 3, 5, 8)
+    """Dimensions of the input, columns of B."""
+    m: tuple[int, ...] = (1, 2, 3, 5, 8, 12, 16, 24, 32, 40)
+    """Channels, rows of B."""
+    samples: int = 20_000
+    """Pairs of B and x for each n and m."""
+    examples: int = 2_000
+    """Pairs on which Lemma 2 is tried."""
+    seed: int = 0
+    """Of the samples."""
+    out: Path = Path("runs/relu_invertibility")
+    """Folder for the figure and the summary."""
+    overwrite: bool = False
+    """Begin anew in a folder that holds other results."""
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be computed.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for name, most in (("n", 16), ("m", 128)):
+        values = getattr(options, name)
+        if not values or list(values) != sorted(set(values)) or not 1 <= values[0] <= values[-1] <= most:
+            raise UserError(
+                f"--{name} must be numbers from 1 to {most}, rising, got {' '.join(map(str, values)) or 'none'}"
+            )
+    for name, low, high in (("samples", 100, 1_000_000), ("examples", 10, 100_000)):
+        if not low <= getattr(options, name) <= high:
+            raise UserError(f"--{name} must be from {low} to {high}, got {getattr(options, name)}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to 2^32 - 1, got {options.seed}")
+
+
+def try_theorem(options: Options) -> list[dict[str, Any]]:
+    """A result for each n and m: what was counted, its interval, and whether Theorem 1 lies in it."""
+    import jax
+    import scipy.stats
+
+    from mnv2_jax.analysis.invertibility import BOUNDS, bounds_hold, count_preserved, preserved_fraction
+
+    confidence = 1 - FAMILY / (len(options.n) * len(options.m))
+    results = []
+    for n in options.n:
+        for m in options.m:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(options.seed), n), m)
+            count = int(count_preserved(key, m, n=n, rows=max(options.m), samples=options.samples))
+            interval = scipy.stats.binomtest(count, options.samples).proportion_ci(confidence, method="exact")
+            low, high = float(interval.low), float(interval.high)
+            theory = preserved_fraction(n, m)
+            results.append(
+                {
+                    "n": n,
+                    "m": m,
+                    "theorem_1": float(theory),
+                    "theorem_1_exact": f"{theory.numerator}/{theory.denominator}",
+                    "preserved": count / options.samples,
+                    "interval": [low, high],
+                    "agrees": low <= theory <= high,
+                    # Whether the samples would have told the theorem from its neighbours.
+                    "refutes_n_plus_1": not low <= preserved_fraction(n + 1, m) <= high,
+                    "bounds": {
+                        name: {"value": bound(n, m), "holds": holds}
+                        for (name, bound), holds in zip(BOUNDS.items(), bounds_hold(n, m), strict=True)
+                    },
+                }
+            )
+    return results
+
+
+def check_bounds(options: Options) -> list[dict[str, Any]]:
+    """For each n, the m from which on each bound of Theorem 1 holds, up to LARGEST; in integers."""
+    from mnv2_jax.analysis.invertibility import bounds_hold, holds_from, third_follows
+
+    found = []
+    for n in options.n:
+        holds = {m: (*bounds_hold(n, m), third_follows(n, m)) for m in range(1, LARGEST + 1)}
+        names = ("first", "second", "third", "third_follows_from_second")
+        from_m = {name: holds_from({m: each[place] for m, each in holds.items()}) for place, name in enumerate(names)}
+        found.append({"n": n, "holds_from_m": from_m})
+    return found
+
+
+def try_lemma(options: Options) -> dict[str, Any]:
+    """Lemma 2, both ways, on random examples."""
+    import numpy as np
+
+    from mnv2_jax.analysis.invertibility import another_solution, is_determined, recover, relu_image
+
+    random = np.random.default_rng(options.seed)
+    recovered, errors, found, distances, changes, dependent = 0, [0.0], 0, [], [0.0], 0
+    for index in range(options.examples):
+        n = int(random.choice(options.n))
+        # Where ReLU decides: with m near 2n, half of the x are determined.
+        m = int(random.integers(1, 3 * n + 2))
+        matrix = random.standard_normal((m, n))
+        if index % 2:
+            # Rows that are multiples of others, of either sign.
+            matrix = matrix[random.integers(0, (m + 1) // 2, m)] * random.standard_normal((m, 1))
+        x = random.standard_normal(n)
+        image, length = relu_image(matrix, x), float(np.linalg.norm(x))
+        if is_determined(matrix, image):
+            error = float(np.linalg.norm(recover(matrix, image) - x)) / length
+            errors.append(error)
+            recovered += error <= EXACT
+        else:
+            dependent += int(np.count_nonzero(image) >= n)
+            other = another_solution(matrix, x)
+            change = float(np.abs(relu_image(matrix, other) - image).max())
+            distances.append(float(np.linalg.norm(other - x)) / length)
+            changes.append(change)
+            found += change <= 1e-9 * length and distances[-1] > EXACT
+    return {
+        "examples": options.examples,
+        "determined": len(errors) - 1,
+        "recovered": recovered,
+        "largest_relative_error": max(errors),
+        "undetermined": len(distances),
+        "undetermined_with_n_active_rows": dependent,
+        "second_x_found": found,
+        "largest_change_of_image": max(changes),
+        "smallest_relative_distance": min(distances, default=None),
+    }
+
+
+def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
+    """Preserved against m; what collapses, with the theorem's bounds; and against m / n."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from mnv2_jax.ablation.plots import COLORS, LINES, MARKERS
+    from mnv2_jax.analysis.invertibility import BOUNDS, preserved_fraction
+
+    figure, (kept, lost, ratio) = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
+    widths = np.arange(1, max(options.m) + 1)
+    floor = 1e-6
+    first, second, third = BOUNDS.values()
+    for index, n in enumerate(options.n):
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        rows = [row for row in summary["results"] if row["n"] == n]
+        places, values = [row["m"] for row in rows], np.array([row["preserved"] for row in rows])
+        low, high = np.array([row["interval"] for row in rows]).T
+        theory = np.array([float(preserved_fraction(n, int(m))) for m in widths])
+        dots = {"fmt": marker, "color": color, "markersize": 5, "capsize": 2, "elinewidth": 1}
+        line = {"color": color, "linewidth": 1.3, "linestyle": LINES[index % len(LINES)]}
+        kept.plot(widths, theory, **line)
+        kept.errorbar(places, values, yerr=np.abs([values - low, high - values]), label=f"n = {n}", **dots)
+        if n in (options.n[0], options.n[len(options.n) // 2], options.n[-1]):
+            # Three at most: each has three lines. Below m = n everything collapses.
+            own = range(n, max(*options.m, n) + 1)
+            exact = [float(1 - preserved_fraction(n, m)) for m in own]
+            lost.plot(own, exact, color=color, linewidth=1.8)
+            place = next((place for place, value in enumerate(exact) if value < 3e-2), len(own) - 1)
+            lost.annotate(f"n = {n}", (own[place], exact[place]), (-3, -3), textcoords="offset points", color=color, ha="right", va="top", fontsize=10, bbox=dict(color="white", pad=1))  # fmt: skip
+            for bound, style in ((first, "--"), (second, ":")):
+                lost.plot(own, [1 - bound(n, m) for m in own], color=color, linewidth=1.2, linestyle=style)
+        wide = np.arange(1, 12 * n + 1)
+        ratio.plot(wide / n, [float(1 - preserved_fraction(n, int(m))) for m in wide], **line)
+        # What the samples cannot tell from 0 has no place on a logarithmic axis.
+        seen = [row for row in rows if row["preserved"] < 1 and row["m"] <= 12 * n]
+        gone = np.array([1 - row["preserved"] for row in seen])
+        bars = np.array(
+            [[row["interval"][1] - row["preserved"], row["preserved"] - row["interval"][0]] for row in seen]
+        )
+        ratio.errorbar([row["m"] / n for row in seen], gone, yerr=bars.reshape(-1, 2).T, **dots)
+    kept.plot([], [], "-", color="0.3", label="N / 2$^m$, Theorem 1")
+    kept.errorbar([], [], yerr=[], fmt="o", color="0.3", capsize=2, label=f"of {options.samples:,} samples, interval")
+    kept.set(
+        title="Preserved fraction of the volume", xlabel="m, channels", ylabel="preserved fraction", ylim=(-0.02, 1.02)
+    )
+    kept.legend(frameon=False, fontsize=9, loc="lower right")
+    lost.plot(widths, [1 - third(1, int(m)) for m in widths], color="0.6", linewidth=3, linestyle=(0, (6, 2)), zorder=1)
+    for style, label in (("-", "1 − N / 2$^m$"), ("--", "m$^{n+1}$ / (2$^m$ n!)"), (":", "2$^{(n+1) \\log_2 m - m}$")):
+        lost.plot([], [], color="0.3", linestyle=style, label=label)
+    lost.plot([], [], color="0.6", linewidth=3, linestyle=(0, (6, 2)), label="2$^{-m/2}$, for large m")
+    lost.set(title="Collapsed fraction and the theorem's bounds", xlabel="m, channels", ylabel="collapsed fraction")
+    lost.legend(fontsize=9, loc="lower left", framealpha=1, edgecolor="white")
+    ratio.axvline(EXPANSION, color="0.4", linewidth=1, linestyle=":")
+    ratio.annotate(f"t = {EXPANSION}", (EXPANSION, 1), (4, -12), textcoords="offset points", fontsize=10, color="0.3")
+    ratio.set(title="Collapsed fraction against the expansion", xlabel="m / n, channels a dimension", ylabel="collapsed fraction", xlim=(0, 12.2))  # fmt: skip
+    for axes in (lost, ratio):
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 2)
+    for axes in (kept, lost, ratio):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="0.92", linewidth=0.7)
+        axes.set_axisbelow(True)
+    agree = sum(row["agrees"] for row in summary["results"])
+    figure.suptitle(f"ReLU(Bx), B m x n: Theorem 1 of Appendix A agrees with samples at {agree} of {len(summary['results'])} points (95 % together)", fontsize=12)  # fmt: skip
+    return figure
+
+
+def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
+    """Preserved fractions, of the samples and by Theorem 1, a row an n."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table("preserved, %", *(f"m={m}" for m in options.m), box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for n in options.n:
+        rows = [row for row in results if row["n"] == n]
+        table.add_row(f"n={n}, Theorem 1", *(f"{100 * row['theorem_1']:.2f}" for row in rows))
+        mark = {True: "", False: "!"}
+        table.add_row(
+            "samples", *(f"{100 * row['preserved']:.2f}{mark[row['agrees']]}" for row in rows), end_section=True
+        )
+    return table
+
+
+def main(options: Options) -> None:
+    """Try both, draw, and print."""
+    check(options)
+    from mnv2_jax.training.folder import check_folder, claim_folder
+
+    settings = {"experiment": "relu_invertibility", "dataset": "gaussian", **dataclasses.asdict(options)}
+    settings = {name: value for name, value in settings.items() if name not in ("out", "overwrite")}
+    check_folder(settings, options.out, options.overwrite, "study")
+    claim_folder(settings, options.out, options.overwrite, CONTENTS)
+
+    from mnv2_jax.ablation import plots
+    from mnv2_jax.environment import environment
+    from mnv2_jax.training.metrics import write_atomically
+    from mnv2_jax.training.progress import create_console
+
+    console = create_console()
+    lemma, results, bounds = try_lemma(options), try_theorem(options), check_bounds(options)
+    agree, tell = (sum(row[name] for row in results) for name in ("agrees", "refutes_n_plus_1"))
+    summary = {
+        "experiment": "relu_invertibility",
+        "samples": options.samples,
+        "family_wise_confidence": 1 - FAMILY,
+        "points": len(results),
+        "points_that_agree": agree,
+        "points_that_refute_n_plus_1": tell,
+        "N / 2^m": "the preserved fraction; the paper's text says collapsed",
+        "results": results,
+        "bounds_checked_up_to_m": LARGEST,
+        "bounds": bounds,
+        "lemma_2": lemma,
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
+        "environment": environment(),
+    }
+    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    plots.save(draw(summary, options), options.out)
+    console.print(show(results, options))
+    console.print(
+        f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {agree} of {len(results)} points; "
+        f"with n + 1 in place of n it would be refuted at {tell}.",
+        markup=False,
+    )
+    for row in bounds:
+        holds = row["holds_from_m"]
+        texts = {name: f"from m = {m} on" if m else f"not by m = {LARGEST}" for name, m in holds.items()}
+        console.print(
+            f"n = {row['n']}: the first bound holds {texts['first']}, the second {texts['second']}, the third {texts['third']}; "
+            f"it follows from the second {texts['third_follows_from_second']}.",
+            markup=False,
+        )
+    console.print(
+        f"Lemma 2: x came back in {lemma['recovered']:,} of {lemma['determined']:,} examples where it should; a second x with the "
+        f"same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where there should be one.",
+        markup=False,
+    )
+    for name in ("figure.png", SUMMARY):
+        console.print(str(options.out / name), markup=False)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)

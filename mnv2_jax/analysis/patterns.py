@@ -1,0 +1,431 @@
+"""How many channels are active behind each ReLU6, and where a block's expansion can be inverted (Appendix A, Fig. 7).
+
+A block expands a bottleneck of n channels to m = t n, and ReLU6 sets some of them to a constant. What is left determines the
+bottleneck where at least n channels keep their value and their rows of the expansion are linearly independent (Lemma 2). The
+lemma is about ReLU, which keeps what is positive; ReLU6 also loses what reaches 6, so that here a channel keeps its value where
+it is strictly between 0 and 6. The paper's figure counts positive channels: both are counted.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mnv2_jax.data.batch import Batch
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.classifier import ImageClassifier
+from mnv2_jax.models.layers import CONVENTIONS
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.training.parallel import SEED, create_mesh, place, trace_program
+from mnv2_jax.training.step import Learner, init_state
+
+CEILINGS = {"relu6": 6.0, "relu": math.inf}
+"""From where on an activation no longer keeps a value."""
+
+RANK_IMAGES = 64
+"""Images at one position of each of which the rank is computed; see `measure`."""
+
+# What the words of the paper's finding are taken to mean, in shares of a layer's channels.
+HALF = 0.1
+"""About half: the mean over layers is no further from 1/2 than this."""
+TIGHT = 0.1
+"""A tight spread: the mean over layers of the standard deviation over images and positions is no more than this."""
+UNCHANGED = 0.1
+"""An unchanged mean: the layers' means differ by no more than this, on average over layers."""
+MUCH = 2.0
+"""A spread that is much larger: the standard deviation has become at least so many times what it was."""
+EXCEPTIONS = 2
+"""All but two layers stay above the threshold."""
+
+
+# --- What is counted --------------------------------------------------------------------------------------
+
+
+class Counts(NamedTuple):
+    """Channels at every position: those that are positive, and those whose value the activation has kept."""
+
+    positive: Int[Array | np.ndarray, "n h w"]
+    kept: Int[Array | np.ndarray, "n h w"]
+
+
+def count_channels(y: Float[Array, "n h w c"], ceiling: float = 6.0) -> Counts:
+    """Count the channels that are positive, and those strictly between 0 and `ceiling`, at every position."""
+    return Counts(jnp.sum(y > 0, axis=-1), jnp.sum((y > 0) & (y < ceiling), axis=-1))
+
+
+def barely_enough(y: Float[Array, "n h w m"], needed: int, ceiling: float = 6.0) -> Bool[Array, "n m"]:
+    """Which channels keep their value where the fewest do, among an image's positions with `needed` of them.
+
+    That is where their rows are the likeliest to be dependent. An image without such a position gives a row with fewer.
+    """
+    kept = ((y > 0) & (y < ceiling)).reshape(y.shape[0], -1, y.shape[-1])
+    counts = jnp.sum(kept, axis=-1)
+    places = jnp.argmin(jnp.where(counts >= needed, counts, y.shape[-1] + 1), axis=1)
+    return jnp.take_along_axis(kept, places[:, None, None], axis=1)[:, 0]
+
+
+def full_rank(rows: Float[np.ndarray, "n m"], kept: Bool[np.ndarray, "k m"]) -> Bool[np.ndarray, " k"]:
+    """Whether the kept ones of m functionals of n channels determine the channels, to float32's precision.
+
+    Rows set to zero leave the rank as it is, so that all k cases have one shape.
+    """
+    if not len(kept):
+        return np.zeros(0, bool)
+    return np.linalg.matrix_rank(np.where(kept[:, None], rows, 0).astype(np.float32)) == len(rows)
+
+
+# --- The network ------------------------------------------------------------------------------------------
+
+
+def blocks_of(params: Mapping[str, Any]) -> list[str]:
+    """The blocks' names in their order."""
+    return sorted((name for name in params if name.startswith("block_")), key=lambda name: int(name[6:]))
+
+
+def relu_layers(params: Mapping[str, Any]) -> list[str]:
+    """The layers with an activation, in the network's order, as `endpoints` names them."""
+    inner = [
+        f"{block}/{layer}" for block in blocks_of(params) for layer in ("expand", "depthwise") if layer in params[block]
+    ]
+    return ["stem", *inner, "head"]
+
+
+def bottlenecks(params: Mapping[str, Any]) -> dict[str, int]:
+    """n of each block that expands: how many channels it expands."""
+    expanding = [block for block in blocks_of(params) if "expand" in params[block]]
+    return {block: params[block]["expand"]["conv"]["kernel"].shape[2] for block in expanding}
+
+
+def expansion_rows(model: ImageClassifier, variables: Mapping[str, Any], block: str) -> Float[np.ndarray, "n m"]:
+    """A block's expansion as one linear map, batch norm folded in; a column a channel of the expansion."""
+    layer, statistics = variables["params"][block]["expand"], variables["batch_stats"][block]["expand"]
+    epsilon = CONVENTIONS[model.convention].epsilon
+    slope = np.asarray(layer["norm"]["scale"]) / np.sqrt(np.asarray(statistics["norm"]["var"]) + epsilon)
+    return np.asarray(layer["conv"]["kernel"])[0, 0] * slope
+
+
+def check_network(model: ImageClassifier) -> None:
+    """Refuse a network that has nothing to be counted, or where what is counted would mean something else.
+
+    Raises:
+        UserError: says why.
+    """
+    if not isinstance(model, MobileNetV2):
+        raise UserError(f"the network is a {type(model).__name__}; only MobileNetV2's blocks expand a bottleneck")
+    if model.expansion == 1 or all(stage.expansion == 1 for stage in model.stages):
+        raise UserError("the network's expansion is 1: it has no expansions to invert")
+    if model.activation not in CEILINGS:
+        known = " or ".join(CEILINGS)
+        raise UserError(
+            f"the network's activation is {model.activation}: channels are active or not after {known} only"
+        )
+    if model.shortcut == "expansion":
+        raise UserError(
+            "the network's shortcuts join expansions: what its layers put out is a sum of several activations"
+        )
+
+
+def initial_variables(learner: Learner, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
+    """The variables that training with this seed begins with; the statistics of batch norm mean nothing yet."""
+    mesh = create_mesh()
+    runs = {"seed": np.full(1, seed, np.int32)}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), runs)
+
+    # As the training compiles it, so that it is compiled once where a network is trained as well.
+    def init(run):
+        return init_state(run["seed"], learner, image_shape)
+
+    state = trace_program(init, mesh, [SEED], [shapes], once=True)()(place(runs, mesh, SEED))
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)[0]), state.variables())
+
+
+def with_statistics(
+    model: ImageClassifier, variables: Mapping[str, PyTree], batches: Iterable[Batch]
+) -> dict[str, PyTree]:
+    """The variables with batch statistics of these images, in one pass: every batch is normalised by its own, as in training.
+
+    Initial running statistics (mean 0, variance 1) are those of no layer: evaluated with them, a network is another
+    function than the one that is trained. A batch that is not full is left out.
+    """
+    network = model.clone(batch_norm_momentum=0.0, batch_norm_axis=None, dropout_rate=0.0)
+
+    @jax.jit
+    def statistics(variables, images):
+        _, updates = network.apply(variables, images, train=True, method="endpoints", mutable=["batch_stats"])
+        return updates["batch_stats"]
+
+    def pooled(*norms: Mapping[str, Any]) -> dict[str, Any]:
+        """Of batches of one size: means are averaged, variances together with the means' squares."""
+        means, variances = (np.stack([norm[name] for norm in norms]).astype(np.float64) for name in ("mean", "var"))
+        mean = means.mean(axis=0)
+        variance = np.maximum((variances + means**2).mean(axis=0) - mean**2, 0)
+        return {"mean": jnp.asarray(mean, jnp.float32), "var": jnp.asarray(variance, jnp.float32)}
+
+    variables = _on_one_device(variables)
+    found = [jax.device_get(statistics(variables, batch.images)) for batch in batches if np.all(batch.weights)]
+    if not found:
+        raise UserError("there is no full batch of images to take the statistics of batch norm of")
+    stats = jax.tree.map(pooled, *found, is_leaf=lambda node: "mean" in node)
+    return {**variables, "batch_stats": stats}
+
+
+def _on_one_device(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """Wherever they were: so that one program serves them all."""
+    return jax.device_put(jax.device_get(dict(variables)), jax.local_devices()[0])
+
+
+# --- What is measured -------------------------------------------------------------------------------------
+
+
+class Share(NamedTuple):
+    """Of all positions, and of all images."""
+
+    positions: float
+    images: float
+
+
+@dataclasses.dataclass
+class Layer:
+    """One activation: how many positions have 0, 1, ... channels that are positive, and that keep their value."""
+
+    name: str
+    positive: Int[np.ndarray, " counts"]
+    kept: Int[np.ndarray, " counts"]
+
+    @property
+    def channels(self) -> int:
+        """All of them."""
+        return len(self.positive) - 1
+
+    def add(self, counts: Counts) -> None:
+        """Count some more images."""
+        self.positive = self.positive + np.bincount(np.ravel(counts.positive), minlength=self.channels + 1)
+        self.kept = self.kept + np.bincount(np.ravel(counts.kept), minlength=self.channels + 1)
+
+
+class Spread(NamedTuple):
+    """A number of channels over images and positions."""
+
+    minimum: int
+    mean: float
+    maximum: int
+    deviation: float  # standard
+
+    @classmethod
+    def of(cls, histogram: Int[np.ndarray, " counts"]) -> "Spread":
+        """Of how many positions have 0, 1, ... channels."""
+        counts, there = np.arange(len(histogram)), np.flatnonzero(histogram)
+        mean = float(np.average(counts, weights=histogram))
+        deviation = math.sqrt(np.average((counts - mean) ** 2, weights=histogram))
+        return cls(int(there[0]), mean, int(there[-1]), deviation)
+
+
+@dataclasses.dataclass
+class Block:
+    """The expansion of one block: where it can be inverted on its bottleneck.
+
+    Attributes:
+        name: of the block.
+        bottleneck: channels that are expanded, n.
+        channels: to how many, m.
+        images, positions: how many were looked at.
+        kept: (positions, images) with n channels or more that keep their value; of an image, at every position.
+        positive: the same for channels that are positive, as in the paper.
+        ranks: (checked, full): at how many positions the rank was computed, and at how many it is n.
+    """
+
+    name: str
+    bottleneck: int
+    channels: int
+    images: int = 0
+    positions: int = 0
+    kept: tuple[int, int] = (0, 0)
+    positive: tuple[int, int] = (0, 0)
+    ranks: tuple[int, int] = (0, 0)
+
+    def add(self, counts: Counts) -> None:
+        """Look at some more images."""
+        enough = Counts(*(np.asarray(each) >= self.bottleneck for each in counts))
+        self.images += len(enough.kept)
+        self.positions += enough.kept.size
+        self.kept, self.positive = (
+            (positions + int(each.sum()), images + int(each.all(axis=(1, 2)).sum()))
+            for each, (positions, images) in ((enough.kept, self.kept), (enough.positive, self.positive))
+        )
+
+    def share(self, kind: str = "kept") -> Share:
+        """Where it can be inverted, as far as numbers tell: by what is "kept", or by what is "positive"."""
+        positions, images = getattr(self, kind)
+        return Share(positions / self.positions, images / self.images)
+
+
+class Patterns(NamedTuple):
+    """What was counted in a network."""
+
+    layers: list[Layer]
+    blocks: list[Block]
+
+    def expansions(self) -> list[tuple[Block, Layer]]:
+        """The blocks that expand, each with its expansion."""
+        layers = {layer.name: layer for layer in self.layers}
+        return [(block, layers[f"{block.name}/expand"]) for block in self.blocks]
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers and fractions by layer, shares by block."""
+        layers = {}
+        for layer in self.layers:
+            positive, kept = Spread.of(layer.positive)._asdict(), Spread.of(layer.kept)._asdict()
+            fractions = {name: value / layer.channels for name, value in positive.items()}
+            own = {"positive": positive, "positive_fraction": fractions, "kept": kept}
+            layers[layer.name] = {"channels": layer.channels, **own}
+        blocks = {
+            block.name: {
+                "bottleneck": block.bottleneck,
+                "channels": block.channels,
+                "invertible": block.share()._asdict(),
+                "invertible_by_positive": block.share("positive")._asdict(),
+                "rank": {"checked": block.ranks[0], "full": block.ranks[1]},
+            }
+            for block in self.blocks
+        }
+        return {"layers": layers, "blocks": blocks}
+
+
+Counter = Callable[[Mapping[str, PyTree], Any], tuple[dict[str, Counts], dict[str, Array]]]
+
+
+def create_counter(model: ImageClassifier) -> Counter:
+    """The compiled function from variables and images to the counts of every layer, and of every expansion `barely_enough`."""
+    ceiling = CEILINGS[model.activation]
+
+    @jax.jit
+    def count(variables, images):
+        ends: Any = model.apply(variables, images, method="endpoints")
+        params = variables["params"]
+        counts = {name: count_channels(ends[name], ceiling) for name in relu_layers(params)}
+        barely = {
+            block: barely_enough(ends[f"{block}/expand"], needed, ceiling)
+            for block, needed in bottlenecks(params).items()
+        }
+        return counts, barely
+
+    return count
+
+
+def measure(
+    model: ImageClassifier, variables: Mapping[str, PyTree], batches: Iterable[Batch], counter: Counter | None = None
+) -> Patterns:
+    """Count the channels of every layer over all positions of all images.
+
+    The rank costs a singular value decomposition, so it is sampled: in each of the first `RANK_IMAGES` images at one
+    position, where the fewest channels keep their value of all positions where enough do.
+
+    Args:
+        model: a network that `check_network` lets pass.
+        variables: its "params" and "batch_stats".
+        batches: all of one size; images of weight 0 do not count.
+        counter: `create_counter(model)`, where several networks share it.
+    """
+    counter, variables = counter or create_counter(model), _on_one_device(variables)
+    params = variables["params"]
+    needed = bottlenecks(params)
+    rows = {block: expansion_rows(model, variables, block) for block in needed}
+    blocks = {block: Block(block, *rows[block].shape) for block in needed}
+    layers: dict[str, Layer] = {}
+    for batch in batches:
+        counts, barely = jax.device_get(counter(variables, batch.images))
+        valid = np.asarray(batch.weights) > 0
+        for name in relu_layers(params):
+            own = Counts(*(each[valid] for each in counts[name]))
+            if name not in layers:
+                zeros = np.zeros(_channels(params, name) + 1, np.int64)
+                layers[name] = Layer(name, zeros, zeros)
+            layers[name].add(own)
+            block = blocks.get(name.removesuffix("/expand"))
+            if block is not None:
+                left = max(0, RANK_IMAGES - block.images)
+                block.add(own)
+                kept = barely[block.name][valid][:left]
+                full = full_rank(rows[block.name], kept[kept.sum(axis=1) >= block.bottleneck])
+                block.ranks = block.ranks[0] + len(full), block.ranks[1] + int(full.sum())
+    return Patterns(list(layers.values()), list(blocks.values()))
+
+
+def _channels(params: Mapping[str, Any], name: str) -> int:
+    """Of a layer, by its name among the endpoints."""
+    layer: Any = params
+    for part in name.split("/"):
+        layer = layer[part]
+    return layer["conv"]["kernel"].shape[-1]
+
+
+# --- What the paper found ---------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """A statement of the paper's, what was measured of it, and whether that agrees."""
+
+    statement: str
+    agrees: bool
+    measured: dict[str, Any]
+
+
+def _fractions(patterns: Patterns) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
+    """Mean and standard deviation of each layer's share of positive channels."""
+    spreads = [(Spread.of(layer.positive), layer.channels) for layer in patterns.layers]
+    means = np.array([spread.mean / channels for spread, channels in spreads])
+    return means, np.array([spread.deviation / channels for spread, channels in spreads])
+
+
+def below_threshold(patterns: Patterns, kind: str = "positive") -> list[str]:
+    """The expansions that fall below their threshold, one channel for each of the bottleneck's, at some position."""
+    return [
+        layer.name
+        for block, layer in patterns.expansions()
+        if Spread.of(getattr(layer, kind)).minimum < block.bottleneck
+    ]
+
+
+def compare(before: Patterns, after: Patterns) -> Sequence[Finding]:
+    """What the paper says of Fig. 7 (Appendix A), beside what was measured before and after training.
+
+    The constants above say what its words are taken to mean.
+    """
+    (start, start_spread), (end, end_spread) = _fractions(before), _fractions(after)
+    mean, tight = float(start.mean()), float(start_spread.mean())
+    change, growth = float(np.abs(end - start).mean()), float(end_spread.mean() / max(tight, 1e-9))
+    below = below_threshold(after)
+    return [
+        Finding(
+            "before training about half of the channels are positive, with a tight spread",
+            abs(mean - 0.5) <= HALF and tight <= TIGHT,
+            {"mean_fraction": mean, "standard_deviation": tight},
+        ),
+        Finding(
+            "after training the mean is unchanged and the spread much larger",
+            change <= UNCHANGED and growth >= MUCH,
+            {
+                "mean_unchanged": change <= UNCHANGED,
+                "spread_much_larger": growth >= MUCH,
+                "mean_fraction": float(end.mean()),
+                "mean_change_of_a_layer": change,
+                "standard_deviation": float(end_spread.mean()),
+                "times_the_spread_before": growth,
+            },
+        ),
+        Finding(
+            "after training all but two layers stay above the threshold",
+            len(below) <= EXCEPTIONS,
+            {
+                "expansions": len(after.blocks),
+                "below": below,
+                "below_by_kept": below_threshold(after, "kept"),
+                "below_before": below_threshold(before),
+            },
+        ),
+    ]

@@ -1,0 +1,194 @@
+"""Appendix A: Theorem 1 against samples, and Lemma 2 both ways."""
+
+import importlib.util
+import itertools
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from mnv2_jax import cli
+from mnv2_jax.analysis import invertibility
+from mnv2_jax.analysis.invertibility import (
+    BOUNDS,
+    another_solution,
+    bounds_hold,
+    count_preserved,
+    holds_from,
+    is_determined,
+    preserved_fraction,
+    recover,
+    relu_image,
+    third_follows,
+)
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "relu_invertibility.py"
+TINY = {"n": (1, 2), "m": (2, 3), "samples": 2000, "examples": 40}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("relu_invertibility", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclass looks its module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fractions_that_a_person_can_count():
+    # One dimension, two channels: only where both are cut off nothing is left, one sign pattern of four.
+    assert preserved_fraction(1, 2) == Fraction(3, 4)
+    # Two dimensions, three channels: two or three of them must be active, four patterns of eight.
+    assert preserved_fraction(2, 3) == Fraction(1, 2)
+    assert preserved_fraction(3, 3) == Fraction(1, 8)
+    assert preserved_fraction(3, 2) == 0
+    for n in range(1, 9):
+        assert preserved_fraction(n, 2 * n - 1) == Fraction(1, 2)
+    with pytest.raises(ValueError, match="got m=1 and n=0"):
+        preserved_fraction(0, 1)
+
+
+def test_a_count_over_all_sign_patterns():
+    for n, m in itertools.product((1, 2, 4), (1, 3, 6)):
+        kept = sum(sum(signs) >= n for signs in itertools.product((0, 1), repeat=m))
+        assert preserved_fraction(n, m) == Fraction(kept, 2**m)
+
+
+def test_samples_agree_and_would_tell_a_wrong_formula():
+    points = [(1, 2), (1, 5), (2, 3), (2, 8), (2, 2), (1, 3)]
+    caught = 0
+    for n, m in points:
+        count = int(count_preserved(jax.random.key(10 * n + m), m, n=n, rows=8, samples=5000))
+        interval = scipy.stats.binomtest(count, 5000).proportion_ci(1 - 0.01 / len(points), method="exact")
+        assert interval.low <= preserved_fraction(n, m) <= interval.high, (n, m)
+        assert not interval.low <= preserved_fraction(n + 1, m) <= interval.high, (n, m)
+        # What the paper's text says: that it is the collapsed fraction. At one half both are the same.
+        caught += not interval.low <= 1 - preserved_fraction(n, m) <= interval.high
+    assert caught == len(points) - 1
+
+
+def test_rows_behind_the_last_are_left_out():
+    key = jax.random.key(0)
+    assert count_preserved(key, 1, n=2, rows=4, samples=500) == 0
+    assert 0 < count_preserved(key, 2, n=2, rows=4, samples=500) < 250
+
+
+def test_bounds_in_integers_agree_with_those_in_floats():
+    for n, m in itertools.product((1, 2, 3, 5), range(1, 41)):
+        exact = float(preserved_fraction(n, m))
+        for bound, holds in zip(BOUNDS.values(), bounds_hold(n, m), strict=True):
+            assert holds == (exact >= bound(n, m) - 1e-12), (n, m)
+
+
+def test_from_which_width_on_the_bounds_hold():
+    for n in (1, 2, 3, 5, 8):
+        # The first two hold wherever there is something to bound.
+        assert all(bounds_hold(n, m)[:2] == (True, True) for m in range(n, 200))
+    assert [holds_from({m: bounds_hold(n, m)[2] for m in range(1, 200)}) for n in (1, 2, 3, 5, 8)] == [1, 6, 14, 30, 57]
+    # (n + 1) log2 m <= m / 2; at m = 16 and n = 1 it is an equality.
+    assert [holds_from({m: third_follows(n, m) for m in range(1, 200)}) for n in (1, 2, 8)] == [16, 30, 126]
+    assert holds_from({1: True, 2: False}) is None
+
+
+def test_lemma_2_where_x_is_determined():
+    random, tried = np.random.default_rng(0), 0
+    for _ in range(100):
+        matrix, x = random.standard_normal((8, 3)), random.standard_normal(3)
+        image = relu_image(matrix, x)
+        if is_determined(matrix, image):
+            np.testing.assert_allclose(recover(matrix, image), x, rtol=0, atol=1e-9)
+            with pytest.raises(ValueError, match="there is no other"):
+                another_solution(matrix, x)
+            tried += 1
+    assert 60 < tried < 100
+
+
+def test_lemma_2_where_x_is_not_determined():
+    random, tried = np.random.default_rng(1), 0
+    for _ in range(100):
+        matrix, x = random.standard_normal((4, 3)), random.standard_normal(3)
+        image = relu_image(matrix, x)
+        if not is_determined(matrix, image):
+            other = another_solution(matrix, x)
+            np.testing.assert_allclose(relu_image(matrix, other), image, rtol=0, atol=1e-12)
+            assert np.linalg.norm(other - x) > 1e-3
+            with pytest.raises(ValueError, match="do not determine x"):
+                recover(matrix, image)
+            tried += 1
+    assert 50 < tried < 100
+
+
+def test_lemma_2_asks_for_independent_rows_not_for_many():
+    matrix, x = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, -1.0]]), np.array([1.0, 1.0])
+    image = relu_image(matrix, x)
+    assert np.count_nonzero(image) == 3
+    assert not is_determined(matrix, image)
+    other = another_solution(matrix, x)
+    assert other[0] == 1
+    assert other[1] > 0
+    assert other[1] != 1
+
+
+def test_the_exception_to_lemma_2_has_no_volume():
+    """Both elements of Bx are exactly 0: no other x has that image, though no element of it is non-zero."""
+    matrix = np.array([[1.0], [-1.0]])
+    assert not is_determined(matrix, relu_image(matrix, np.zeros(1)))
+    assert all(relu_image(matrix, np.array([x])).any() for x in (-1e-9, 1e-9))
+    with pytest.raises(ValueError, match="an element of Bx is 0"):
+        another_solution(matrix, np.zeros(1))
+
+
+def test_the_script_twice_gives_the_same(script, tmp_path, capsys):
+    options = script.Options(**TINY, out=tmp_path)
+    script.main(options)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "summary.json", "figure.png", "figure.svg"}
+    again = {
+        "results": script.try_theorem(options),
+        "bounds": script.check_bounds(options),
+        "lemma_2": script.try_lemma(options),
+    }
+    assert {name: summary[name] for name in again} == again
+    assert summary["points"] == summary["points_that_agree"] == 4
+    assert summary["results"][3]["theorem_1_exact"] == "1/2"
+    lemma = summary["lemma_2"]
+    assert lemma["determined"] == lemma["recovered"] > 0
+    assert lemma["undetermined"] == lemma["second_x_found"] > 0
+    assert {"experiment", "environment", "command"} <= summary.keys()
+    assert "agrees with the samples at 4 of 4 points" in capsys.readouterr().out
+
+
+def test_a_wrong_theorem_is_seen(script, monkeypatch):
+    monkeypatch.setattr(invertibility, "preserved_fraction", lambda n, m: preserved_fraction(n + 1, m))
+    results = script.try_theorem(script.Options(n=(1, 2), m=(2, 3), samples=2000))
+    assert not any(row["agrees"] for row in results)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--n", "0"], "--n must be numbers from 1 to 16, rising, got 0"),
+        (["--m", "3", "2"], "--m must be numbers from 1 to 128, rising, got 3 2"),
+        (["--samples", "1"], "--samples must be from 100 to 1000000, got 1"),
+        (["--examples", "0"], "--examples must be from 10 to 100000, got 0"),
+        (["--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1"),
+        (["--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
+    ],
+)
+def test_bad_input_is_one_line(script, capsys, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "silence_libraries", lambda: None)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(script.main, script.Options, "", arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,254 @@
+"""What is counted behind an activation, and where an expansion can be inverted."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnv2_jax import cli
+from mnv2_jax.analysis import patterns
+from mnv2_jax.data.batch import Batch
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.create import create_model
+from mnv2_jax.models.mobilenet_v2 import Stage
+from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.run import Run
+from mnv2_jax.training.step import Learner
+from mnv2_jax.weights.load import Weights, save_weights
+from mnv2_jax.weights.mapping import variable_shapes
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "activation_patterns.py"
+TINY = {"width_multiplier": 0.1, "stages": (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2)), "expansion": 2.0}
+"""A block without an expansion, and one that expands 8 channels to 16."""
+
+
+def batches(count=40, size=20, side=8):
+    """Noise, of which the last batch is not full."""
+    images = np.random.default_rng(0).normal(size=(count, side, side, 1)).astype(np.float32)
+    for start in range(0, count, size):
+        weights = np.ones(size, np.float32)
+        if start + size == count:
+            weights[-3:] = 0
+        yield Batch(images[start : start + size], np.zeros(size, np.int32), weights, np.arange(size))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A tiny network, and its variables before training."""
+    model = create_model("mobilenet_v2", num_classes=10, **TINY)
+    learner = Learner(model, Classification(10), optax.identity())
+    return model, patterns.initial_variables(learner, 0, (8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def counter(network):
+    return patterns.create_counter(network[0])
+
+
+def with_expansion(variables, kernel, bias):
+    """The variables with this map, (8, 16), before the activation of the block that expands."""
+    variables = jax.tree.map(np.asarray, variables)
+    expand = {
+        "conv": {"kernel": np.asarray(kernel, np.float32)[None, None]},
+        "norm": {"scale": np.ones(16, np.float32), "bias": np.full(16, bias, np.float32)},
+    }
+    params = variables["params"]
+    return {**variables, "params": {**params, "block_1": {**params["block_1"], "expand": expand}}}
+
+
+def test_counts_of_known_channels():
+    y = jnp.array([[[[0.0, 1.0, 6.0, 5.9], [0.0, 0.0, 0.0, 6.0]]], [[[1.0, 2.0, 3.0, 4.0], [6.0, 6.0, 6.0, 0.0]]]])
+    counts = patterns.count_channels(y)
+    assert np.array_equal(counts.positive, [[[3, 1]], [[4, 3]]])
+    assert np.array_equal(counts.kept, [[[2, 0]], [[4, 0]]])
+    assert np.array_equal(patterns.count_channels(y, np.inf).kept, counts.positive)
+    layer = patterns.Layer("stem", np.zeros(5, int), np.zeros(5, int))
+    layer.add(counts)
+    assert patterns.Spread.of(layer.positive) == (1, 2.75, 4, pytest.approx(np.std([3, 1, 4, 3])))
+    block = patterns.Block("block_1", 2, 4)
+    block.add(counts)
+    assert (block.share(), block.share("positive")) == ((0.5, 0.0), (0.75, 0.5))
+    # Of the positions with two, the one with the fewest.
+    y = jnp.array([[[[1.0, 1, 1, 0], [0, 0, 0, 1], [6, 0, 1, 1]]]])
+    assert np.array_equal(patterns.barely_enough(y, 2), [[False, False, True, True]])
+
+
+def test_rank_of_what_is_kept():
+    rows = np.array([[1.0, 2, 0], [1, 2, 1]])
+    kept = np.array([[True, True, False], [True, False, True], [True, True, True]])
+    assert patterns.full_rank(rows, kept).tolist() == [False, True, True]
+
+
+def test_before_training_half_of_the_channels_are_positive(network, counter):
+    model, variables = network
+    whole = patterns.with_statistics(model, variables, batches())
+    found = patterns.measure(model, whole, batches(), counter)
+    assert [layer.name for layer in found.layers] == [
+        "stem", "block_0/depthwise", "block_1/expand", "block_1/depthwise", "head"
+    ]  # fmt: skip
+    assert [(block.name, block.bottleneck, block.channels) for block in found.blocks] == [("block_1", 8, 16)]
+    # Padding is not counted.
+    assert found.blocks[0].images == 37
+    for layer in found.layers:
+        assert patterns.Spread.of(layer.positive).mean == pytest.approx(layer.channels / 2, rel=0.2), layer.name
+    # The stem's statistics, taken here directly from the one batch that is full.
+    images = next(batches()).images
+    stem = jax.lax.conv_general_dilated(
+        images,
+        variables["params"]["stem"]["conv"]["kernel"],
+        (2, 2),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    norm = whole["batch_stats"]["stem"]["norm"]
+    np.testing.assert_allclose(norm["mean"], stem.mean((0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(norm["var"], stem.var((0, 1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_expansions_that_can_and_cannot_be_inverted(network, counter):
+    model, variables = network
+    identity = np.eye(8)
+
+    def block(kernel, bias):
+        changed = with_expansion(variables, 1e-3 * np.asarray(kernel), bias)
+        return patterns.measure(model, changed, batches(), counter).blocks[0]
+
+    # Each channel of the bottleneck and its negative: one of the two is positive, and where the bottleneck is 0, both.
+    pairs = block(np.hstack([identity, -identity]), 1e-9)
+    assert (pairs.share(), pairs.ranks) == ((1, 1), (37, 37))
+    # All pass, and all say the same.
+    same = block(np.ones((8, 16)), 3.0)
+    assert (same.share(), same.ranks) == ((1, 1), (37, 0))
+    none = block(np.hstack([identity, identity]), -3.0)
+    assert (none.share(), none.share("positive"), none.ranks) == ((0, 0), (0, 0), (0, 0))
+    # ReLU would invert what ReLU6 cuts off above.
+    cut = block(np.hstack([identity, identity]), 9.0)
+    assert (cut.share(), cut.share("positive")) == ((0, 0), (1, 1))
+
+
+def test_findings_are_computed():
+    def state(expansion, others):
+        def layer(name, counts):
+            histogram = np.bincount(counts, minlength=13)
+            return patterns.Layer(name, histogram, histogram)
+
+        layers = [
+            layer("stem", others),
+            *(layer(f"block_{i}/expand", expansion) for i in range(3)),
+            layer("head", others),
+        ]
+        return patterns.Patterns(layers, [patterns.Block(f"block_{i}", 2, 12) for i in range(3)])
+
+    tight, wide, low = state([6, 6, 5, 7], [6, 6]), state([2, 6, 10], [4, 8]), state([1, 6, 11], [6, 6])
+    assert [finding.agrees for finding in patterns.compare(tight, wide)] == [True, True, True]
+    assert [finding.agrees for finding in patterns.compare(wide, tight)] == [False, False, True]
+    third = patterns.compare(tight, low)[2]
+    assert (third.agrees, third.measured["below"]) == (False, [f"block_{i}/expand" for i in range(3)])
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, digits):
+    """The script with a tiny network to train, its exit code, and what it wrote."""
+    specification = importlib.util.spec_from_file_location("activation_patterns", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+
+    def tiny_run(options, dataset):
+        config = TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=1, images=32)
+        return Run(dataset, {"name": "mobilenet_v2", **TINY}, config, seed=options.seed)
+
+    monkeypatch.setattr(module, "create_run", tiny_run)
+    # These change the process for good.
+    for name in ("silence_libraries", "use_compilation_cache", "leave_absent_tpus_alone"):
+        monkeypatch.setattr(cli, name, lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
+        try:
+            cli.run(module.main, module.Options, module.__doc__, list(flags))
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def test_from_flags_to_files_and_again(script, tmp_path, capsys):
+    assert script("--images", "20") == 0
+    folder = tmp_path / "runs" / "activation_patterns"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "figure.png", "figure.svg", "summary.json", "training"
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {"experiment", "environment", "command", "findings", "before", "after"} <= summary.keys()
+    assert summary["before"]["blocks"]["block_1"]["bottleneck"] == 8
+    assert summary["after"]["layers"]["stem"]["positive"]["minimum"] >= 0
+    assert "after training all but two layers stay above the threshold" in capsys.readouterr().out
+
+    assert script("--images", "20") == 0
+    assert "This run was finished before." in capsys.readouterr().out
+    again = json.loads((folder / "summary.json").read_text())
+    assert again == summary
+
+    assert script("--images", "21") == 2
+    assert "images is 20 there and 21 here" in capsys.readouterr().err
+    # The network that was trained, by its own path: it knows its data set. It began with the same weights.
+    assert script("--weights", str(folder / "training"), "--images", "20", "--out", "other") == 0
+    other = json.loads((tmp_path / "other" / "summary.json").read_text())
+    assert (other["before"], other["after"]) == (summary["before"], summary["after"])
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, capsys):
+    def checkpoint(name, kind, resolution=28, **settings):
+        model = create_model(kind, num_classes=10, **settings)
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 1))
+        save_weights(tmp_path / name, Weights(model, zeros, "test", "keras", resolution, image_channels=1))
+        return name
+
+    (tmp_path / "empty").mkdir()
+    v2 = checkpoint("v2", "mobilenet_v2", **TINY)
+    cases = [
+        (("--weights", "empty", "--dataset", "digits"), "empty"),
+        (("--weights", "nowhere", "--dataset", "digits"), "nowhere does not exist"),
+        (("--weights", v2), "v2 does not say what it was trained on"),
+        (("--weights", v2, "--dataset", "digits", "--images", "500"), "--images must be between 1 and the 454"),
+        (
+            ("--weights", checkpoint("v1", "mobilenet_v1", width_multiplier=0.1), "--dataset", "digits"),
+            "the network is a MobileNetV1",
+        ),
+        (
+            ("--weights", checkpoint("t1", "mobilenet_v2", **{**TINY, "expansion": 1.0}), "--dataset", "digits"),
+            "has no expansions",
+        ),
+        (
+            ("--weights", checkpoint("tanh", "mobilenet_v2", **TINY, activation="tanh"), "--dataset", "digits"),
+            "the network's activation is tanh",
+        ),
+        (
+            ("--weights", checkpoint("small", "mobilenet_v2", 12, **TINY), "--dataset", "digits"),
+            "the images of digits have 28 pixels a side and the network's 12",
+        ),
+        (("--dataset", "imagenette"), "a network is trained here on one of digits"),
+        (("--images", "0"), "--images must be 1 or more"),
+        (("--seed", "-1"), "--seed must be from 0"),
+        (("--width-multiplier", "0"), "--width-multiplier must be greater than 0"),
+    ]
+    for flags, message in cases:
+        assert script(*flags, "--out", "out") == 2, flags
+        errors = capsys.readouterr().err
+        assert message in errors, errors
+        assert errors.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_shortcuts_between_expansions_are_refused():
+    with pytest.raises(UserError, match="sum of several activations"):
+        patterns.check_network(create_model("mobilenet_v2", shortcut="expansion"))
