@@ -51,7 +51,7 @@ def compile_inference(
 
         variables, images = jax.tree.map(put, variables), put(images)
     program = jax.jit(function).lower(variables, images).compile()
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     image_bytes = math.prod(images.shape) * images.dtype.itemsize
     inner = memory.temp_size_in_bytes
     return Compiled(program, image_bytes + memory.output_size_in_bytes + inner, inner)
