@@ -31,6 +31,8 @@ class Options(StudyOptions):
     """Channels inside the blocks, as multiples of the baseline's."""
     width_multiplier: float = 0.5
     """Scales the channels of every layer."""
+    unit_strides: int | None = 0
+    """How many of the first stride-2 layers take stride 1."""
     evaluations: int = 1
     """How often a run is evaluated on the validation split, at equal distances."""
     epochs: int = 1
