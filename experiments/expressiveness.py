@@ -3,8 +3,8 @@
 Question: what does the width of the bottlenecks (capacity) buy, what the transformation between them (expressiveness)?
 Command:  python experiments/expressiveness.py
           with --bottlenecks 0.5 1 2 --inners 0.5 1 2 for the whole grid
-Cost:     COST
-Expect:   EXPECT
+Cost:     48 runs, 79 s on 2 CPU cores, from an empty compilation cache.
+Expect:   on digits, baseline 0.90; half the bottlenecks 0.87, half the inner channels 0.86, both 0.82; linear 0.85.
 
 A small MobileNetV2 of four blocks, in which the bottlenecks' channels and the inner width of the blocks are set apart from
 each other, each in multiples of the baseline's; t is what follows. Besides, the inner transformation is made linear (no

@@ -4,8 +4,8 @@ Question: if a block is computed in parts of its inner channels, one after the o
           take, and are 2 to 5 parts the right number?
 Command:  python experiments/memory_split.py
           with --topology v5e:1x1 for a TPU that is not here as well (pip install -e '.[plan]')
-Cost:     COST
-Expect:   EXPECT
+Cost:     25 s on 2 CPU cores.
+Expect:   the largest block in 5 parts holds 0.21 of what it held between input and output, in some twice the time.
 
 `model.apply(variables, images, split=5)` computes every block of MobileNetV2 so. Memory is what XLA's compiler lays out (the
 input, the output, and what is held between them; weights are left out), of one image in float32. Times are medians of
