@@ -4,8 +4,8 @@ Question: how does accuracy depend on the expansion factor t, at one width and a
 Command:  python experiments/ablate_expansion.py --at width
           python experiments/ablate_expansion.py --at multiply_adds
           with --expansions 0.25 0.5 1 2 3 4 6 8 10 for the whole sweep
-Cost:     28 runs, 211 s (at width) and 234 s (at multiply_adds) on 2 CPU cores, from an empty compilation cache.
-Expect:   on digits, at one width t=6 0.83, t=1 0.78, t=3 0.72, t=0.5 0.38; at equal multiply-adds t=1 0.87.
+Cost:     21 runs, 97 s (at width) on 2 CPU cores, from an empty compilation cache.
+Expect:   on digits, at one width t=6 0.83, t=1 0.78, t=3 0.72 (t=0.5 0.38); at equal multiply-adds t=1 0.87.
 
 The inner width of a block is t times its input's channels, rounded; with t below 1 the block is narrower inside than at its
 ends, which the paper likens to the classic residual block. At one width a larger t also costs more; at equal
