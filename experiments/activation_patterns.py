@@ -17,7 +17,6 @@ one position of each of the first 64 images: where the fewest channels keep thei
 
 import dataclasses
 import itertools
-import json
 import os
 import shlex
 import sys
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mnv2_jax import cli
+from mnv2_jax.analysis.results import name_results, open_results, write_results
 from mnv2_jax.data.names import ResidentName
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.config import TrainConfig
-from mnv2_jax.training.folder import check_folder, claim_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +42,7 @@ if TYPE_CHECKING:
     from mnv2_jax.training.run import Run
     from mnv2_jax.weights.load import Weights
 
-TRAINING, SUMMARY = "training", "summary.json"
-CONTENTS = (TRAINING, SUMMARY, "figure.png", "figure.svg")
+TRAINING = "training"
 BATCH = 32
 """Images at a time, so that memory is bounded whatever their number."""
 
@@ -304,13 +302,11 @@ def main(options: Options) -> None:
     # Only now the slow imports.
     import optax
 
-    from mnv2_jax.ablation import plots
     from mnv2_jax.analysis import patterns
     from mnv2_jax.environment import environment
     from mnv2_jax.tasks.classification import Classification
     from mnv2_jax.training.checkpoint import tree_digest
     from mnv2_jax.training.evaluation import open_weights
-    from mnv2_jax.training.metrics import write_atomically
     from mnv2_jax.training.parallel import check_divides, create_mesh
     from mnv2_jax.training.progress import RunReporter, create_console
     from mnv2_jax.training.run import NETWORK, Execution, create_learner, execute
@@ -340,8 +336,7 @@ def main(options: Options) -> None:
     if given is None:
         check_divides(run.training.batch_size, 1, create_mesh())
     data = open_images(options, dataset, given)
-    check_folder(settings, options.out, options.overwrite, "study")
-    claim_folder(settings, options.out, options.overwrite, CONTENTS)
+    open_results(settings, options.out, options.overwrite, [TRAINING])
 
     trained: dict[str, Any] = {}
     if given is None:
@@ -369,25 +364,21 @@ def main(options: Options) -> None:
         f"Positive channels after each {model.activation.replace('relu', 'ReLU')} (as Fig. 7 of the paper): {network}"
     )
     columns = [(f"before training (seed {options.seed})", before), ("after training", after)]
-    plots.save(draw(columns, title, kept), options.out)
-    summary = {
+    found = {
         **settings,
         "weights": str(options.weights or options.out / TRAINING / NETWORK),
         "test_accuracy": trained["test"]["accuracy"] if trained else None,
         "findings": [finding._asdict() for finding in findings],
         "before": before.to_json(),
         "after": after.to_json(),
-        "command": command,
-        "environment": environment(),
     }
-    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_results(options.out, found, draw(columns, title, kept))
     console.print()
     console.print(f"{network}; positive: minimum, mean, maximum; invertible ({kept}): positions, images", markup=False)
     console.print(layers_table(before, after))
     for finding in findings:
         console.print(_said(finding), markup=False)
-    for name in ("figure.png", SUMMARY):
-        console.print(str(options.out / name), markup=False)
+    name_results(console, options.out)
 
 
 if __name__ == "__main__":

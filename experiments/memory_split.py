@@ -13,11 +13,8 @@ alternating rounds on this machine.
 """
 
 import dataclasses
-import json
 import math
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,14 +27,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mnv2_jax import cli
+from mnv2_jax.analysis.results import name_results, open_results, settings_of, write_results
 from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.folder import check_folder, claim_folder
-from mnv2_jax.training.metrics import write_atomically
 from mnv2_jax.training.progress import create_console
 
-EXPERIMENT, SUMMARY = "memory_split", "summary.json"
-CONTENTS = (SUMMARY, "figure.png", "figure.svg")
 RECOMMENDED = (2, 5)
 """Parts that the paper takes; with more, it finds, caches are missed."""
 PUBLISHED_KB = {"MobileNetV1": 1600, "MobileNetV2": 400}
@@ -183,9 +177,12 @@ def findings(found: dict[str, Any]) -> list[str]:
             f"output, in {most['time_ratio']:.1f} times the time; that is {saved:.0%} of all that splitting can save."
         )
         fastest = min(sweep[1:], key=lambda row: row["time_ratio"])
-        slower = [
-            row for row in sweep if row["split"] > RECOMMENDED[1] and row["time_ratio"] > 1.1 * most["time_ratio"]
-        ]
+        # From where on every one is.
+        slower: list[dict[str, Any]] = []
+        for row in reversed(sweep):
+            if row["split"] <= RECOMMENDED[1] or row["time_ratio"] <= 1.1 * most["time_ratio"]:
+                break
+            slower.insert(0, row)
         lines.append(
             f"The fastest split is into {fastest['split']} parts ({fastest['time_ratio']:.1f} times the whole block's time); "
             + (
@@ -296,29 +293,14 @@ def main(options: Options) -> None:
             raise UserError(f"{flag} must be numbers of parts from 1 on, got {' '.join(map(str, splits)) or 'none'}")
     if options.rounds < 1:
         raise UserError(f"--rounds must be 1 or more, got {options.rounds}")
-    settings = {"experiment": EXPERIMENT, "dataset": "none", **dataclasses.asdict(options)}
-    settings = {name: value for name, value in settings.items() if name not in ("out", "overwrite")}
-    check_folder(settings, options.out, options.overwrite, "study")
+    open_results(settings_of(options, "memory_split", "none"), options.out, options.overwrite)
     console = create_console()
     found = measure(options, lambda line: console.print(line, markup=False))
-    claim_folder(settings, options.out, options.overwrite, CONTENTS)
-
-    from mnv2_jax.ablation import plots
-    from mnv2_jax.environment import environment
-
     title = (
         f"Memory of inference, one image of {options.resolution} pixels, width {options.width_multiplier:g}, float32"
     )
-    plots.save(draw(found, title), options.out)
-    command = shlex.join(["python", sys.argv[0], *sys.argv[1:]])
-    summary = {
-        "experiment": EXPERIMENT,
-        "findings": findings(found),
-        **found,
-        "command": command,
-        "environment": environment(),
-    }
-    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    summary = {"experiment": "memory_split", "findings": findings(found), **found}
+    write_results(options.out, summary, draw(found, title))
     table = Table("parts", "memory, MB", "formula, MB", "between, of whole", "ms", "time, of whole", box=SIMPLE_HEAD)
     for row in found["sweep"]:
         table.add_row(
@@ -332,8 +314,7 @@ def main(options: Options) -> None:
     console.print(table)
     for line in summary["findings"]:
         console.print(line, markup=False)
-    for name in ("figure.png", SUMMARY):
-        console.print(str(options.out / name), markup=False)
+    name_results(console, options.out)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,6 @@ Another one, met in explanations of the paper: nothing is lost where the output 
 
 import dataclasses
 import itertools
-import json
-import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,8 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SUMMARY = "summary.json"
-CONTENTS = (SUMMARY, "figure.png", "figure.svg")
 PHI: tuple[Activation, ...] = ("relu", "relu6", "leaky_relu", "linear")
 MEASURES = {
     "inverse_error": "pseudo-inverse,\nerror, % (median)",
@@ -339,16 +333,10 @@ def show(results: Sequence[Mapping[str, Any]]) -> Any:
 def main(options: Options) -> None:
     """Compute, draw, and say which reading holds."""
     check(options)
-    from mnv2_jax.training.folder import check_folder, claim_folder
+    from mnv2_jax.analysis.results import name_results, open_results, settings_of, write_results
 
-    settings = {"experiment": "relu_embedding", "dataset": "spiral", **dataclasses.asdict(options)}
-    settings = {name: value for name, value in settings.items() if name not in ("out", "overwrite")}
-    check_folder(settings, options.out, options.overwrite, "study")
-    claim_folder(settings, options.out, options.overwrite, CONTENTS)
+    open_results(settings_of(options, "relu_embedding", "spiral"), options.out, options.overwrite)
 
-    from mnv2_jax.ablation import plots
-    from mnv2_jax.environment import environment
-    from mnv2_jax.training.metrics import write_atomically
     from mnv2_jax.training.progress import create_console
 
     console = create_console()
@@ -356,15 +344,11 @@ def main(options: Options) -> None:
     console.print(
         f"{jobs * options.embeddings:,} embeddings, {jobs * options.decoders:,} decoders to train.", markup=False
     )
-    found = compute(options)
-    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    summary = {"experiment": "relu_embedding", **found, "command": command, "environment": environment()}
-    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    plots.save(draw(summary, options), options.out)
+    summary = {"experiment": "relu_embedding", **compute(options)}
+    write_results(options.out, summary, draw(summary, options))
     console.print(show(summary["results"]))
     console.print(summary["reading"]["sentence"], markup=False)
-    for name in ("figure.png", SUMMARY):
-        console.print(str(options.out / name), markup=False)
+    name_results(console, options.out)
 
 
 if __name__ == "__main__":

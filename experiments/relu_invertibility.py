@@ -17,10 +17,6 @@ repeat each other, so that there may be n active rows and yet no n independent o
 """
 
 import dataclasses
-import json
-import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +27,6 @@ from mnv2_jax.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUMMARY = "summary.json"
-CONTENTS = (SUMMARY, "figure.png", "figure.svg")
 FAMILY = 0.05
 """Chance that a true theorem disagrees at any point."""
 EXPANSION = 6
@@ -259,16 +253,10 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
 def main(options: Options) -> None:
     """Try both, draw, and print."""
     check(options)
-    from mnv2_jax.training.folder import check_folder, claim_folder
+    from mnv2_jax.analysis.results import name_results, open_results, settings_of, write_results
 
-    settings = {"experiment": "relu_invertibility", "dataset": "gaussian", **dataclasses.asdict(options)}
-    settings = {name: value for name, value in settings.items() if name not in ("out", "overwrite")}
-    check_folder(settings, options.out, options.overwrite, "study")
-    claim_folder(settings, options.out, options.overwrite, CONTENTS)
+    open_results(settings_of(options, "relu_invertibility", "gaussian"), options.out, options.overwrite)
 
-    from mnv2_jax.ablation import plots
-    from mnv2_jax.environment import environment
-    from mnv2_jax.training.metrics import write_atomically
     from mnv2_jax.training.progress import create_console
 
     console = create_console()
@@ -286,11 +274,8 @@ def main(options: Options) -> None:
         "bounds_checked_up_to_m": LARGEST,
         "bounds": bounds,
         "lemma_2": lemma,
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "environment": environment(),
     }
-    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    plots.save(draw(summary, options), options.out)
+    write_results(options.out, summary, draw(summary, options))
     console.print(show(results, options))
     console.print(
         f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {agree} of {len(results)} points; "
@@ -310,8 +295,7 @@ def main(options: Options) -> None:
         f"same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where there should be one.",
         markup=False,
     )
-    for name in ("figure.png", SUMMARY):
-        console.print(str(options.out / name), markup=False)
+    name_results(console, options.out)
 
 
 if __name__ == "__main__":
