@@ -2,7 +2,7 @@
 
 Question: does a non-linearity after the projection of every block make the network worse?
 Command:  python experiments/ablate_bottleneck.py --activation relu6
-Cost:     12 runs, 69 to 101 s on 2 CPU cores, compilation included.
+Cost:     12 runs, 64 to 66 s on 2 CPU cores, compilation included.
 Expect:   linear 0.92, relu6 0.63 on the test digits; relu6 worse, p = 0.03 (6 seeds an arm).
 
 What differs between the arms is one function after each bottleneck; the number of weights is the same. Several
