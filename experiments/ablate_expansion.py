@@ -4,7 +4,7 @@ Question: how does accuracy depend on the expansion factor t, at one width and a
 Command:  python experiments/ablate_expansion.py --at width
           python experiments/ablate_expansion.py --at multiply_adds
           with --expansions 0.25 0.5 1 2 3 4 6 8 10 for the whole sweep
-Cost:     21 runs, 97 s (at width) on 2 CPU cores, from an empty compilation cache.
+Cost:     21 runs, 97 s (at width) and 140 s (at multiply_adds) on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, at one width t=6 0.83, t=1 0.78, t=3 0.72 (t=0.5 0.38); at equal multiply-adds t=1 0.87.
 
 The inner width of a block is t times its input's channels, rounded; with t below 1 the block is narrower inside than at its

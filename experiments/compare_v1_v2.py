@@ -2,7 +2,7 @@
 
 Question: at one width multiplier, how do accuracy, parameters, multiply-adds and the memory of each layer compare?
 Command:  python experiments/compare_v1_v2.py
-Cost:     21 runs, 158 s on 2 CPU cores, from an empty compilation cache.
+Cost:     21 runs, 110 s on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, V2 0.83, V1 0.79 at the same width and 0.77 at the same multiply-adds; inconclusive with 7 seeds.
 
 Both at the same width multiplier, as in the paper's Table 4, and MobileNetV1 made narrower until it has no more

@@ -36,6 +36,8 @@ RECOMMENDED = (2, 5)
 """Parts that the paper takes; with more, it finds, caches are missed."""
 PUBLISHED_KB = {"MobileNetV1": 1600, "MobileNetV2": 400}
 """Table 3's last row, for 16-bit values, at width 1 and 224 pixels."""
+TPU_IMAGES = 128
+"""Side by side on a TPU: what a block holds of one image fits into the chip's fast memory, and takes none of HBM."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Options:
     rounds: int = 15
     """How often each program is timed."""
     topology: str | None = None
-    """A TPU slice of one chip to compile the largest block for as well, v5e:1x1 for instance."""
+    """A TPU slice of one chip to compile the largest block for as well, with 128 images; v5e:1x1 for instance."""
     out: Path = Path("runs/memory_split")
     """Folder for the figure and the summary."""
     overwrite: bool = False
@@ -79,7 +81,7 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
     }
     blocks = [unit for unit in units(layer_costs(networks["MobileNetV2"], image_shape)) if len(unit.layers) > 1]
 
-    def block_program(unit: Any, split: int, device: Any = None) -> tuple[Any, tuple[Any, Any]]:
+    def block_program(unit: Any, split: int, device: Any = None, count: int = 1) -> tuple[Any, tuple[Any, Any]]:
         depthwise, project = unit.layers[-2:]
         block = InvertedResidual(
             project.output_shape[-1], project.kernel_shape[2] / unit.input_shape[-1], depthwise.stride
@@ -91,7 +93,7 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
         def apply(variables: Any, images: Any) -> Any:
             return block.apply(variables, images, False, split)
 
-        shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+        shape = jax.ShapeDtypeStruct((count, *unit.input_shape), images.dtype)
         return compile_inference(apply, shapes, shape, device), (variables, images)
 
     def inner(unit: Any) -> int:
@@ -122,7 +124,8 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
         }
         if chip is not None:
             say(f"{largest.name} in {split} parts for {options.topology}")
-            row["tpu_activation_bytes"] = block_program(largest, split, chip)[0].activation_bytes
+            found = block_program(largest, split, chip, TPU_IMAGES)[0]
+            row["tpu_activation_bytes"] = found.activation_bytes / TPU_IMAGES
         sweep.append(row)
 
     say("every block, whole and in 5 parts")
@@ -184,20 +187,23 @@ def findings(found: dict[str, Any]) -> list[str]:
                 break
             slower.insert(0, row)
         lines.append(
-            f"The fastest split is into {fastest['split']} parts ({fastest['time_ratio']:.1f} times the whole block's time); "
+            f"The fastest split is into {fastest['split']} parts ({fastest['time_ratio']:.1f} times the whole block's time)"
             + (
-                f"from {slower[0]['split']} parts on it takes over a tenth longer than in {most['split']}, as the paper says "
+                f"; from {slower[0]['split']} parts on it takes over a tenth longer than in {most['split']}, as the paper says "
                 "of more than 5."
                 if slower
-                else f"more parts than {most['split']} take no longer, other than in the paper."
+                else "."
             )
         )
     lines.append(f"In {finest['split']} parts it takes {finest['time_ratio']:.1f} times the whole block's time.")
     first, second = (found["networks"][name] for name in PUBLISHED_KB)
     split, size = min(second["measured_bytes"].items(), key=lambda item: item[1])
     v1, v2 = (next(iter(network["measured_bytes"].values())) for network in (first, second))
-    parts = f"MobileNetV2 in {split} parts {size / 1e6:.1f} MB" if split != "1" else "splitting does not help"
-    lines.append(f"The whole networks: MobileNetV1 {v1 / 1e6:.1f} MB, MobileNetV2 {v2 / 1e6:.1f} MB; {parts}.")
+    parts = f"; MobileNetV2 in {split} parts {size / 1e6:.1f} MB" if split != "1" else ""
+    lines.append(f"The whole networks: MobileNetV1 {v1 / 1e6:.1f} MB, MobileNetV2 {v2 / 1e6:.1f} MB{parts}.")
+    if "tpu_activation_bytes" in whole:
+        tpu = ", ".join(f"{row['tpu_activation_bytes'] / 1e6:.2f} in {row['split']}" for row in sweep)
+        lines.append(f"On the TPU, MB of HBM an image, {TPU_IMAGES} side by side: {tpu} parts.")
     return lines
 
 
@@ -215,7 +221,7 @@ def draw(found: dict[str, Any], title: str) -> Figure:
         ("formula_bytes", "input, output and one part", "s--", 1),
     ]
     if "tpu_activation_bytes" in sweep[0]:
-        lines.append(("tpu_activation_bytes", "as compiled for the TPU", "D-.", 2))
+        lines.append(("tpu_activation_bytes", "as compiled for the TPU, HBM", "D-.", 2))
     for key, label, style, color in lines:
         memory.plot(splits, [row[key] / 1e6 for row in sweep], style, color=COLORS[color], label=label)
     memory.set(ylabel="memory, MB", title=f"{found['block']}, {found['inner_channels']} channels inside")

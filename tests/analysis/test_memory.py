@@ -81,9 +81,7 @@ def test_bad_input_is_refused_before_anything_is_written(script, tmp_path, flags
 
 @pytest.mark.tpu_compiler
 def test_splitting_saves_memory_on_a_tpu(script, tmp_path):
-    options = script.Options(
-        resolution=64, splits=(1, 5), network_splits=(1,), rounds=1, topology="v5e:1x1", out=tmp_path / "out"
-    )
+    options = script.Options(splits=(1, 5), network_splits=(1,), rounds=1, topology="v5e:1x1", out=tmp_path / "out")
     script.main(options)
     whole, parts = json.loads((tmp_path / "out" / "summary.json").read_text())["sweep"]
-    assert parts["tpu_activation_bytes"] < whole["tpu_activation_bytes"]
+    assert parts["tpu_activation_bytes"] < 0.8 * whole["tpu_activation_bytes"]
