@@ -10,22 +10,25 @@ activations are each compared with nothing: --activation relu6 relu hard_swish.
 """
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
-from mnv2_jax.ablation.design import Arm, PaperResult, Study
+from mnv2_jax.ablation.design import Arm, PaperResult, Study, StudyOptions, create_study
+from mnv2_jax.models.names import ACTIVATIONS
 
 PAPER = {"relu6": PaperResult(difference=-0.006, where="Fig. 6a", how="digitized")}
 
-Activation = Literal["relu6", "relu", "leaky_relu", "elu", "hard_swish", "swish", "tanh"]
+if TYPE_CHECKING:
+    NonLinear = str
+else:
+    NonLinear = Literal[tuple(name for name in ACTIVATIONS if name != "linear")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
     """Flags of this script."""
 
-    activation: tuple[Activation, ...] = ("relu6",)
+    activation: tuple[NonLinear, ...] = ("relu6",)
     """What is put on the bottleneck, each to be compared with nothing (linear)."""
 
 
@@ -47,6 +50,8 @@ def create(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options), label="-".join(dict.fromkeys(options.activation)))
 
 

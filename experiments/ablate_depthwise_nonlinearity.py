@@ -10,20 +10,19 @@ the depthwise convolution, or ReLU does; activations and convolutions are float3
 """
 
 import dataclasses
+from typing import Annotated
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, create_study, study_command
-from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study
+from mnv2_jax.training.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
     """Flags of this script."""
 
-    evaluations: int = 3
-    """How often a run is evaluated on the validation split, at equal distances."""
-    epochs: int = 1
-    """Passes over the training images."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1, evaluations=3)
+    """How parameters change."""
 
 
 def create(options: Options) -> Study:
@@ -44,6 +43,8 @@ def create(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options))
 
 

@@ -13,11 +13,12 @@ multiply-adds (within 2 %) the whole network is made narrower as t grows.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, check_size, create_study, shared_settings, study_command
-from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study, shared_settings
+from mnv2_jax.settings import check_size
+from mnv2_jax.training.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,15 +29,15 @@ class Options(StudyOptions):
     """Values of t, each to be compared with the baseline's."""
     at: Literal["width", "multiply_adds"] = "width"
     """What all arms share: the width multiplier, or the multiply-adds, for which the width is rescaled."""
-    epochs: int = 1
-    """Passes over the training images."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
+    """How parameters change."""
 
 
 def create(options: Options) -> Study:
     """An arm for every t, the baseline's first."""
     for t in options.expansions:
         check_size("expansions", t)
-    base = options.expansion
+    base = options.network.expansion
     arms = [Arm(f"t={base:g}", {"expansion": base}, value=base)]
     others = [t for t in dict.fromkeys(options.expansions) if t != base]
     if options.at == "width":
@@ -44,7 +45,7 @@ def create(options: Options) -> Study:
     else:
         from mnv2_jax.ablation.matching import Matching
 
-        matching = Matching(options.dataset, shared_settings(options))
+        matching = Matching(options.data, shared_settings(options))
         target = matching.cost("multiply_adds", {})
         for t in others:
             matched = matching.match("multiply_adds", target, {"expansion": t})
@@ -71,6 +72,8 @@ def create(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options))
 
 

@@ -15,11 +15,11 @@ parameters, each within 2 %; with a depthwise 3x3 convolution as MobileNetV2's, 
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, create_study, shared_settings, study_command
-from mnv2_jax.ablation.design import Arm, PaperResult, Study
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, PaperResult, Study, StudyOptions, create_study, shared_settings
+from mnv2_jax.training.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,8 @@ class Options(StudyOptions):
     """What the shortcuts join, or the inverted block against the classic one."""
     convolution: tuple[Literal["depthwise", "full"], ...] = ("depthwise",)
     """The 3x3 convolution of the classic block: as MobileNetV2's, as ResNet's, or each."""
-    epochs: int = 1
-    """Passes over the training images."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
+    """How parameters change."""
 
 
 def create(options: Options) -> Study:
@@ -47,9 +47,9 @@ def shortcuts(options: Options) -> Study:
         question="Should shortcuts join the bottlenecks?",
         claim="Yes: between bottlenecks they work better than between expansions, and both better than none (Sec. 3.3, Fig. 6b).",
         arms=[
-            Arm("bottleneck", {"shortcut": "bottleneck"}),
-            Arm("expansion", {"shortcut": "expansion"}, PaperResult(-0.005, "Fig. 6b", "digitized")),
-            Arm("none", {"shortcut": "none"}, PaperResult(-0.015, "Fig. 6b", "digitized")),
+            Arm("bottleneck", {"block": "InvertedResidual"}),
+            Arm("expansion", {"block": "ExpansionShortcut"}, PaperResult(-0.005, "Fig. 6b", "digitized")),
+            Arm("none", {"block": "NoShortcut"}, PaperResult(-0.015, "Fig. 6b", "digitized")),
         ],
     )
 
@@ -58,12 +58,13 @@ def inversion(options: Options) -> Study:
     """The inverted block against the classic one at equal multiply-adds, and at equal parameters."""
     from mnv2_jax.ablation.matching import Matching
 
-    matching = Matching(options.dataset, shared_settings(options))
+    matching = Matching(options.data, shared_settings(options))
     arms = [Arm("inverted")]
     for cost, short in (("multiply_adds", "madds"), ("parameters", "params")):
         target = matching.cost(cost, {})
         for form in dict.fromkeys(options.convolution):
-            settings = {"name": "classic_residual", "reduction": options.expansion, "depthwise": form == "depthwise"}
+            block = {"depthwise": "ClassicResidual", "full": "FullClassicResidual"}[form]
+            settings = {"name": "classic_residual", "reduction": options.network.expansion, "block": block}
             matched = matching.match(cost, target, settings)
             found, what, name = matching.cost(cost, matched), cost.replace("_", "-"), f"classic {form}, {short}"
             note = (
@@ -83,6 +84,8 @@ def inversion(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options))
 
 

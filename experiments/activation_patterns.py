@@ -17,18 +17,16 @@ one position of each of the first 64 images: where the fewest channels keep thei
 
 import dataclasses
 import itertools
-import os
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mnv2_jax import cli
-from mnv2_jax.analysis.results import name_results, open_results, write_results
-from mnv2_jax.data.names import ResidentName
+from mnv2_jax.data.catalog import ResidentName
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.results import command_line, name_results, open_results, write_results
+from mnv2_jax.settings import check_size
+from mnv2_jax.training.config import Execution, Recipe, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +34,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mnv2_jax.analysis.patterns import Finding, Patterns
+    from mnv2_jax.analysis.findings import Finding
+    from mnv2_jax.analysis.patterns import Patterns
     from mnv2_jax.data.batch import Batch
     from mnv2_jax.data.stream import StreamedDataset
-    from mnv2_jax.training.run import Run
-    from mnv2_jax.weights.load import Weights
+    from mnv2_jax.network import Network
 
 TRAINING = "training"
 BATCH = 32
@@ -74,41 +72,36 @@ class Options:
 # --- The network and the images ---------------------------------------------------------------------------
 
 
-def create_run(options: Options, dataset: str) -> "Run":
+def create_run(options: Options, dataset: str) -> Run:
     """The linear arm of ablate_bottleneck.py, as a single run."""
-    from mnv2_jax.training.run import Run
-
     return Run(
         dataset,
         {"name": "mobilenet_v2", "width_multiplier": options.width_multiplier, "expansion": 6.0},
-        TrainConfig(epochs=options.epochs, batch_size=16, learning_rate=0.02, evaluations=2),
+        Recipe(epochs=options.epochs, batch_size=16, learning_rate=0.02, evaluations=2),
         seed=options.seed,
         data_files=options.data_files,
     )
 
 
-def open_images(options: Options, dataset: str, weights: "Weights | None") -> "StreamedDataset":
+def open_images(options: Options, dataset: str, given: "Network | None") -> "StreamedDataset":
     """The test images as the network takes them.
 
     Raises:
         UserError: if there are fewer, or they are of another size than the network's.
     """
     from mnv2_jax.data.catalog import CATALOG
-    from mnv2_jax.data.resident import check_images
+    from mnv2_jax.data.prepare import check_images
     from mnv2_jax.data.stream import load_stream
 
     entry = CATALOG.get(dataset)
-    if weights is not None and entry is not None and entry.source_size and entry.image_size != weights.resolution:
+    if given is not None and entry is not None and entry.source_size and entry.image_size != given.resolution:
         raise UserError(
-            f"the images of {dataset} have {entry.image_size} pixels a side and the network's {weights.resolution}; "
+            f"the images of {dataset} have {entry.image_size} pixels a side and the network's {given.resolution}; "
             "name the data set that it was trained on"
         )
-    data = load_stream(dataset, options.data_files, resolution=weights.resolution if weights else None)
+    data = load_stream(dataset, options.data_files, resolution=given.resolution if given else None)
     check_images("--images", options.images, len(data.sources["test"]), f"{dataset} test")
-    if weights is None:
-        return data
-    shape = (*data.image_shape[:2], weights.image_channels)
-    return dataclasses.replace(data, preprocessing=weights.preprocessing, image_shape=shape)
+    return data if given is None else data.prepared_as(given.preprocessing, given.image_channels)
 
 
 def batches(data: "StreamedDataset", images: int) -> "Iterator[Batch]":
@@ -179,7 +172,7 @@ def _place(name: str, blocks: int) -> float:
 
 def _draw_layers(axes: "Axes", patterns: "Patterns", relative: bool) -> None:
     """Mean, and range from minimum to maximum, of every layer's positive channels."""
-    from mnv2_jax.ablation import plots
+    from mnv2_jax.ablation.figures import COLORS, MARKERS
     from mnv2_jax.analysis.patterns import Spread
 
     count = 1 + max(int(layer.name[6:].split("/")[0]) for layer in patterns.layers if layer.name.startswith("block_"))
@@ -189,7 +182,7 @@ def _draw_layers(axes: "Axes", patterns: "Patterns", relative: bool) -> None:
         places = [_place(layer.name, count) for layer in layers]
         scales = [layer.channels if relative else 1 for layer in layers]
         spreads = [Spread.of(layer.positive) for layer in layers]
-        color, marker = plots.COLORS[index if kind else -1], plots.MARKERS[index]
+        color, marker = COLORS[index if kind else -1], MARKERS[index]
         low, mean, high = (
             [getattr(spread, name) / scale for spread, scale in zip(spreads, scales, strict=True)]
             for name in ("minimum", "mean", "maximum")
@@ -215,20 +208,20 @@ def _draw_layers(axes: "Axes", patterns: "Patterns", relative: bool) -> None:
 
 def _draw_blocks(axes: "Axes", patterns: "Patterns", kept: str) -> None:
     """Shares of positions and of images, by both ways to count."""
-    from mnv2_jax.ablation import plots
+    from mnv2_jax.ablation.figures import COLORS, MARKERS
 
     places = [int(block.name[6:]) for block in patterns.blocks]
     kinds = (("kept", kept), ("positive", "0 < y"))
     for index, unit in enumerate(("positions", "images")):
         for kind, label in kinds:
-            face = plots.COLORS[index] if kind == "kept" else "white"
+            face = COLORS[index] if kind == "kept" else "white"
             axes.plot(
                 [place + (-0.12 if unit == "positions" else 0.12) for place in places],
                 [getattr(block.share(kind), unit) for block in patterns.blocks],
-                color=plots.COLORS[index],
+                color=COLORS[index],
                 linestyle="-" if kind == "kept" else "none",
                 linewidth=1,
-                marker=plots.MARKERS[index],
+                marker=MARKERS[index],
                 markerfacecolor=face,
                 markersize=5 if kind == "kept" else 9,
                 zorder=3 if kind == "kept" else 2,
@@ -291,78 +284,107 @@ def _said(finding: "Finding") -> str:
 # --- The command ------------------------------------------------------------------------------------------
 
 
-def main(options: Options) -> None:
-    """Look at a network before and after it was trained."""
+def check(options: Options) -> None:
+    """Refuse numbers that no run has.
+
+    Raises:
+        UserError: names the flag.
+    """
     if options.images < 1:
         raise UserError(f"--images must be 1 or more, got {options.images}")
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed must be from 0 to below 2^31, got {options.seed}")
-    if not 0 < options.width_multiplier < 100:
-        raise UserError(f"--width-multiplier must be greater than 0 and below 100, got {options.width_multiplier:g}")
-    # Only now the slow imports.
-    import optax
+    check_size("width_multiplier", options.width_multiplier)
 
+
+def open_given(options: Options, console: "Console") -> "tuple[Network | None, str, dict[str, Any]]":
+    """(the network of --weights, the data set, what the results follow from).
+
+    Raises:
+        UserError: if the network or its data cannot be looked at.
+    """
     from mnv2_jax.analysis import patterns
-    from mnv2_jax.environment import environment
-    from mnv2_jax.tasks.classification import Classification
     from mnv2_jax.training.checkpoint import tree_digest
-    from mnv2_jax.training.evaluation import open_weights
-    from mnv2_jax.training.parallel import check_divides, create_mesh
-    from mnv2_jax.training.progress import RunReporter, create_console
-    from mnv2_jax.training.run import NETWORK, Execution, create_learner, execute
-    from mnv2_jax.training.step import Learner
-    from mnv2_jax.weights.load import load_weights
+    from mnv2_jax.training.finetune import open_trained
 
-    command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    console = create_console()
     settings: dict[str, Any] = {"experiment": "activation_patterns", "seed": options.seed, "images": options.images}
-    given = None
     if options.weights is not None:
-        given, known, said = open_weights(options.weights)
+        given, known, said = open_trained(options.weights)
         for line in said:
             console.print(line, markup=False)
         patterns.check_network(given.model)
         dataset = options.dataset or known.get("dataset")
         if dataset is None:
             raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
-        settings |= {"dataset": dataset, "weights_sha256": tree_digest(given.variables)}
-    else:
-        dataset = options.dataset or "digits"
-        if dataset not in get_args(ResidentName):
-            known_sets = ", ".join(get_args(ResidentName))
-            raise UserError(f"a network is trained here on one of {known_sets}, not on {dataset}; or name --weights")
-        settings |= {"dataset": dataset, "width_multiplier": options.width_multiplier, "epochs": options.epochs}
-    run = create_run(options, dataset)
-    if given is None:
-        check_divides(run.training.batch_size, 1, create_mesh())
-    data = open_images(options, dataset, given)
-    open_results(settings, options.out, options.overwrite, [TRAINING])
+        return given, dataset, {**settings, "dataset": dataset, "weights_sha256": tree_digest(given.variables)}
+    dataset = options.dataset or "digits"
+    if dataset not in get_args(ResidentName):
+        known_sets = ", ".join(get_args(ResidentName))
+        raise UserError(f"a network is trained here on one of {known_sets}, not on {dataset}; or name --weights")
+    trained = {"dataset": dataset, "width_multiplier": options.width_multiplier, "epochs": options.epochs}
+    return None, dataset, {**settings, **trained}
+
+
+def measure(
+    options: Options, given: "Network | None", run: Run, data: "StreamedDataset", console: "Console"
+) -> "tuple[Network, dict[str, Any], Patterns, Patterns]":
+    """(network, summary of its training if it was trained here, patterns before and after training)."""
+    import optax
+
+    from mnv2_jax.analysis import patterns
+    from mnv2_jax.environment import environment
+    from mnv2_jax.training.create import create_learner
+    from mnv2_jax.training.devices import Devices
+    from mnv2_jax.training.progress import Reporter
+    from mnv2_jax.training.run import NETWORK, train_run
+    from mnv2_jax.training.step import Learner
+    from mnv2_jax.weights.load import load_weights
 
     trained: dict[str, Any] = {}
     if given is None:
         folder = options.out / TRAINING
-        trained = execute(run, Execution(), folder, RunReporter(console), command=command, environment=environment())
-        weights, learner = load_weights(folder / NETWORK), create_learner(run, data, create_mesh().size)
+        trained = train_run(
+            run, Execution(), folder, Reporter(console), command=command_line(), environment=environment()
+        )
+        network, learner = load_weights(folder / NETWORK), create_learner(run, data, Devices.create().per_run)
     else:
-        weights = given
-        learner = Learner(weights.model, Classification(weights.model.num_classes), optax.identity())
-    model, shape, count = weights.model, data.image_shape, -(-options.images // min(BATCH, options.images))
+        network, learner = given, Learner(given.model, given.task, optax.identity())
+    count = -(-options.images // min(BATCH, options.images))
 
     def stream(what: str) -> Iterator["Batch"]:
         return watched(batches(data, options.images), count, what, console)
 
-    initial = patterns.initial_variables(learner, options.seed, shape)
-    initial = patterns.with_statistics(model, initial, stream("batch statistics before training"))
-    counter = patterns.create_counter(model)
-    before = patterns.measure(model, initial, stream("counting before training"), counter)
-    after = patterns.measure(model, weights.variables, stream("counting after training"), counter)
-    findings = patterns.compare(before, after)
+    initial = patterns.initial_variables(learner, options.seed, data.image_shape)
+    initial = patterns.with_statistics(network.model, initial, stream("batch statistics before training"))
+    counter = patterns.create_counter(network.model)
+    before = patterns.measure(network.model, initial, stream("counting before training"), counter)
+    after = patterns.measure(network.model, network.variables, stream("counting after training"), counter)
+    return network, trained, before, after
 
-    network = f"MobileNetV2 {model.width_multiplier:g}, {options.images} test images of {dataset}"
+
+def main(options: Options) -> None:
+    """Look at a network before and after it was trained."""
+    check(options)
+    # Only now the slow imports.
+    from mnv2_jax.analysis.findings import compare
+    from mnv2_jax.training.devices import Devices
+    from mnv2_jax.training.progress import create_console
+    from mnv2_jax.training.run import NETWORK
+
+    console = create_console()
+    given, dataset, settings = open_given(options, console)
+    run = create_run(options, dataset)
+    if given is None:
+        Devices.create().check_divides(run.training.batch_size, 1)
+    data = open_images(options, dataset, given)
+    open_results(settings, options.out, options.overwrite, [TRAINING])
+    network, trained, before, after = measure(options, given, run, data, console)
+    findings = compare(before, after)
+
+    model: Any = network.model
+    title = f"MobileNetV2 {model.width_multiplier:g}, {options.images} test images of {dataset}"
     kept = "0 < y < 6" if model.activation == "relu6" else "0 < y"
-    title = (
-        f"Positive channels after each {model.activation.replace('relu', 'ReLU')} (as Fig. 7 of the paper): {network}"
-    )
+    activation = model.activation.replace("relu", "ReLU")
     columns = [(f"before training (seed {options.seed})", before), ("after training", after)]
     found = {
         **settings,
@@ -372,9 +394,10 @@ def main(options: Options) -> None:
         "before": before.to_json(),
         "after": after.to_json(),
     }
-    write_results(options.out, found, draw(columns, title, kept))
+    figure = draw(columns, f"Positive channels after each {activation} (as Fig. 7 of the paper): {title}", kept)
+    write_results(options.out, found, figure)
     console.print()
-    console.print(f"{network}; positive: minimum, mean, maximum; invertible ({kept}): positions, images", markup=False)
+    console.print(f"{title}; positive: minimum, mean, maximum; invertible ({kept}): positions, images", markup=False)
     console.print(layers_table(before, after))
     for finding in findings:
         console.print(_said(finding), markup=False)

@@ -60,14 +60,15 @@ def examples(folder: Path) -> list[Path]:
 def ours(folder: Path):
     """Batches of the stream that training reads."""
     from mnv2_jax.data.sources import FolderSource
-    from mnv2_jax.data.stream import RandomCrop, StreamedDataset
+    from mnv2_jax.data.stream import StreamedDataset
+    from mnv2_jax.data.transforms import RandomCrop
 
     source = FolderSource(folder, [(path, 0) for path in examples(folder)])
     dataset = StreamedDataset(
         "bench", ("a", "b"), {"train": source}, (SIZE, SIZE, 3), "tensorflow", RandomCrop(AREA[0], ASPECT), True
     )
-    for pixels, _ in dataset.train_data(BATCH).values(0, 0):
-        yield pixels.images
+    for read, _ in dataset.train_data(BATCH).values(0, 0):
+        yield read.images
 
 
 def tensorflow(folder: Path, fused: bool):

@@ -1,6 +1,6 @@
 """How many images a second does MobileNetV2 train and evaluate, beside PyTorch and Keras on JAX?
 
-Question: how fast is the training engine's step, and how much memory does it take, beside the same step of others?
+Question: how fast is the trainer's step, and how much memory does it take, beside the same step of others?
 Command:  python experiments/bench_throughput.py --peers torch,keras --peer-python peers/bin/python
           where `python3 -m venv peers && peers/bin/pip install torch torchvision keras jax` made that environment.
 Cost:     some minutes on 2 CPU cores, most of them to compile.
@@ -259,7 +259,7 @@ def summarize(rates: dict[str, list[float]]) -> dict[str, Any]:
 def main(options: Options) -> None:
     """Measure, and print."""
     from mnv2_jax.environment import core_count
-    from mnv2_jax.training.metrics import write_atomically
+    from mnv2_jax.results import write_atomically
 
     tasks, pythons = check(options)
     load = os.getloadavg()[0]
@@ -322,8 +322,8 @@ def report(found: dict[str, Any]) -> None:
 
 def draw(found: dict[str, Any], folder: Path) -> None:
     """A panel a task, a bar each: the median, from the smallest to the largest round."""
-    from mnv2_jax.ablation import plots
-    from mnv2_jax.ablation.plots import plt
+    from mnv2_jax.ablation.figures import COLORS, plt
+    from mnv2_jax.results import save_figure
 
     titles = {"ours": "mnv2_jax", "torch": "PyTorch", "keras": "Keras on JAX"}
     hatches = {"ours": "", "torch": "//", "keras": ".."}
@@ -336,7 +336,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     for axes, result in zip(panels.flat, results, strict=True):
         for place, name in enumerate(names):
             rate, (low, high) = result["images_per_second"][name], result["spread"][name]
-            color = plots.COLORS[list(titles).index(name)]
+            color = COLORS[list(titles).index(name)]
             axes.bar(place, rate, 0.62, color=color, edgecolor="white", hatch=hatches[name])
             axes.errorbar(place, rate, [[rate - low], [high - rate]], color="black", capsize=5, linewidth=1.3)
             text = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
@@ -358,7 +358,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
         f"MobileNetV2, {setting(first)}\nmedian, smallest and largest of {rounds}, float32, {found['threads']} threads",
         fontsize=11,
     )
-    plots.save(figure, folder)
+    save_figure(figure, folder)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,26 @@ multiply-adds than MobileNetV2 (within 2 %).
 """
 
 import dataclasses
+from typing import Annotated
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, create_study, shared_settings, study_command
-from mnv2_jax.ablation.design import Arm, PaperResult, Study
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, PaperResult, Study, StudyOptions, create_study, shared_settings
+from mnv2_jax.training.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
     """Flags of this script."""
 
-    epochs: int = 1
-    """Passes over the training images."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
+    """How parameters change."""
 
 
 def create(options: Options) -> Study:
     """MobileNetV2, and MobileNetV1 at the same width and at the same multiply-adds."""
     from mnv2_jax.ablation.matching import Matching
 
-    matching = Matching(options.dataset, shared_settings(options))
+    matching = Matching(options.data, shared_settings(options))
     target = matching.cost("multiply_adds", {})
     matched = matching.match("multiply_adds", target, {"name": "mobilenet_v1"})
     found = matching.cost("multiply_adds", matched)
@@ -53,6 +54,8 @@ def create(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options))
 
 

@@ -12,10 +12,12 @@ ReLU6 inside), or gets a second depthwise layer.
 """
 
 import dataclasses
+from typing import Annotated
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, check_size, create_study, study_command
-from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study
+from mnv2_jax.settings import SharedSettings, check_size
+from mnv2_jax.training.config import Recipe
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2))
 """The first rows of the paper's Table 2: (t, c, n, s)."""
@@ -29,14 +31,10 @@ class Options(StudyOptions):
     """Channels of the bottlenecks, as multiples of the baseline's."""
     inners: tuple[float, ...] = (0.5, 1)
     """Channels inside the blocks, as multiples of the baseline's."""
-    width_multiplier: float = 0.5
-    """Scales the channels of every layer."""
-    unit_strides: int | None = 0
-    """How many of the first stride-2 layers take stride 1."""
-    evaluations: int = 1
-    """How often a run is evaluated on the validation split, at equal distances."""
-    epochs: int = 1
-    """Passes over the training images."""
+    network: Annotated[SharedSettings, Flat] = SharedSettings(width_multiplier=0.5, expansion=6.0, unit_strides=0)
+    """What all networks have in common."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1, evaluations=1)
+    """How parameters change."""
 
 
 def create(options: Options) -> Study:
@@ -47,7 +45,7 @@ def create(options: Options) -> Study:
 
     def settings(bottleneck: float, inner: float) -> dict[str, object]:
         stages = [(t, round(c * bottleneck), n, s) for t, c, n, s in STAGES]
-        expansion = options.expansion * inner / bottleneck
+        expansion = options.network.expansion * inner / bottleneck
         return {"stages": stages, "expansion": expansion, "channel_divisor": 1}
 
     grid = [(b, i) for b in dict.fromkeys(options.bottlenecks) for i in dict.fromkeys(options.inners)]
@@ -62,8 +60,8 @@ def create(options: Options) -> Study:
         for bottleneck, inner in grid
     ]
     arms += [
-        Arm("linear", {**settings(1, 1), "transformation": "linear"}),
-        Arm("two depthwise", {**settings(1, 1), "transformation": "two_depthwise"}),
+        Arm("linear", {**settings(1, 1), "block": "LinearInside"}),
+        Arm("two depthwise", {**settings(1, 1), "block": "TwoDepthwise"}),
     ]
     return create_study(
         options,
@@ -79,6 +77,8 @@ def create(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options))
 
 

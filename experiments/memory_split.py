@@ -27,9 +27,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mnv2_jax import cli
-from mnv2_jax.analysis.results import name_results, open_results, settings_of, write_results
-from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
+from mnv2_jax.results import name_results, open_results, settings_of, write_results
+from mnv2_jax.settings import check_resolution
 from mnv2_jax.training.progress import create_console
 
 RECOMMENDED = (2, 5)
@@ -209,7 +209,7 @@ def findings(found: dict[str, Any]) -> list[str]:
 
 def draw(found: dict[str, Any], title: str) -> Figure:
     """Memory and time against the split; every block; whole networks."""
-    from mnv2_jax.ablation.plots import COLORS
+    from mnv2_jax.ablation.figures import COLORS
 
     figure, panels = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
     sweep = found["sweep"]
@@ -299,7 +299,7 @@ def main(options: Options) -> None:
             raise UserError(f"{flag} must be numbers of parts from 1 on, got {' '.join(map(str, splits)) or 'none'}")
     if options.rounds < 1:
         raise UserError(f"--rounds must be 1 or more, got {options.rounds}")
-    open_results(settings_of(options, "memory_split", "none"), options.out, options.overwrite)
+    open_results(settings_of(options, "memory_split"), options.out, options.overwrite)
     console = create_console()
     found = measure(options, lambda line: console.print(line, markup=False))
     title = (

@@ -22,17 +22,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mnv2_jax import cli
-from mnv2_jax.ablation import plots
 from mnv2_jax.commands import plan
-from mnv2_jax.environment import environment
 from mnv2_jax.errors import UserError
 from mnv2_jax.plan.chips import open_topology
-from mnv2_jax.training.folder import check_folder, claim_folder
-from mnv2_jax.training.metrics import write_atomically
+from mnv2_jax.results import FIGURES, SUMMARY, open_results, settings_of, write_json, write_results
+from mnv2_jax.settings import NetworkSettings
 from mnv2_jax.training.progress import create_console
 
-PLANS, SUMMARY = "plans.json", "summary.json"
-CONTENTS = (PLANS, SUMMARY, "figure.png", "figure.svg")
+PLANS = "plans.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ def main(options: Options) -> None:
         plan.Options(
             topology=topology,
             batch_per_device=options.batch_per_device,
-            width_multiplier=options.width_multiplier,
+            network=NetworkSettings(width_multiplier=options.width_multiplier, dtype="bfloat16"),
             resolution=options.resolution,
         )
         for topology in options.topologies
@@ -112,10 +109,9 @@ def main(options: Options) -> None:
     for each in wanted:
         plan.check(each)
     topologies = [open_topology(name) for name in options.topologies]
-    settings = {"experiment": "plan_scaling", "dataset": "plan", **dataclasses.asdict(options)}
-    settings = {name: value for name, value in settings.items() if name not in ("topologies", "out", "overwrite")}
-    check_folder(settings, options.out, options.overwrite, "study")
-    claim_folder(settings, options.out, options.overwrite, CONTENTS)
+    settings = settings_of(options, "plan_scaling")
+    settings.pop("topologies")  # more of them extend what is there
+    open_results(settings, options.out, options.overwrite, [PLANS])
 
     console = create_console()
     file = options.out / PLANS
@@ -124,7 +120,9 @@ def main(options: Options) -> None:
         for found in done.values():
             figures(found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged, or of another version ({error!r}); --overwrite begins anew") from error
+        raise UserError(
+            f"{file} is damaged, or of another version ({error!r}); --overwrite starts from nothing"
+        ) from error
     for each, topology in zip(wanted, topologies, strict=True):
         if topology.name not in done:
             console.print(f"Compiling for {topology.name}; one to four minutes.", markup=False)
@@ -132,18 +130,16 @@ def main(options: Options) -> None:
             if not found.fits:
                 raise UserError(plan.advice(found))
             done[topology.name] = found.to_json()
-            write_atomically(file, json.dumps(done, indent=2) + "\n")
+            write_json(file, done)
     plans = [done[name] for name in options.topologies]
     title = f"What a chip does in a step: {plans[0]['title']}"
-    plots.save(draw(plans, title), options.out)
     rows = [figures(found) for found in plans]
-    summary = {"experiment": "plan_scaling", "plans": rows, "environment": environment()}
-    write_atomically(options.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_results(options.out, {"experiment": "plan_scaling", "plans": rows}, draw(plans, title))
     table = Table(*rows[0], box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
         table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
-    for name in ("figure.png", SUMMARY, PLANS):
+    for name in (FIGURES[0], SUMMARY, PLANS):
         console.print(str(options.out / name), markup=False)
 
 

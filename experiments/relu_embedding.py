@@ -301,7 +301,7 @@ def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping
     """A line an activation, with intervals."""
     import numpy as np
 
-    from mnv2_jax.ablation.plots import COLORS, LINES, MARKERS
+    from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
 
     for index, phi in enumerate(PHI):
         rows = [each for each in summary["results"] if each["activation"] == phi]
@@ -333,9 +333,9 @@ def show(results: Sequence[Mapping[str, Any]]) -> Any:
 def main(options: Options) -> None:
     """Compute, draw, and say which reading holds."""
     check(options)
-    from mnv2_jax.analysis.results import name_results, open_results, settings_of, write_results
+    from mnv2_jax.results import name_results, open_results, settings_of, write_results
 
-    open_results(settings_of(options, "relu_embedding", "spiral"), options.out, options.overwrite)
+    open_results(settings_of(options, "relu_embedding"), options.out, options.overwrite)
 
     from mnv2_jax.training.progress import create_console
 

@@ -172,7 +172,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     import matplotlib.pyplot as plt
     import numpy as np
 
-    from mnv2_jax.ablation.plots import COLORS, LINES, MARKERS
+    from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
     from mnv2_jax.analysis.invertibility import BOUNDS, preserved_fraction
 
     figure, (kept, lost, ratio) = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
@@ -253,9 +253,9 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
 def main(options: Options) -> None:
     """Try both, draw, and print."""
     check(options)
-    from mnv2_jax.analysis.results import name_results, open_results, settings_of, write_results
+    from mnv2_jax.results import name_results, open_results, settings_of, write_results
 
-    open_results(settings_of(options, "relu_invertibility", "gaussian"), options.out, options.overwrite)
+    open_results(settings_of(options, "relu_invertibility"), options.out, options.overwrite)
 
     from mnv2_jax.training.progress import create_console
 

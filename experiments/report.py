@@ -31,7 +31,7 @@ def main(options: Options) -> None:
     """Make every study's files again, then the page of all."""
     from mnv2_jax.ablation.report import read_study, write_files, write_joined
     from mnv2_jax.errors import UserError
-    from mnv2_jax.training.metrics import write_atomically
+    from mnv2_jax.results import write_atomically
 
     if not options.folders:
         raise UserError("name the folder of a finished study, or several")

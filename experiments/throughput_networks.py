@@ -27,7 +27,7 @@ CLASSES, LEARNING_RATE, MOMENTUM = 1000, 1e-3, 0.9
 
 
 def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The training engine's step, compiled as `mnv2_jax train` compiles it, for one device."""
+    """The trainer's step, compiled as `mnv2_jax train` compiles it, for one device."""
     import functools
 
     import jax
@@ -38,7 +38,7 @@ def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
     from mnv2_jax.data.batch import Batch
     from mnv2_jax.models.mobilenet_v2 import MobileNetV2
     from mnv2_jax.tasks.classification import Classification
-    from mnv2_jax.training import parallel
+    from mnv2_jax.training.devices import DATA, SEED, Devices, Program
     from mnv2_jax.training.step import Learner, TrainState, eval_step, train_step
     from mnv2_jax.weights import mapping
     from mnv2_jax.weights.load import SOURCES as TABLES
@@ -59,17 +59,17 @@ def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
     optimizer_state = jax.tree.map(np.asarray, learner.optimizer.init(variables["params"]))
     state = TrainState(zero, zero, variables["params"], variables["batch_stats"], optimizer_state, None)
 
-    mesh = parallel.create_mesh(1, 1)
-    specs = (parallel.SEED, parallel.DATA)
-    state = parallel.place(jax.tree.map(lambda leaf: np.asarray(leaf)[None], state), mesh, parallel.SEED)
-    arrays = parallel.place(arrays, mesh, parallel.DATA)
+    devices = Devices.create(1, 1)
+    state = devices.put(jax.tree.map(lambda leaf: np.asarray(leaf)[None], state), SEED)
+    arrays = devices.put(arrays, DATA)
     function, donate = (train_step, (0,)) if task == "train" else (eval_step, ())
-    step = parallel.compile_program(functools.partial(function, learner=learner), mesh, specs, (state, arrays), donate)
+    program = Program(functools.partial(function, learner=learner), (SEED, DATA), (state, arrays), donate)
+    step = devices.compile(program)
     while True:
         if task == "train":
             state, sums = jax.block_until_ready(step(state, arrays))
         else:
-            sums = jax.block_until_ready(step(state, arrays))
+            sums, _ = jax.block_until_ready(step(state, arrays))
         yield float(np.asarray(sums["loss"])[0]) / count
 
 

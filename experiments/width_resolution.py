@@ -12,11 +12,13 @@ small images do so at every resolution, as the paper keeps its network for all o
 """
 
 import dataclasses
+from typing import Annotated
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.command import StudyOptions, check_size, create_study, study_command
-from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study, image_size
 from mnv2_jax.errors import UserError
+from mnv2_jax.settings import check_size
+from mnv2_jax.training.config import Recipe
 
 V1, V2 = "MobileNetV1", "MobileNetV2"
 
@@ -44,15 +46,13 @@ class Options(StudyOptions):
     """Width multipliers."""
     resolutions: tuple[int, ...] = (14, 28)
     """Sides of the images in pixels."""
-    epochs: int = 1
-    """Passes over the training images."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
+    """How parameters change."""
 
 
 def create(options: Options) -> Study:
     """An arm for every network, width and resolution; MobileNetV2 as the other flags have it is the baseline."""
-    from mnv2_jax.data.catalog import CATALOG
-
-    full = CATALOG[options.dataset].image_size
+    full = image_size(options.data)
     for width in options.widths:
         check_size("widths", width)
     for resolution in options.resolutions:
@@ -64,7 +64,7 @@ def create(options: Options) -> Study:
         for width in dict.fromkeys(options.widths)
         for resolution in dict.fromkeys(options.resolutions)
     ]
-    baseline = (V2, options.width_multiplier, full)
+    baseline = (V2, options.network.width_multiplier, full)
     grid.sort(key=lambda point: point != baseline)
     if grid[0] != baseline:
         grid.insert(0, baseline)
@@ -91,6 +91,8 @@ def create(options: Options) -> Study:
 
 def main(options: Options) -> None:
     """Compare them."""
+    from mnv2_jax.ablation.study import study_command
+
     study_command(options, create(options))
 
 

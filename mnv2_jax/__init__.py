@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from mnv2_jax.models.mobilenet_v1 import MobileNetV1
     from mnv2_jax.models.mobilenet_v2 import MobileNetV2
     from mnv2_jax.models.strides import unit_strides_for
-    from mnv2_jax.weights.load import Weights, load_weights
+    from mnv2_jax.network import Network
+    from mnv2_jax.weights.load import load_weights
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,7 @@ __all__ = [
     "InvertedResidual",
     "MobileNetV1",
     "MobileNetV2",
-    "Weights",
+    "Network",
     "create_model",
     "list_models",
     "load_weights",
@@ -37,7 +38,7 @@ _MODULES = {
     "InvertedResidual": "models.blocks",
     "MobileNetV1": "models.mobilenet_v1",
     "MobileNetV2": "models.mobilenet_v2",
-    "Weights": "weights.load",
+    "Network": "network",
     "create_model": "models.create",
     "list_models": "models.create",
     "load_weights": "weights.load",

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import platformdirs
 import tyro
 
+from mnv2_jax.environment import is_tpu_host
 from mnv2_jax.errors import Preempted, UserError
 
 Options = TypeVar("Options")
@@ -106,8 +107,6 @@ def _content(path: Path) -> str:
 def leave_absent_tpus_alone() -> None:
     """Where the TPU compiler is installed and no TPU is there, keep JAX from starting one: it takes time and complains."""
     import jax
-
-    from mnv2_jax.training.distributed import is_tpu_host
 
     installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name) is not None}
     if installed == {"libtpu"} and not jax.config.jax_platforms and not is_tpu_host(os.environ):  # type: ignore[attr-defined]

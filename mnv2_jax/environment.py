@@ -3,9 +3,23 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+GOOGLE = "0x1ae0"
+"""The vendor of TPUs on the PCI bus (jax/_src/hardware_utils.py)."""
+
+
+def is_tpu_host(environment: Mapping[str, str], devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether TPUs are plugged in here and meant to be used; their files in /dev differ from kind to kind.
+
+    Google's network cards are taken for TPUs too, which does no harm: nothing tells them of other hosts.
+    """
+    if environment.get("JAX_PLATFORMS", "") not in ("", "tpu"):
+        return False
+    return any(vendor.read_text().strip() == GOOGLE for vendor in devices.glob("*/vendor"))
 
 
 def core_count() -> int:

@@ -8,7 +8,14 @@ import tempfile
 
 # Before JAX starts: CPU whatever else is installed, and eight devices of it.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compiled fast rather than to run fast: most of a test's time is the compiler's.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Commands start themselves anew where this is not set.
 os.environ.setdefault("GLIBC_TUNABLES", "")

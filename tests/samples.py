@@ -67,7 +67,7 @@ def tiny_of(digits):
     """Digits at 12 pixels and few of them: what a network needs to run, not to learn."""
 
     def reduced(examples, count):
-        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.labels[:count])
+        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.targets[:count])
 
     return dataclasses.replace(
         digits,

@@ -2,12 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.models.strides import unit_strides_for
+from mnv2_jax.settings import DataSettings, SharedSettings
+from mnv2_jax.training.config import Recipe, Run
 
-FORMAT = 2
+FORMAT = 3
 """Of a study's folder; another one's is not continued."""
 FigureKind = Literal["arms", "sweep", "tradeoff", "memory", "grid"]
 """How a study is drawn: its arms side by side; against a number; against what they cost; layer by layer; against two numbers."""
@@ -29,6 +35,8 @@ class Arm:
     Attributes:
         name: in files and figures.
         model: what it changes in the study's network, as `create_model` takes it; "name" is another network's.
+        training: what it changes in the study's recipe, by the names of `Recipe`.
+        started: whether it starts from the study's trained weights.
         paper: the paper's own result for it, if there is one.
         resolution: side of its images in pixels; None for the data set's.
         series: arms of one series are joined in figures that draw them against something; a grid's row.
@@ -39,6 +47,8 @@ class Arm:
     name: str
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     paper: PaperResult | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    started: bool = False
     resolution: int | None = None
     series: str = ""
     value: float | None = None
@@ -56,10 +66,13 @@ class Study:
         dataset: name in the catalog.
         arms: the first is the baseline.
         model: settings that all arms share, each as far as its network has it.
-        training: how each run is trained.
+        training: how each run is trained, as far as its arm does not change it.
         seeds: run with seeds 0, 1, ..., seeds - 1.
         train_images: train on the first of the training split only; None for all.
         validation_images: of the learning curves, and of the choice of learning rates; None for the whole split.
+        resolution: side of the images in pixels; None for the data set's own.
+        streamed, data_files: as of a run.
+        weights: trained weights that arms may start from; all arms then have their network.
         tune: choose a learning rate for each arm first, on the validation split.
         figure: how it is drawn.
         axis: what the arms of a sweep differ in, for the figure; of a grid, what its columns and its rows are, "X|Y".
@@ -73,10 +86,14 @@ class Study:
     dataset: str
     arms: tuple[Arm, ...]
     model: Mapping[str, Any]
-    training: TrainConfig
+    training: Recipe
     seeds: int
     train_images: int | None = None
     validation_images: int | None = None
+    resolution: int | None = None
+    streamed: bool | None = None
+    data_files: Path | None = None
+    weights: str | None = None
     tune: bool = False
     figure: FigureKind = "arms"
     axis: str = ""
@@ -87,6 +104,21 @@ class Study:
     def baseline(self) -> Arm:
         """The arm that the others are compared with."""
         return self.arms[0]
+
+    def run(self, arm: Arm, seed: int = 0) -> Run:
+        """A run of an arm; its model's settings as far as the arm and the study say them."""
+        return Run(
+            dataset=self.dataset,
+            model={**self.model, **arm.model},
+            training=dataclasses.replace(self.training, **arm.training),
+            seed=seed,
+            resolution=arm.resolution or self.resolution,
+            train_images=self.train_images,
+            validation_images=self.validation_images,
+            streamed=self.streamed,
+            data_files=self.data_files,
+            weights=self.weights if arm.started else None,
+        )
 
     def with_arms(self, names: Sequence[str]) -> "Study":
         """The study of these arms and the baseline alone.
@@ -114,17 +146,100 @@ def identity(study: Study) -> dict[str, Any]:
         "dataset": study.dataset,
         "train_images": study.train_images,
         "validation_images": study.validation_images,
+        "resolution": study.resolution,
+        "streamed": study.streamed,
+        "weights": study.weights,
         "baseline": study.baseline.name,
         "tune": study.tune,
         **study.model,
         **dataclasses.asdict(study.training),
-        **{f"{ARM}{arm.name}": {**arm.model, "resolution": arm.resolution} for arm in study.arms},
+        **{f"{ARM}{arm.name}": _identity_of_arm(arm) for arm in study.arms},
     }
 
 
-class Run(NamedTuple):
-    """One training: an arm's name, a seed, and a factor of the study's learning rate."""
+def _identity_of_arm(arm: Arm) -> dict[str, Any]:
+    model = {name: value if not isinstance(value, type) else value.__qualname__ for name, value in arm.model.items()}
+    return {**model, **arm.training, "resolution": arm.resolution, "started": arm.started}
 
-    arm: str
-    seed: int
-    rate: float = 1.0
+
+# --- From flags ------------------------------------------------------------------------------------------
+
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02)
+"""Of a study on digits: a minute for two arms. The learning rate warms up, then falls as a cosine to zero."""
+
+Flat = tyro.conf.arg(name="")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Flags of a study. What follows a field is its help."""
+
+    data: Annotated[DataSettings, Flat] = DataSettings()
+    """What to train and test on."""
+    validation_images: int | None = None
+    """Draw learning curves, and choose learning rates, on this many images of the validation split; all if not given."""
+    arms: tuple[str, ...] = ()
+    """Only these arms, besides the baseline; all of them if not given."""
+    seeds: int | None = None
+    """Runs an arm; if not given, the fewest with which p < 0.05 can be reached for every comparison that is made."""
+    tune: bool = False
+    """Choose each arm's learning rate first, of half, once and twice --learning-rate, on the validation split."""
+    network: Annotated[SharedSettings, Flat] = SharedSettings(width_multiplier=0.35, expansion=6.0)
+    """What all networks have in common."""
+    training: Annotated[Recipe, Flat] = RECIPE
+    """How parameters change."""
+    out: Path | None = None
+    """Folder for the results; runs/EXPERIMENT-DATASET if not given."""
+    overwrite: bool = False
+    """Replace the study that --out holds instead of continuing it."""
+
+
+def image_size(data: DataSettings) -> int:
+    """Side in pixels of the images that the flags ask for."""
+    entry = CATALOG.get(data.dataset)
+    return data.resolution or (entry.image_size if entry else 224)
+
+
+def shared_settings(options: StudyOptions) -> dict[str, Any]:
+    """What the networks of all arms have in common, each as far as it has it."""
+    entry, network = CATALOG.get(options.data.dataset), options.network
+    fitting = unit_strides_for(image_size(options.data), entry.source_size if entry else None)
+    return {
+        "width_multiplier": network.width_multiplier,
+        "expansion": network.expansion,
+        "kernels": network.kernels,
+        "unit_strides": fitting if network.unit_strides is None else network.unit_strides,
+    }
+
+
+def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any) -> Study:
+    """The study that the flags describe.
+
+    Args:
+        options: the flags.
+        arms: all arms, the baseline first; the flags may ask for fewer.
+        described: the other attributes of `Study`.
+
+    Raises:
+        UserError: for bad input.
+    """
+    model = shared_settings(options)
+    if "weights" in described:
+        # What is not given, the weights decide.
+        model["unit_strides"] = options.network.unit_strides
+    study = Study(
+        arms=tuple(arms),
+        model=model,
+        training=options.training,
+        seeds=0,
+        validation_images=options.validation_images,
+        tune=options.tune,
+        **options.data.settings(),
+        **described,
+    )
+    if options.arms:
+        study = study.with_arms(options.arms)
+    from mnv2_jax.ablation.statistics import seeds_needed
+
+    seeds = seeds_needed(len(study.arms) - 1) if options.seeds is None else options.seeds
+    return dataclasses.replace(study, seeds=seeds)

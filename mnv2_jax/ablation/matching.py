@@ -4,11 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mnv2_jax.ablation.study import with_shared
-from mnv2_jax.data.catalog import find_entry, image_key, label_key, make_builder
+from mnv2_jax.ablation.arms import with_shared
+from mnv2_jax.ablation.design import image_size
+from mnv2_jax.data.catalog import FOLDER
+from mnv2_jax.data.prepare import image_key, label_key, make_builder
+from mnv2_jax.data.sources import read_folder
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
 from mnv2_jax.models.create import create_model
+from mnv2_jax.settings import DataSettings
 
 Cost = Literal["multiply_adds", "parameters"]
 COUNTS = {"multiply_adds": count_multiply_adds, "parameters": count_parameters}
@@ -21,16 +25,19 @@ class Matching:
     """Finds widths for the images and classes of one data set.
 
     Args:
-        dataset: name in the catalog.
+        data: the flags of it.
         shared: settings that all networks share, as far as they have them, as `create_model` takes them.
     """
 
-    def __init__(self, dataset: str, shared: Mapping[str, Any]):
-        side = find_entry(dataset).image_size
-        builder = make_builder(dataset)
-        features = builder.info.features
-        self._image_shape = (side, side, features[image_key(builder)].shape[-1])
-        self._classes = features[label_key(builder)].num_classes
+    def __init__(self, data: DataSettings, shared: Mapping[str, Any]):
+        side = image_size(data)
+        if data.dataset == FOLDER and data.data_files is not None:
+            channels, self._classes = 3, len(read_folder(data.data_files)[0])
+        else:
+            builder = make_builder(data.dataset)
+            features = builder.info.features
+            channels, self._classes = features[image_key(builder)].shape[-1], features[label_key(builder)].num_classes
+        self._image_shape = (side, side, channels)
         self._shared = shared
 
     def cost(self, cost: Cost, settings: Mapping[str, Any]) -> int:

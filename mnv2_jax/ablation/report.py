@@ -10,11 +10,13 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
-from mnv2_jax.ablation import plots
+from mnv2_jax.ablation import figures
 from mnv2_jax.ablation.statistics import seeds_needed
-from mnv2_jax.ablation.summary import speeds, summarize
+from mnv2_jax.ablation.summary import metric_of, speeds, summarize
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.metrics import Record, read_lines, read_records, write_atomically
+from mnv2_jax.results import read_lines, save_figure, write_atomically
+from mnv2_jax.tasks.task import Metric
+from mnv2_jax.training.metrics import Record, read_records
 
 SUMMARY = [
     "experiment",
@@ -40,15 +42,16 @@ SUMMARY = [
 """What a summary holds besides what is made from the records."""
 
 
-def sentence(comparison: Mapping[str, Any], comparisons: int = 1) -> str:
+def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1) -> str:
     """One comparison of so many in plain words, with its certainty."""
-    points = 100 * comparison["mean_difference"]
-    low, high = (100 * bound for bound in comparison["ci95"])
+    scale = metric.scale
+    points = scale * comparison["mean_difference"]
+    low, high = (scale * bound for bound in comparison["ci95"])
     arm, baseline, n = comparison["arm"], comparison["baseline"], comparison["n"]
     p = f"p = {comparison['p_holm']:.3g}" + (" after Holm's correction" if comparisons > 1 else "")
-    spread = 100 * comparison["baseline_spread"]
+    spread = scale * comparison["baseline_spread"]
     numbers = (
-        f"over {n} pairs of runs {arm} scored {points:+.2f} percentage points against {baseline} "
+        f"over {n} pairs of runs {arm} scored {points:+.2f} {metric.difference_unit} against {baseline} "
         f"(95 % interval {low:+.2f} to {high:+.2f}, {p}; seeds alone spread {baseline} by {spread:.2f})"
     )
     if comparison["verdict"] == "inconclusive":
@@ -59,7 +62,7 @@ def sentence(comparison: Mapping[str, Any], comparisons: int = 1) -> str:
         text = f"{arm} is {comparison['verdict']} than {baseline}: {numbers}."
     paper = comparison["paper"]
     if paper is not None:
-        text += f" The paper's difference on ImageNet is {100 * paper['difference']:+.1f} ({paper['where']}, {paper['how']})."
+        text += f" The paper's difference on ImageNet is {scale * paper['difference']:+.1f} ({paper['where']}, {paper['how']})."
         if comparison["verdict"] != "inconclusive":
             same = (points < 0) == (paper["difference"] < 0)
             text += " The direction is the same." if same else " The direction is the opposite."
@@ -88,7 +91,7 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
 
 def write_files(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> None:
     """Write figure.png, figure.svg and report.html."""
-    plots.save(plots.draw(dict(summary), list(records)), folder)
+    save_figure(figures.draw(dict(summary), list(records)), folder)
     page = _template("report.html.jinja").render(
         studies=[_study(summary, records, folder, 0)], title=summary["question"]
     )
@@ -104,10 +107,11 @@ def write_joined(folders: Sequence[Path], path: Path) -> None:
 
 def _study(summary: Mapping[str, Any], records: Sequence[Record], folder: Path, index: int) -> dict[str, Any]:
     svg = (folder / "figure.svg").read_text()
-    comparisons = summary["comparisons"]
+    comparisons, metric = summary["comparisons"], metric_of(summary)
     return {
         "summary": summary,
-        "sentences": [sentence(comparison, len(comparisons)) for comparison in comparisons],
+        "metric": metric,
+        "sentences": [sentence(comparison, metric, len(comparisons)) for comparison in comparisons],
         # A page holds several figures, whose parts are told apart by their names.
         "svg": _unique(svg[svg.index("<svg") :], f"study-{index}"),
         "speeds": speeds(records, read_lines(folder / "timings.jsonl")),
@@ -132,13 +136,13 @@ def _template(name: str) -> jinja2.Template:
 
 def arms_table(summary: Mapping[str, Any]) -> Table:
     """The study's numbers, an arm a row."""
-    several = len(summary["comparisons"]) > 1
+    several, metric = len(summary["comparisons"]) > 1, metric_of(summary)
     table = Table(title=summary["question"], title_justify="left")
     for column in (
         "arm",
         "parameters",
         "multiply-adds",
-        "test accuracy",
+        f"test {metric.title}",
         "difference",
         "95 % interval",
         "p (Holm)" if several else "p",
@@ -147,12 +151,12 @@ def arms_table(summary: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="left" if column in ("arm", "verdict") else "right")
     comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
     for name, arm in summary["arms"].items():
-        row = [name, f"{arm['parameters']:,}", f"{arm['multiply_adds'] / 1e6:.2f} M", f"{100 * arm['mean']:.2f} %"]
+        row = [name, f"{arm['parameters']:,}", f"{arm['multiply_adds'] / 1e6:.2f} M", metric.format(arm["mean"])]
         if name in comparisons:
             comparison = comparisons[name]
-            low, high = (100 * bound for bound in comparison["ci95"])
+            low, high = (metric.scale * bound for bound in comparison["ci95"])
             row += [
-                f"{100 * comparison['mean_difference']:+.2f}",
+                f"{metric.scale * comparison['mean_difference']:+.2f}",
                 f"{low:+.2f} to {high:+.2f}",
                 f"{comparison['p_holm']:.3g}",
                 comparison["verdict"],

@@ -1,74 +1,322 @@
-"""The networks of a study, and which of its arms share a program."""
+"""Trains a study, and continues where it was stopped.
 
+A study's folder holds `config.json` (what is asked for), `metrics.jsonl` (every record of every run), `tensorboard/`,
+`timings.jsonl` (how long programs took to compile), `tuning.jsonl` (what learning rates were tried), `checkpoints/ARM-SEED`
+(the trained networks), `running/` (the state of runs that are not at their end), and what is made from these alone:
+`summary.json`, `figure.png`, `figure.svg` and `report.html`. A run is finished when its record of the test split is
+there; the same study started again trains only what is not finished, and an unfinished run continues from its last state.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mnv2_jax.ablation.design import Arm, Study
-from mnv2_jax.data.resident import Dataset
-from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.create import MODELS, create_model, setting_names
-from mnv2_jax.tasks.classification import Classification
-from mnv2_jax.training.optimizer import create_optimizer
-from mnv2_jax.training.step import Learner
-from mnv2_jax.weights.load import Weights
+import jax
 
-BASE = "mobilenet_v2"
-"""The network of an arm that names none."""
+from mnv2_jax.ablation import tuning
+from mnv2_jax.ablation.arms import families, learner_of, network_of_arm, trained_network
+from mnv2_jax.ablation.design import ARM, Arm, Study, StudyOptions, identity
+from mnv2_jax.ablation.report import arms_table, write_files
+from mnv2_jax.ablation.summary import describe, summarize
+from mnv2_jax.data.batch import Dataset
+from mnv2_jax.data.catalog import CATALOG
+from mnv2_jax.environment import core_count, environment
+from mnv2_jax.errors import UserError
+from mnv2_jax.network import Network, save_network
+from mnv2_jax.results import (
+    FIGURES,
+    METRICS,
+    SUMMARY,
+    append_line,
+    check_folder,
+    claim_folder,
+    command_line,
+    read_lines,
+    write_json,
+)
+from mnv2_jax.tasks.task import TASKS, Metric
+from mnv2_jax.training.checkpoint import CHECKPOINTS, RunCheckpoints, tree_digest
+from mnv2_jax.training.create import create_dataset
+from mnv2_jax.training.devices import Devices, group_size, run_groups
+from mnv2_jax.training.distributed import watch_for_preemption
+from mnv2_jax.training.finetune import Start, open_trained, with_settings_of
+from mnv2_jax.training.log import Log
+from mnv2_jax.training.metrics import Record, read_records
+from mnv2_jax.training.progress import Reporter, create_console
+from mnv2_jax.training.run import TENSORBOARD, said_in_one_line
+from mnv2_jax.training.step import TrainState
+from mnv2_jax.training.trainer import Member, Trainer, trace_programs
+
+RUNNING, TIMINGS, REPORT = "running", "timings.jsonl", "report.html"
+CONTENTS = (METRICS, TIMINGS, tuning.FILE, SUMMARY, *FIGURES, REPORT, CHECKPOINTS, RUNNING, TENSORBOARD)
+
+SAVE_SECONDS = 60
+"""A group's state is saved where it is evaluated, when the last time was longer ago than this."""
 
 
-def families(study: Study) -> list[tuple[Arm, ...]]:
-    """The arms, those together that one program serves: they differ in what follows the bottlenecks, and in nothing else.
+# --- The command -----------------------------------------------------------------------------------------
 
-    To compile a program takes as long as to train some of a study's runs; to choose between activations, next to nothing.
+
+def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[str, Any]:
+    """Run a study, write all its files, and end with its table; returns the summary.
+
+    `label` ends the name of the study's folder, where it is not given and one script has several.
+
+    Raises:
+        UserError: for bad input, before anything is written.
     """
-    found: dict[str, list[Arm]] = {}
+    name = "-".join(part for part in (study.experiment, study.dataset, label) if part)
+    folder = options.out or Path("runs") / name
+    if study.weights is None:  # else the weights say what the networks are
+        check_folder(identity(study), folder, options.overwrite, "study", extends=ARM)
+    spread_over_cores()
+    console = create_console()
+    entry = CATALOG.get(study.dataset)
+    console.print(f"{study.experiment} on {entry.title if entry else study.dataset}", markup=False)
     for arm in study.arms:
-        rest = {**model_of(study, arm), "resolution": arm.resolution}
-        if "bottleneck_activation" in setting_names(MODELS[rest["name"]]):
-            rest["bottleneck_activation"] = None
-        else:
-            rest["arm"] = arm.name
-        found.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(arm)
-    return [tuple(arms) for arms in found.values()]
-
-
-def with_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's settings, as `create_model` takes them: the shared ones as far as it has them, and its own."""
-    name = own.get("name", BASE)
-    known = setting_names(MODELS[name])
-    return {"name": name, **{key: value for key, value in shared.items() if key in known}, **own}
-
-
-def model_of(study: Study, arm: Arm) -> dict[str, Any]:
-    """The settings of an arm's network."""
-    return with_shared(study.model, arm.model)
-
-
-def create_network(study: Study, arm: Arm, dataset: Dataset) -> ImageClassifier:
-    """The network of an arm."""
-    momentum = study.training.norm_momentum(study.training.steps(dataset.train_images))
-    return create_model(num_classes=dataset.num_classes, batch_norm_momentum=momentum, **model_of(study, arm))
-
-
-def create_learner(study: Study, family: Sequence[Arm], dataset: Dataset) -> Learner:
-    """What the steps of a family need; of several arms, a run chooses its own by its number in the family."""
-    optimizer = create_optimizer(study.training, dataset.train_images)
-    networks = [create_network(study, arm, dataset) for arm in family]
-    network = networks[0]
-    if len(family) > 1:
-        network = network.clone(bottleneck_activation=tuple(each.bottleneck_activation for each in networks))  # type: ignore[attr-defined]
-    return Learner(network, Classification(dataset.num_classes), optimizer, choices=len(family), rated=study.tune)
-
-
-def trained_weights(study: Study, arm: Arm, dataset: Dataset, variables: dict[str, Any]) -> Weights:
-    """A trained network with what it takes to use it on other images."""
-    return Weights(
-        create_network(study, arm, dataset),
-        variables,
-        source=study.experiment,
-        preprocessing=dataset.preprocessing,
-        resolution=dataset.image_shape[0],
-        class_names=dataset.class_names,
-        image_channels=dataset.image_shape[2],
+        if arm.note:
+            console.print(arm.note, markup=False)
+    reporter = Reporter(console)
+    study, start = with_weights(study, reporter)
+    dataset = create_dataset(study.run(study.baseline), start=start)
+    summary, records = run_study(
+        study, dataset, folder, reporter, options.overwrite, command_line(), environment(), start
     )
+    write_files(summary, records, folder)
+    console.print()
+    console.print(arms_table(summary))
+    for name in (FIGURES[0], REPORT, SUMMARY, METRICS):
+        console.print(str(folder / name), markup=False)
+    return summary
+
+
+def spread_over_cores() -> None:
+    """Let JAX see a CPU device a core, where it has not been told how many: runs side by side share a core with none.
+
+    Steps as small as a study's leave half of two cores idle; two at a time take 1.3 times less for each.
+    """
+    told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
+    if not told and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # the devices are there already
+            jax.config.update("jax_num_cpu_devices", core_count())
+
+
+def with_weights(study: Study, reporter: Reporter) -> tuple[Study, Network | None]:
+    """The study with the network of its trained weights in all arms, and that network; of one without weights, None."""
+    if study.weights is None:
+        return study, None
+    start, _, said = open_trained(study.weights)
+    for line in (*said, *start.notes):
+        reporter.say(line)
+    run = with_settings_of(dataclasses.replace(study.run(study.baseline), weights=study.weights), start)
+    shared = {name: value for name, value in run.model.items() if name not in study.baseline.model}
+    return dataclasses.replace(study, model=shared), start
+
+
+def run_study(
+    study: Study,
+    dataset: Dataset,
+    folder: Path,
+    reporter: Reporter,
+    overwrite: bool = False,
+    command: str = "",
+    environment: Mapping[str, Any] | None = None,
+    start: Network | None = None,
+) -> tuple[dict[str, Any], list[Record]]:
+    """Train what is missing and write `summary.json`; returns the summary and all records of its runs.
+
+    Args:
+        study, dataset: what is asked for, and the images.
+        folder: for its files.
+        reporter: the terminal.
+        overwrite: replace another study that the folder holds.
+        command, environment: for the summary.
+        start: trained network of the arms that start from one.
+
+    Raises:
+        UserError: for bad settings or a folder that cannot be used; nothing is written then.
+        Preempted: after SIGTERM, when the running group is saved.
+    """
+    if study.seeds < 2:
+        raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
+    study.training.steps(dataset.train_images)
+    settings = identity(study)
+    if start is not None:
+        settings["weights_sha256"] = tree_digest(start.variables)
+    check_folder(settings, folder, overwrite, "study", extends=ARM)
+    claim_folder(settings, folder, overwrite, CONTENTS, extends=ARM)
+    began = time.perf_counter()
+    with said_in_one_line(folder), watch_for_preemption() as should_stop:
+        try:
+            trained = StudyTrainer(study, dataset, folder, reporter, should_stop, start).train()
+        finally:
+            reporter.stop()
+        names = {arm.name for arm in study.arms}
+        records = [r for r in read_records(folder / METRICS) if r.arm in names and r.seed < study.seeds]
+        tried = read_lines(folder / tuning.FILE)
+        rates = tuning.best_rates(tried, study_metric(study)) if study.tune else None
+        summary = summarize(describe(study, dataset, rates, command, environment or {}), records)
+        write_json(folder / SUMMARY, summary)
+    reporter.say(f"{trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
+    return summary, records
+
+
+# --- The runs --------------------------------------------------------------------------------------------
+
+
+class Family:
+    """Arms that share a program, and what it takes to train them."""
+
+    def __init__(self, owner: "StudyTrainer", arms: tuple[Arm, ...]):
+        self.arms, self.names, self.owner = arms, [arm.name for arm in arms], owner
+        study, whole = owner.study, owner.dataset
+        self.recipe = study.run(next((arm for arm in arms if arm.started), arms[0])).training
+        self.dataset = whole if arms[0].resolution is None else whole.at(arms[0].resolution)  # type: ignore[attr-defined]
+        shared = self.dataset.train_data(self.recipe.batch_size, self.recipe.accumulation).shared
+        # A stream belongs to one run, and so do the devices of several hosts.
+        alone = not shared or jax.process_count() > 1
+        self._size = 1 if alone else group_size(len(arms) * study.seeds, jax.device_count())
+        self._devices = Devices.create(self._size, None if alone else 1)
+
+    def member(self, arm: str, seed: int, rate: float = 1.0) -> Member:
+        """A run of an arm."""
+        index = self.names.index(arm)
+        return Member(arm, seed, rate, index, self.arms[index].started)
+
+    def groups(self, members: Sequence[Member]) -> list[tuple[Member, ...]]:
+        """The runs, as many together as are trained side by side."""
+        return run_groups(members, self._size)
+
+    def compile(self) -> Callable[[], None]:
+        """Begin to compile what the family needs; what this returns waits for it. To be done before it is trained."""
+        self.owner.reporter.describe(f"{', '.join(self.names)}: compiling")
+        learner = learner_of(self.owner.study, self.arms, self.dataset, self._devices.per_run)
+        finish = trace_programs(learner, self.dataset, self.recipe, self._devices)
+
+        def wait() -> None:
+            self._programs = finish()
+            seconds = self._programs.compile_seconds
+            self.owner.reporter.say(f"{', '.join(self.names)}: compiled in {seconds:.0f} s")
+            line = {"arms": self.names, "compile_seconds": round(seconds, 3)}
+            append_line(self.owner.folder / TIMINGS, line)
+
+        return wait
+
+    @functools.cached_property
+    def _start(self) -> Start | None:
+        if self.owner.start is None or not any(arm.started for arm in self.arms):
+            return None
+        model = network_of_arm(self.owner.study, self.arms[0], self.dataset)
+        start = Start.of(self.owner.start, model, self.dataset.class_names, str(self.owner.study.weights))
+        for line in start.said:
+            self.owner.reporter.say(line)
+        return start
+
+    def train(self, group: Sequence[Member], final: bool = True) -> list[Record]:
+        """Train runs side by side to the end of their budget; returns their records.
+
+        Final runs end with the test split, their records and networks are kept; others choose learning rates.
+        """
+        owner = self.owner
+        key = hashlib.sha256(json.dumps([self.names, group]).encode()).hexdigest()[:16]
+        running = owner.folder / RUNNING / key
+        running.mkdir(parents=True, exist_ok=True)
+        metrics = owner.folder / METRICS if final else running / METRICS
+        board = owner.folder / TENSORBOARD
+        runs = {(run.arm, run.seed): board / f"{run.arm}-{run.seed}" if final else None for run in group}
+        log = Log(metrics, runs, owner.reporter)
+        checkpoints = RunCheckpoints(running / "state", keep=1, disposable=True)
+        with contextlib.closing(checkpoints), contextlib.closing(log):
+            trainer = Trainer(
+                self._programs,
+                self.dataset,
+                self.recipe,
+                group,
+                log,
+                checkpoints,
+                should_stop=owner.should_stop,
+                start=self._start,
+                save_seconds=SAVE_SECONDS,
+            )
+            state = trainer.train()
+            if final:
+                self._save(group, state)
+                trainer.test(state)
+        shutil.rmtree(running)
+        owner.reporter.end()
+        return log.records
+
+    def _save(self, group: Sequence[Member], state: TrainState) -> None:
+        # Of several hosts each has a whole copy of the one run that they train.
+        whole = lambda leaf: leaf if leaf.is_fully_addressable else leaf.addressable_data(0)  # noqa: E731
+        variables = jax.device_get(jax.tree.map(whole, state.variables(averaged=True)))
+        for index, member in enumerate(group):
+            if member in group[:index] or jax.process_index() != 0:
+                continue
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
+            network = trained_network(self.owner.study, self.arms[self.names.index(member.arm)], self.dataset, own)
+            save_network(self.owner.folder / CHECKPOINTS / f"{member.arm}-{member.seed}", network)
+
+
+class StudyTrainer:
+    """Trains what is not finished of a study, family by family."""
+
+    def __init__(
+        self,
+        study: Study,
+        dataset: Dataset,
+        folder: Path,
+        reporter: Reporter,
+        should_stop: Callable[[int], bool] = lambda step: False,
+        start: Network | None = None,
+    ):
+        self.study, self.dataset, self.folder, self.reporter = study, dataset, folder, reporter
+        self.should_stop, self.start = should_stop, start
+
+    def train(self) -> int:
+        """Train; every record is on disk before the next is made. Returns how many runs there were to train."""
+        study, reporter = self.study, self.reporter
+        finished = {(r.arm, r.seed) for r in read_records(self.folder / METRICS) if r.split == "test"}
+        tried = read_lines(self.folder / tuning.FILE) if study.tune else []
+        plan = []
+        for arms in families(study):
+            # Seed by seed, so that what is compared is trained side by side.
+            runs = [(arm.name, seed) for seed in range(study.seeds) for arm in arms]
+            pending = [run for run in runs if run not in finished]
+            if pending:
+                plan.append((Family(self, arms), pending))
+        groups = sum(len(family.groups([family.member(*run) for run in pending])) for family, pending in plan)
+        if study.tune:
+            groups += sum(len(family.groups(tuning.pending(family, tried))) for family, _ in plan)
+        count, wanted = sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds
+        if count < wanted:
+            reporter.say(f"{wanted - count} of {wanted} runs were finished before.")
+        reporter.expect(study.training.steps(self.dataset.train_images), study_metric(study), groups)
+        while plan:
+            together, plan = plan[: core_count()], plan[core_count() :]
+            # Side by side, since each compilation keeps but one core busy.
+            for wait in [family.compile() for family, _ in together]:
+                wait()
+            while together:
+                # Gone after its turn, with its programs and images.
+                family, pending = together.pop(0)
+                if study.tune:
+                    tuning.tune(family, tried, self.folder / tuning.FILE, study_metric(study))
+                best = tuning.best_rates(tried, study_metric(study))
+                for group in family.groups([family.member(*run, best.get(run[0], 1.0)) for run in pending]):
+                    family.train(group)
+        shutil.rmtree(self.folder / RUNNING, ignore_errors=True)
+        return count
+
+
+def study_metric(study: Study) -> Metric:
+    """The metric that decides a study, its task's."""
+    return TASKS[study.run(study.baseline).task].metric

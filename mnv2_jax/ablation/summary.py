@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
+from mnv2_jax.ablation.arms import network_of_arm
 from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.ablation.statistics import compare_all, mean_interval
-from mnv2_jax.ablation.study import create_network
-from mnv2_jax.data.catalog import find_entry
-from mnv2_jax.data.resident import Dataset
+from mnv2_jax.data.batch import Dataset
+from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs
+from mnv2_jax.tasks.task import TASKS, Metric
 from mnv2_jax.training.metrics import Record
 
 
@@ -38,7 +39,8 @@ def describe(
         "question": study.question,
         "claim": study.claim,
         "dataset": study.dataset,
-        "title": find_entry(study.dataset).title,
+        "title": CATALOG[study.dataset].title if study.dataset in CATALOG else study.dataset,
+        "task": study.run(study.baseline).task,
         "baseline": study.baseline.name,
         "seeds": list(range(study.seeds)),
         "arms": {arm.name: _describe_arm(study, arm, dataset, rates) for arm in study.arms},
@@ -53,8 +55,8 @@ def describe(
             "steps": steps,
             "images": steps * study.training.batch_size,
             "train_images": dataset.train_images,
-            "validation_images": len(dataset.validation.labels),
-            "test_images": len(dataset.test.labels),
+            "validation_images": dataset.count("validation"),
+            "test_images": dataset.count("test"),
         },
         "model": dict(study.model),
         "training": dataclasses.asdict(study.training),
@@ -66,7 +68,7 @@ def describe(
 def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:
     side = arm.resolution or dataset.image_shape[0]
     shape = (side, side, dataset.image_shape[2])
-    network = create_network(study, arm, dataset)
+    network = network_of_arm(study, arm, dataset)
     described: dict[str, Any] = {
         "parameters": count_parameters(network, shape),
         "multiply_adds": count_multiply_adds(network, shape),
@@ -82,12 +84,18 @@ def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, 
     return described
 
 
+def metric_of(described: Mapping[str, Any]) -> Metric:
+    """The metric that decides a study. Summaries of version 0.1.0, which knew classification only, do not name their task."""
+    return TASKS[described.get("task", "classification")].metric
+
+
 def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    """What `summary.json` holds; accuracies are fractions. A summary is itself a description.
+    """What `summary.json` holds; shares are fractions. A summary is itself a description.
 
     Raises:
         UserError: if a run's record of the test split is missing.
     """
+    metric = metric_of(described)
     tests = {(record.arm, record.seed): record.metrics for record in records if record.split == "test"}
     missing = [(arm, seed) for arm in described["arms"] for seed in described["seeds"] if (arm, seed) not in tests]
     if missing:
@@ -96,29 +104,30 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
     arms: dict[str, dict[str, Any]] = {}
     for name, arm in described["arms"].items():
         of_arm = [tests[name, seed] for seed in described["seeds"]]
-        accuracy = [metrics["accuracy"] for metrics in of_arm]
+        values = [metrics[metric.name] for metrics in of_arm]
         results = {
-            "test_accuracy": accuracy,
+            f"test_{metric.name}": values,
             "test_loss": [metrics["loss"] for metrics in of_arm],
-            "mean": fmean(accuracy),
-            "ci95": list(mean_interval(accuracy)),
+            "mean": fmean(values),
+            "ci95": list(mean_interval(values)),
         }
         arms[name] = {**arm, **results}
     baseline = described["baseline"]
-    others = {name: arm["test_accuracy"] for name, arm in arms.items() if name != baseline}
-    against = arms[baseline]["test_accuracy"]
+    tested = f"test_{metric.name}"
+    others = {name: arm[tested] for name, arm in arms.items() if name != baseline}
+    against = arms[baseline][tested]
     spread = stdev(against)
     comparisons = [
         {
             "arm": name,
             "baseline": baseline,
-            "metric": "test_accuracy",
+            "metric": tested,
             **dataclasses.asdict(comparison),
             "ci95": list(comparison.ci95),
             "baseline_spread": spread,
             "paper": arms[name]["paper"],
         }
-        for name, comparison in compare_all(others, against).items()
+        for name, comparison in compare_all(others, against, metric.higher_is_better).items()
     ]
     return {**described, "arms": arms, "comparisons": comparisons}
 

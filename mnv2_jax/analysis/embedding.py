@@ -22,7 +22,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from mnv2_jax.models.layers import chosen_activation
+from mnv2_jax.models.layers import switch_activation
 from mnv2_jax.models.names import Activation
 
 Phi = Callable[[jax.Array], jax.Array]
@@ -140,7 +140,7 @@ def measure(
     activations: tuple[Activation, ...],
 ) -> dict[str, Float[Array, " count"]]:
     """All of the above, for every T of n channels and the activation at `choice`: one program serves all."""
-    n, phi = jnp.asarray(n), chosen_activation(activations, choice)
+    n, phi = jnp.asarray(n), switch_activation(activations, choice)
 
     def one(matrix: jax.Array) -> dict[str, jax.Array]:
         return {

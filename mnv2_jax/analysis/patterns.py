@@ -8,7 +8,7 @@ it is strictly between 0 and 6. The paper's figure counts positive channels: bot
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,30 +18,21 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.layers import CONVENTIONS
+from mnv2_jax.models.backbone import Backbone
+from mnv2_jax.models.blocks import InvertedResidual, NoShortcut, TwoDepthwise, block_name
+from mnv2_jax.models.layers import CONVENTIONS, activation_name
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
-from mnv2_jax.training.parallel import SEED, create_mesh, place, trace_program
+from mnv2_jax.training.devices import SEED, Devices, Program
 from mnv2_jax.training.step import Learner, init_state
 
 CEILINGS = {"relu6": 6.0, "relu": math.inf}
 """From where on an activation no longer keeps a value."""
 
+COUNTED = (InvertedResidual, NoShortcut, TwoDepthwise)
+"""Blocks in which each layer before the projection outputs its activation, with nothing added to it."""
+
 RANK_IMAGES = 64
 """Images at one position of each of which the rank is computed; see `measure`."""
-
-# What the words of the paper's finding are taken to mean, in shares of a layer's channels.
-HALF = 0.1
-"""About half: the mean over layers is no further from 1/2 than this."""
-TIGHT = 0.1
-"""A tight spread: the mean over layers of the standard deviation over images and positions is no more than this."""
-UNCHANGED = 0.1
-"""An unchanged mean: the layers' means differ by no more than this, on average over layers."""
-MUCH = 2.0
-"""A spread that is much larger: the standard deviation has become at least so many times what it was."""
-EXCEPTIONS = 2
-"""All but two layers stay above the threshold."""
-
 
 # --- What is counted --------------------------------------------------------------------------------------
 
@@ -65,8 +56,8 @@ def barely_enough(y: Float[Array, "n h w m"], needed: int, ceiling: float = 6.0)
     """
     kept = ((y > 0) & (y < ceiling)).reshape(y.shape[0], -1, y.shape[-1])
     counts = jnp.sum(kept, axis=-1)
-    places = jnp.argmin(jnp.where(counts >= needed, counts, y.shape[-1] + 1), axis=1)
-    return jnp.take_along_axis(kept, places[:, None, None], axis=1)[:, 0]
+    position = jnp.argmin(jnp.where(counts >= needed, counts, y.shape[-1] + 1), axis=1)
+    return jnp.take_along_axis(kept, position[:, None, None], axis=1)[:, 0]
 
 
 def full_rank(rows: Float[np.ndarray, "n m"], kept: Bool[np.ndarray, "k m"]) -> Bool[np.ndarray, " k"]:
@@ -89,10 +80,9 @@ def blocks_of(params: Mapping[str, Any]) -> list[str]:
 
 def relu_layers(params: Mapping[str, Any]) -> list[str]:
     """The layers with an activation, in the network's order, as `endpoints` names them."""
-    inner = [
-        f"{block}/{layer}" for block in blocks_of(params) for layer in ("expand", "depthwise") if layer in params[block]
-    ]
-    return ["stem", *inner, "head"]
+    layers = ("expand", "depthwise", "depthwise_2")
+    inner = [f"{block}/{layer}" for block in blocks_of(params) for layer in layers if layer in params[block]]
+    return ["stem", *inner, *(["head"] if "head" in params else [])]
 
 
 def bottlenecks(params: Mapping[str, Any]) -> dict[str, int]:
@@ -101,7 +91,7 @@ def bottlenecks(params: Mapping[str, Any]) -> dict[str, int]:
     return {block: params[block]["expand"]["conv"]["kernel"].shape[2] for block in expanding}
 
 
-def expansion_rows(model: ImageClassifier, variables: Mapping[str, Any], block: str) -> Float[np.ndarray, "n m"]:
+def expansion_rows(model: Backbone, variables: Mapping[str, Any], block: str) -> Float[np.ndarray, "n m"]:
     """A block's expansion as one linear map, batch norm folded in; a column a channel of the expansion."""
     layer, statistics = variables["params"][block]["expand"], variables["batch_stats"][block]["expand"]
     epsilon = CONVENTIONS[model.convention].epsilon
@@ -109,7 +99,7 @@ def expansion_rows(model: ImageClassifier, variables: Mapping[str, Any], block: 
     return np.asarray(layer["conv"]["kernel"])[0, 0] * slope
 
 
-def check_network(model: ImageClassifier) -> None:
+def check_network(model: Backbone) -> None:
     """Refuse a network that has nothing to be counted, or where what is counted would mean something else.
 
     Raises:
@@ -119,20 +109,21 @@ def check_network(model: ImageClassifier) -> None:
         raise UserError(f"the network is a {type(model).__name__}; only MobileNetV2's blocks expand a bottleneck")
     if model.expansion == 1 or all(stage.expansion == 1 for stage in model.stages):
         raise UserError("the network's expansion is 1: it has no expansions to invert")
-    if model.activation not in CEILINGS:
+    activation = activation_name(model.activation)
+    if activation not in CEILINGS:
         known = " or ".join(CEILINGS)
+        raise UserError(f"the network's activation is {activation}: channels are active or not after {known} only")
+    if model.block not in COUNTED:
+        known = ", ".join(block_name(block) for block in COUNTED)
         raise UserError(
-            f"the network's activation is {model.activation}: channels are active or not after {known} only"
-        )
-    if model.shortcut == "expansion":
-        raise UserError(
-            "the network's shortcuts join expansions: what its layers put out is a sum of several activations"
+            f"the network's blocks are {block_name(model.block)}: channels are counted in {known} only, whose layers "
+            "each output one activation"
         )
 
 
 def initial_variables(learner: Learner, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
     """The variables that training with this seed begins with; the statistics of batch norm mean nothing yet."""
-    mesh = create_mesh()
+    devices = Devices.create()
     runs = {"seed": np.full(1, seed, np.int32)}
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), runs)
 
@@ -140,13 +131,11 @@ def initial_variables(learner: Learner, seed: int, image_shape: tuple[int, int, 
     def init(run):
         return init_state(run["seed"], learner, image_shape)
 
-    state = trace_program(init, mesh, [SEED], [shapes], once=True)()(place(runs, mesh, SEED))
+    state = devices.compile(Program(init, [SEED], [shapes], once=True))(devices.put(runs, SEED))
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)[0]), state.variables())
 
 
-def with_statistics(
-    model: ImageClassifier, variables: Mapping[str, PyTree], batches: Iterable[Batch]
-) -> dict[str, PyTree]:
+def with_statistics(model: Backbone, variables: Mapping[str, PyTree], batches: Iterable[Batch]) -> dict[str, PyTree]:
     """The variables with batch statistics of these images, in one pass: every batch is normalised by its own, as in training.
 
     Initial running statistics (mean 0, variance 1) are those of no layer: evaluated with them, a network is another
@@ -299,9 +288,9 @@ class Patterns(NamedTuple):
 Counter = Callable[[Mapping[str, PyTree], Any], tuple[dict[str, Counts], dict[str, Array]]]
 
 
-def create_counter(model: ImageClassifier) -> Counter:
+def create_counter(model: Backbone) -> Counter:
     """The compiled function from variables and images to the counts of every layer, and of every expansion `barely_enough`."""
-    ceiling = CEILINGS[model.activation]
+    ceiling = CEILINGS[activation_name(model.activation)]
 
     @jax.jit
     def count(variables, images):
@@ -318,7 +307,7 @@ def create_counter(model: ImageClassifier) -> Counter:
 
 
 def measure(
-    model: ImageClassifier, variables: Mapping[str, PyTree], batches: Iterable[Batch], counter: Counter | None = None
+    model: Backbone, variables: Mapping[str, PyTree], batches: Iterable[Batch], counter: Counter | None = None
 ) -> Patterns:
     """Count the channels of every layer over all positions of all images.
 
@@ -362,70 +351,3 @@ def _channels(params: Mapping[str, Any], name: str) -> int:
     for part in name.split("/"):
         layer = layer[part]
     return layer["conv"]["kernel"].shape[-1]
-
-
-# --- What the paper found ---------------------------------------------------------------------------------
-
-
-class Finding(NamedTuple):
-    """A statement of the paper's, what was measured of it, and whether that agrees."""
-
-    statement: str
-    agrees: bool
-    measured: dict[str, Any]
-
-
-def _fractions(patterns: Patterns) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
-    """Mean and standard deviation of each layer's share of positive channels."""
-    spreads = [(Spread.of(layer.positive), layer.channels) for layer in patterns.layers]
-    means = np.array([spread.mean / channels for spread, channels in spreads])
-    return means, np.array([spread.deviation / channels for spread, channels in spreads])
-
-
-def below_threshold(patterns: Patterns, kind: str = "positive") -> list[str]:
-    """The expansions that fall below their threshold, one channel for each of the bottleneck's, at some position."""
-    return [
-        layer.name
-        for block, layer in patterns.expansions()
-        if Spread.of(getattr(layer, kind)).minimum < block.bottleneck
-    ]
-
-
-def compare(before: Patterns, after: Patterns) -> Sequence[Finding]:
-    """What the paper says of Fig. 7 (Appendix A), beside what was measured before and after training.
-
-    The constants above say what its words are taken to mean.
-    """
-    (start, start_spread), (end, end_spread) = _fractions(before), _fractions(after)
-    mean, tight = float(start.mean()), float(start_spread.mean())
-    change, growth = float(np.abs(end - start).mean()), float(end_spread.mean() / max(tight, 1e-9))
-    below = below_threshold(after)
-    return [
-        Finding(
-            "before training about half of the channels are positive, with a tight spread",
-            abs(mean - 0.5) <= HALF and tight <= TIGHT,
-            {"mean_fraction": mean, "standard_deviation": tight},
-        ),
-        Finding(
-            "after training the mean is unchanged and the spread much larger",
-            change <= UNCHANGED and growth >= MUCH,
-            {
-                "mean_unchanged": change <= UNCHANGED,
-                "spread_much_larger": growth >= MUCH,
-                "mean_fraction": float(end.mean()),
-                "mean_change_of_a_layer": change,
-                "standard_deviation": float(end_spread.mean()),
-                "times_the_spread_before": growth,
-            },
-        ),
-        Finding(
-            "after training all but two layers stay above the threshold",
-            len(below) <= EXCEPTIONS,
-            {
-                "expansions": len(after.blocks),
-                "below": below,
-                "below_by_kept": below_threshold(after, "kept"),
-                "below_before": below_threshold(before),
-            },
-        ),
-    ]

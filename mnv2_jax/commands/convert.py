@@ -1,6 +1,6 @@
-"""Weights of another code base into a checkpoint of this one, which loads without further arguments; and back.
+"""Weights of another code base into a network of this one, which loads without further arguments; and back.
 
-Into a checkpoint: --input takes torchvision's, timm's or Hugging Face's .safetensors or .pth, Keras's .keras,
+Into a network: --input takes torchvision's, timm's or Hugging Face's .safetensors or .pth, Keras's .keras,
 .weights.h5 or .h5, or a TF-slim checkpoint; what it is and how wide the network is, is told from the file.
 Back: --target torchvision or keras writes a file that their own loader takes.
 """
@@ -10,18 +10,18 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
+from mnv2_jax.settings import check_resolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Flags of this command. What follows a field is its help."""
 
-    input: Path
-    """File of weights, prefix of a TF-slim checkpoint, or checkpoint's folder."""
+    input: str
+    """File of weights, prefix of a TF-slim checkpoint, network's folder, hf://OWNER/NAME or torchvision://FILE."""
     output: Path
-    """Folder of the checkpoint to write; with --target, the file (.safetensors, .pth; .weights.h5, .h5)."""
+    """Folder of the network to write; with --target, the file (.safetensors, .pth; .weights.h5, .h5)."""
     source: Literal["torchvision", "timm", "transformers", "keras", "tf_slim"] | None = None
     """Refuse a file of any other source than this."""
     target: Literal["checkpoint", "torchvision", "keras"] = "checkpoint"
@@ -40,50 +40,49 @@ class Options:
 
 def main(options: Options) -> None:
     """Convert what the flags name."""
-    from mnv2_jax.checkpoint import is_replaceable
     from mnv2_jax.data.preprocessing import PREPROCESSING
-    from mnv2_jax.weights.load import export_weights, load_weights, save_weights
+    from mnv2_jax.network import is_replaceable, save_network
+    from mnv2_jax.weights.load import export_weights, load_weights
 
     output = options.output
     if options.preprocessing is not None and options.preprocessing not in PREPROCESSING:
         raise UserError(f"there is no preprocessing {options.preprocessing!r}; known are {', '.join(PREPROCESSING)}")
-    if options.resolution is not None:
-        check_resolution(options.resolution)
+    check_resolution(options.resolution)
     if output.exists() and not options.overwrite:
         raise UserError(f"--output {output} exists; name another, or --overwrite it")
     if output.exists() and output.is_dir() != (options.target == "checkpoint"):
         raise UserError(f"--output {output} is a {'folder' if output.is_dir() else 'file'}; name another")
 
     if output.is_dir() and not is_replaceable(output):
-        raise UserError(f"--output {output} is a folder that holds more than a checkpoint; name another")
+        raise UserError(f"--output {output} is a folder that holds more than a network; name another")
 
-    weights = load_weights(options.input, options.source, options.drop_background)
+    network = load_weights(options.input, options.source, options.drop_background)
     if options.preprocessing:
-        weights = weights._replace(preprocessing=options.preprocessing)
+        network = network.replace(preprocessing=options.preprocessing)
     if options.resolution:
-        weights = weights._replace(resolution=options.resolution)
+        network = network.replace(resolution=options.resolution)
     if options.class_names is not None:
-        weights = weights._replace(class_names=read_class_names(options.class_names, weights.model.num_classes))
+        network = network.replace(class_names=read_class_names(options.class_names, network.model.num_classes))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if options.target == "checkpoint":
-            save_weights(output, weights)
+            save_network(output, network)
         else:
             # The suffix says the form, so it stays at the end.
             beside = output.with_name(f".{os.getpid()}-{output.name}")
             try:
-                export_weights(beside, weights, options.target)
+                export_weights(beside, network, options.target)
                 os.replace(beside, output)
             finally:
                 beside.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror})") from error
 
-    model = weights.model
+    model = network.model
     name = type(model).__name__
-    print(f"{name}, width {model.width_multiplier:g}, {model.num_classes} classes, of {weights.source}")
-    print(f"preprocessing {weights.preprocessing}: {PREPROCESSING[weights.preprocessing].describe(weights.resolution)}")
-    for note in weights.notes:
+    print(f"{name}, width {model.width_multiplier:g}, {model.num_classes} classes, of {network.source}")
+    print(f"preprocessing {network.preprocessing}: {PREPROCESSING[network.preprocessing].describe(network.resolution)}")
+    for note in network.notes:
         print(note)
     print(output)
 

@@ -31,7 +31,8 @@ def main(options: Options) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mnv2_jax.data.catalog import CATALOG, FOLDER, make_builder, prepared_builder
+    from mnv2_jax.data.catalog import CATALOG, FOLDER
+    from mnv2_jax.data.prepare import make_builder, prepared_builder
 
     if options.action == "prepare":
         if options.name is None:

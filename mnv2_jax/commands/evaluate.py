@@ -1,7 +1,7 @@
 """Loss, top-1 and top-5 accuracy of a trained network over a whole split, every image counted once.
 
---weights takes a run's folder (its newest checkpoint if it is not finished), a checkpoint of `convert` or of a
-study, or any file of weights that `convert` takes.
+--weights takes a run's folder (its newest checkpoint if it is not finished), a network of `convert` or of a study, any
+file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE).
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mnv2_jax.commands.options import check_resolution
-from mnv2_jax.data.names import OnBadImage
+from mnv2_jax.data.catalog import FOLDER, OnBadImage
 from mnv2_jax.errors import UserError
+from mnv2_jax.settings import check_resolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Flags of this command. What follows a field is its help."""
 
-    weights: Path
-    """A run's folder, a checkpoint's folder, or a file of weights."""
+    weights: str
+    """A run's folder, a network's folder, a file of weights, hf://OWNER/NAME, torchvision://FILE."""
     dataset: str | None = None
     """As for train; the run's own if not given."""
     data_files: Path | None = None
@@ -39,21 +39,21 @@ class Options:
 
 def main(options: Options) -> None:
     """Evaluate what the flags name."""
-    if options.resolution is not None:
-        check_resolution(options.resolution)
+    check_resolution(options.resolution)
 
-    from mnv2_jax.training.evaluation import evaluate_weights, open_weights
+    from mnv2_jax.training.evaluation import evaluate_on
+    from mnv2_jax.training.finetune import open_trained
 
-    weights, settings, said = open_weights(options.weights, options.ema)
+    network, settings, said = open_trained(options.weights, options.ema)
     for line in said:
         print(line, file=sys.stderr)
     name = options.dataset or settings.get("dataset")
     if name is None:
         raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
-    if name == "folder" and options.data_files is None:
+    if name == FOLDER and options.data_files is None:
         raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
-    metrics, skipped = evaluate_weights(
-        weights,
+    metrics, skipped = evaluate_on(
+        network,
         name,
         options.split,
         data_files=options.data_files,
@@ -61,17 +61,11 @@ def main(options: Options) -> None:
         on_bad_image=options.on_bad_image,
     )
     if options.json:
-        content = {
-            "weights": str(options.weights),
-            "dataset": name,
-            "split": options.split,
-            **metrics,
-            "skipped": skipped,
-        }
+        content = {"weights": options.weights, "dataset": name, "split": options.split, **metrics, "skipped": skipped}
         print(json.dumps(content))
         return
     images = metrics.pop("examples")
-    print(f"{name} {options.split}, {images} images, preprocessing {weights.preprocessing}")
+    print(f"{name} {options.split}, {images} images, preprocessing {network.preprocessing}")
     for line in skipped:
         print(f"skipped: {line}")
     for metric, value in metrics.items():

@@ -13,45 +13,43 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-import mnv2_jax
 from mnv2_jax import cli
-from mnv2_jax.ablation.design import Study
-from mnv2_jax.commands.network import ModelOptions
+from mnv2_jax.ablation.design import Study, StudyOptions
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.names import Layers
 from mnv2_jax.plan.chips import Topology, open_topology
 from mnv2_jax.plan.plan import PARTS, Plan, Step, imagenet_like, largest_batch, plan_run, plan_study
-from mnv2_jax.training.config import RECIPES, Parallel
+from mnv2_jax.settings import NetworkSettings, check_resolution
+from mnv2_jax.training.config import RECIPES, Parallel, RecipeName, Run
 from mnv2_jax.training.progress import create_console
-from mnv2_jax.training.run import Run
-
-EXPERIMENTS = Path(mnv2_jax.__file__).parents[1] / "experiments"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ModelOptions):
-    """Flags of this command."""
+class Options:
+    """Flags of this command. What follows a field is its help."""
 
+    network: Annotated[NetworkSettings, tyro.conf.arg(name="")] = NetworkSettings(dtype="bfloat16")
+    """The network."""
+    resolution: int = 224
+    """Side of the square images, in pixels."""
+    num_classes: int = 1000
+    """Outputs of the classifier."""
     topology: str = "v5e:2x4"
     """The slice, as CHIP:SHAPE: v4, v5e, v5p or v6e, and the chips along each axis."""
     step: Step = "train"
-    """Which of the engine's programs."""
+    """Which of the trainer's programs."""
     batch_per_device: int = 128
     """Images a chip and step."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the computation; parameters and statistics are float32."""
-    layers: Layers = "fitted"
-    """Layers written so that the platform compiles them well, or plain, as JAX has them."""
     batch_norm: Literal["global", "replica"] = "replica"
     """Batch statistics over all chips, or of each chip's images alone."""
     accumulation: int = 1
-    """Parts that a chip takes its images in, one after the other."""
-    recipe: Literal["small", "paper", "cosine"] = "cosine"
+    """Microbatches in which a chip takes its images, one after the other."""
+    recipe: RecipeName = "cosine"
     """Optimizer, moving average and all else that the step computes, by the names of `train`."""
     parallel: Parallel = "jit"
     """How the step is compiled for several chips."""
@@ -59,8 +57,8 @@ class Options(ModelOptions):
     """Find the largest power-of-two batch a chip that fits."""
     compare: tuple[str, ...] = ()
     """Settings of a second plan beside the first, as FLAG=VALUE: dtype=float32 batch-norm=global."""
-    study: str | None = None
-    """Plan the programs of a study instead, with its defaults: ablate_bottleneck."""
+    study: Path | None = None
+    """Plan the programs of a study instead, with its defaults: experiments/ablate_bottleneck.py, or a script of yours."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -69,9 +67,7 @@ def main(options: Options) -> None:
     """Plan what the flags describe."""
     if options.study is not None:
         own = dataclasses.replace(Options(), topology=options.topology, study=options.study, json=options.json)
-        given = [
-            field.name for field in dataclasses.fields(own) if getattr(own, field.name) != getattr(options, field.name)
-        ]
+        given = [name for name, value in _flat(own).items() if value != _flat(options)[name]]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UserError(f"--study plans a study's own settings; leave {flags} out")
@@ -90,7 +86,7 @@ def main(options: Options) -> None:
 
     if options.study is not None:
         study = find_study(options.study)
-        report(f"Compiling the programs of {options.study} for {options.topology}; a minute or so each.")
+        report(f"Compiling the programs of {options.study.stem} for {options.topology}; a minute or so each.")
         plans = plan_study(study, topologies[options.topology])
     else:
         report(f"Compiling for {options.topology}; one to four minutes.")
@@ -115,13 +111,19 @@ def main(options: Options) -> None:
         console.print(f"The largest power-of-two batch that fits is {best.images // best.chips} a chip.", markup=False)
 
 
+def _flat(options: Options) -> dict[str, Any]:
+    """Every flag's value by its name."""
+    flags = dataclasses.asdict(options)
+    return {**flags.pop("network"), **flags}
+
+
 def check(options: Options) -> None:
     """Refuse numbers that no run has.
 
     Raises:
         UserError: says which.
     """
-    options.create()
+    check_resolution(options.resolution)
     if not 1 <= options.batch_per_device <= 1 << 16:
         raise UserError(f"--batch-per-device must be from 1 to {1 << 16}, got {options.batch_per_device}")
     if options.accumulation < 1 or options.batch_per_device % options.accumulation:
@@ -157,39 +159,27 @@ def plan(options: Options, topology: Topology, batch_per_device: int | None = No
         batch_norm=options.batch_norm,
         accumulation=options.accumulation,
     )
-    run = Run(
-        dataset="plan",
-        model={
-            "name": options.model,
-            "width_multiplier": options.width_multiplier,
-            "convention": options.convention,
-            "output_stride": options.output_stride,
-            "unit_strides": options.unit_strides,
-            "dtype": options.dtype,
-            "layers": options.layers,
-        },
-        training=training,
-        resolution=options.resolution,
-    )
-    dataset = imagenet_like(options.resolution, options.num_classes, training, options.convention)
+    model = options.network.settings()
+    run = Run("plan", {**model, "unit_strides": model["unit_strides"] or 0}, training, resolution=options.resolution)
+    dataset = imagenet_like(options.resolution, options.num_classes, training, model["convention"])
     return plan_run(run, dataset, topology, options.step, options.parallel, title(options, batch))
 
 
 def title(options: Options, batch: int) -> str:
     """The settings that people compare, and all others that are not the defaults."""
-    usual = Options()
-    names = ("recipe", "accumulation", "num_classes", "convention", "output_stride", "unit_strides")
-    others = [name for name in names if getattr(options, name) != getattr(usual, name)]
+    usual, own, model = _flat(Options()), _flat(options), options.network.settings()
+    names = ("recipe", "accumulation", "num_classes", "expansion", "convention", "output_stride", "unit_strides")
+    others = [name for name in names if own[name] != usual[name]]
     return ", ".join(
         [
-            f"{options.model} {options.width_multiplier:g}",
+            f"{model['name']} {model['width_multiplier']:g}",
             f"{options.resolution} px",
             options.step,
             f"{batch} a chip",
-            options.dtype,
+            options.network.dtype,
             f"{options.batch_norm} norm",
             options.parallel,
-            *(f"{name.replace('_', ' ')} {getattr(options, name)}" for name in others),
+            *(f"{name.replace('_', ' ')} {own[name]}" for name in others),
         ]
     )
 
@@ -204,22 +194,23 @@ def sweep(options: Options, topology: Topology, start: Plan, report: Callable[[s
     return largest_batch(plan_of, start, options.batch_per_device)
 
 
-def find_study(name: str) -> Study:
-    """A study of the folder `experiments`, with its defaults.
+def find_study(path: Path) -> Study:
+    """The study that a script describes, with its defaults.
+
+    The script is run up to its definitions: `Options`, a `StudyOptions`, and `create`, which makes a study of them.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if there is none, or it describes no study.
     """
-    scripts = {path.stem: path for path in EXPERIMENTS.glob("*.py") if "create_study(" in path.read_text()}
-    if name not in scripts:
-        known = ", ".join(sorted(scripts)) or "none: the folder experiments of the source is not here"
-        raise UserError(f"there is no study {name!r}; known are {known}")
-    specification = importlib.util.spec_from_file_location(name, scripts[name])
-    assert specification is not None
-    assert specification.loader is not None
+    specification = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if specification is None or specification.loader is None:
+        raise UserError(f"--study {path} is no script; name one, experiments/ablate_bottleneck.py for instance")
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
-    return script.create(script.Options())
+    options, create = getattr(script, "Options", None), getattr(script, "create", None)
+    if not (isinstance(options, type) and issubclass(options, StudyOptions) and callable(create)):
+        raise UserError(f"--study {path} describes no study: it needs Options, a StudyOptions, and create(options)")
+    return create(options())
 
 
 def advice(plan: Plan) -> str:

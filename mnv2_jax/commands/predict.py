@@ -1,7 +1,7 @@
 """The classes of images, with the preprocessing that belongs to the weights.
 
---weights takes a run's folder, a checkpoint (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED) or any file
-that `convert` takes. --array takes a batch that is preprocessed already.
+--weights takes a run's folder, a network (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED), any file that
+`convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). --array takes a preprocessed batch.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2_jax.commands.options import check_resolution
 from mnv2_jax.errors import UserError
+from mnv2_jax.settings import check_resolution
 
 BATCH_PIXELS = 32 * 224 * 224
 """Of the images that are in memory at once, unless a single one has more."""
@@ -23,8 +23,8 @@ BATCH_PIXELS = 32 * 224 * 224
 class Options:
     """Flags of this command. What follows a field is its help."""
 
-    weights: Path
-    """A checkpoint's folder, or a file of weights."""
+    weights: str
+    """A run's folder, a network's folder, a file of weights, hf://OWNER/NAME, torchvision://FILE."""
     image: tuple[Path, ...] = ()
     """Images, or folders of images."""
     array: Path | None = None
@@ -43,8 +43,7 @@ def main(options: Options) -> None:
         raise UserError("name the images with --image, or a preprocessed batch with --array, one of the two")
     if options.top < 1:
         raise UserError(f"--top must be 1 or more, got {options.top}")
-    if options.resolution is not None:
-        check_resolution(options.resolution)
+    check_resolution(options.resolution)
     files = list(find_images(options.image))
 
     import jax
@@ -52,16 +51,16 @@ def main(options: Options) -> None:
     from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
     from mnv2_jax.weights.load import load_weights
 
-    weights = load_weights(options.weights)
-    if not weights.model.num_classes:
+    network = load_weights(options.weights)
+    if not network.model.num_classes:
         raise UserError(f"{options.weights} has no classifier, so it predicts no classes")
-    channels = weights.image_channels
+    channels = network.image_channels
     if options.array is not None:
         batch = read_array(options.array, channels)
         batches = iter([([f"{options.array}[{index}]" for index in range(len(batch))], batch)])
         said = "none: --array is taken as it is"
     else:
-        how, resolution = PREPROCESSING[weights.preprocessing], options.resolution or weights.resolution
+        how, resolution = PREPROCESSING[network.preprocessing], options.resolution or network.resolution
         size = max(1, BATCH_PIXELS // resolution**2)
         groups = [files[start : start + size] for start in range(0, len(files), size)]
 
@@ -69,15 +68,15 @@ def main(options: Options) -> None:
             return preprocess(read_image(file, channels), how, resolution)
 
         batches = (([str(file) for file in group], np.stack([read(file) for file in group])) for group in groups)
-        said = f"{weights.preprocessing}: {how.describe(resolution)}"
-    apply = jax.jit(weights.model.apply)
+        said = f"{network.preprocessing}: {how.describe(resolution)}"
+    apply = jax.jit(network.model.apply)
     predictions: list[dict] = []
     for names, batch in batches:
-        logits = np.asarray(apply(weights.variables, batch))
+        logits = np.asarray(apply(network.variables, batch))
         if not predictions:
             print(f"preprocessing {said}", file=sys.stderr if options.json else sys.stdout)
         for name, row in zip(names, logits, strict=True):
-            predictions.append(prediction(name, row, weights.class_names, options.top))
+            predictions.append(prediction(name, row, network.class_names, options.top))
             if not options.json:
                 print(as_text(predictions[-1]), flush=True)
     if options.json:

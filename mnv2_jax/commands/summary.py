@@ -7,27 +7,41 @@ out. Memory is what a layer has to hold at once, its input and its output in flo
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Annotated
 
+import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mnv2_jax.commands.network import ModelOptions
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import LayerCost, TableRow, layer_costs, table_rows, units
+from mnv2_jax.models.create import create_model
+from mnv2_jax.settings import NetworkSettings, check_resolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(ModelOptions):
-    """Flags of this command."""
+class Options:
+    """Flags of this command. What follows a field is its help."""
 
+    network: Annotated[NetworkSettings, tyro.conf.arg(name="")] = NetworkSettings()
+    """The network."""
+    resolution: int = 224
+    """Side of the square images, in pixels."""
+    num_classes: int = 1000
+    """Outputs of the classifier; 0 leaves it out."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
 
 def main(options: Options) -> None:
     """Print the network that the flags describe."""
-    size = options.resolution
-    layers = layer_costs(options.create(), (size, size, 3))
+    check_resolution(options.resolution)
+    if options.num_classes < 0:
+        raise UserError(f"--num-classes must not be negative, got {options.num_classes}")
+    size, settings = options.resolution, options.network.settings()
+    settings["unit_strides"] = settings["unit_strides"] or 0
+    layers = layer_costs(create_model(**settings, num_classes=options.num_classes), (size, size, 3))
     parameters = sum(layer.parameters for layer in layers)
     totals = {
         "parameters": parameters + sum(layer.batch_norm_parameters for layer in layers),
@@ -39,8 +53,8 @@ def main(options: Options) -> None:
     rows = table_rows(layers)
     if options.json:
         described = {
-            "model": options.model,
-            "width_multiplier": options.width_multiplier,
+            "model": settings["name"],
+            "width_multiplier": settings["width_multiplier"],
             "resolution": size,
             **totals,
             "table": [row._asdict() for row in rows],
@@ -50,7 +64,7 @@ def main(options: Options) -> None:
         return
     # Tables take what they need; a narrow terminal breaks lines rather than numbers.
     console = Console(highlight=False, width=max(200, Console().width))
-    console.print(f"{options.model}, width {options.width_multiplier:g}, {size} pixels\n")
+    console.print(f"{settings['name']}, width {settings['width_multiplier']:g}, {size} pixels\n")
     console.print(paper_table(rows))
     console.print()
     console.print(layer_table(layers))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 
-from mnv2_jax.data.batch import Normalization
+from mnv2_jax.data.batch import Normalization, View
 from mnv2_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -120,22 +120,47 @@ def preprocess(
     """The network's input of an image."""
     square = (resolution, resolution)
     if how.method == "crop_then_resize":
-        left, top = (int((size - size * how.crop) / 2) for size in image.size)
+        top, left = _central_crop(image, how)
         image = image.crop((left, top, image.width - left, image.height - top))
         array = _resize(image, square, how)
     elif how.method == "resize_then_crop":
-        shorter, longer = sorted(image.size)
-        target = how.shorter_side(resolution)
-        other = int(target * longer / shorter)
-        width, height = (target, other) if image.width <= image.height else (other, target)
+        height, width, top, left = _resize_then_crop(image, how, resolution)
         array = _resize(image, (width, height), how)
-        # Half a pixel is rounded to even, as in torchvision.
-        top, left = round((height - resolution) / 2), round((width - resolution) / 2)
         array = array[top : top + resolution, left : left + resolution]
     else:
         array = _resize(image, square, how)
     array = array.reshape(resolution, resolution, -1)
     return how.normalization.of_fractions(array)
+
+
+def view_of(image: Image.Image, how: Preprocessing, resolution: int) -> View:
+    """What of an image `preprocess` shows."""
+    height, width = image.height, image.width
+    top, left, rows, columns = 0.0, 0.0, float(height), float(width)
+    if how.method == "crop_then_resize":
+        top, left = _central_crop(image, how)
+        rows, columns = height - 2 * top, width - 2 * left
+    elif how.method == "resize_then_crop":
+        scaled_height, scaled_width, below, beside = _resize_then_crop(image, how, resolution)
+        top, rows = (pixels * height / scaled_height for pixels in (below, resolution))
+        left, columns = (pixels * width / scaled_width for pixels in (beside, resolution))
+    return View(height, width, top, left, rows, columns, False, resolution)
+
+
+def _central_crop(image: Image.Image, how: Preprocessing) -> tuple[int, int]:
+    """(top, left) of the crop before the image is scaled; as much is left out at the other end."""
+    left, top = (int((size - size * how.crop) / 2) for size in image.size)
+    return top, left
+
+
+def _resize_then_crop(image: Image.Image, how: Preprocessing, resolution: int) -> tuple[int, int, int, int]:
+    """(height, width) to which the image is scaled, then (top, left) of the crop."""
+    shorter, longer = sorted(image.size)
+    target = how.shorter_side(resolution)
+    other = int(target * longer / shorter)
+    width, height = (target, other) if image.width <= image.height else (other, target)
+    # Half a pixel is rounded to even, as in torchvision.
+    return height, width, round((height - resolution) / 2), round((width - resolution) / 2)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> np.ndarray:

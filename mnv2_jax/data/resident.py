@@ -1,42 +1,38 @@
 """Small data sets: whole on the device as uint8; shuffled, augmented and normalised inside the compiled step.
 
-Which images a step sees, and how they are moved and mirrored, is a function of the run's key and the step's
+Which images a step sees, and how they are moved and mirrored, is a function of the run's seed and the step's
 number alone. So two networks with the same seed see the same batches.
 """
 
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
+from jaxtyping import Array, Int, Key, UInt8, UInt32
 from PIL import Image
 
-from mnv2_jax.data.batch import Batch, Normalization
-from mnv2_jax.data.catalog import find_entry, label_names, prepared_builder
+from mnv2_jax.data.batch import (
+    CLASSES,
+    Batch,
+    ClassTargets,
+    Examples,
+    Normalization,
+    Targets,
+    View,
+    data_key,
+    pad_batch,
+    stack_targets,
+)
+from mnv2_jax.data.prepare import check_images, find_entry, image_key, label_key, label_names, prepared_builder
 from mnv2_jax.data.preprocessing import PREPROCESSING
+from mnv2_jax.data.transforms import Augmentation, augment
 from mnv2_jax.errors import UserError
-
-
-class Examples(NamedTuple):
-    """One split."""
-
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """How training images are varied: moved by up to `shift` pixels, mirrored with probability 1/2 if `flip`."""
-
-    shift: int
-    flip: bool
-
 
 PREPROCESSED = "keras"
 """How images of a resident set are prepared, in both conventions: scaled whole, to -1 to 1 (`PREPROCESSING`)."""
@@ -44,7 +40,17 @@ PREPROCESSED = "keras"
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A small data set in memory, uint8, its images scaled to one size."""
+    """A small data set in memory, uint8, its images scaled to one size.
+
+    Attributes:
+        name: of the set.
+        class_names: in the order of their numbers.
+        train, validation, test: the splits, their targets encoded by `targets`.
+        augmentation: how training images are varied.
+        preprocessing: a name in `PREPROCESSING`, of which training and evaluation take the normalisation: the
+            images are scaled whole, whatever it crops.
+        targets: how targets are encoded, and moved with their image.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -53,6 +59,7 @@ class Dataset:
     test: Examples
     augmentation: Augmentation
     preprocessing: str = PREPROCESSED
+    targets: Targets = CLASSES
 
     @property
     def num_classes(self) -> int:
@@ -68,7 +75,11 @@ class Dataset:
     @property
     def train_images(self) -> int:
         """How many images there are to train on."""
-        return len(self.train.labels)
+        return len(self.train.images)
+
+    def count(self, split: str) -> int:
+        """How many images a split has."""
+        return len(getattr(self, split).images)
 
     @property
     def normalization(self) -> Normalization:
@@ -76,36 +87,64 @@ class Dataset:
         return PREPROCESSING[self.preprocessing].normalization
 
     def at(self, resolution: int) -> "Dataset":
-        """The same images scaled to another size, and moved in training by as much of it."""
+        """The same images scaled to another size, and moved in training by as much of it.
+
+        Raises:
+            ValueError: for targets other than classes, whose annotations are no longer there to encode.
+        """
         if resolution == self.image_shape[0]:
             return self
-
-        def scaled(split: Examples) -> Examples:
-            return Examples(scale(split.images, resolution), split.labels)
-
+        if not isinstance(self.targets, ClassTargets):
+            raise ValueError(
+                f"targets of {type(self.targets).__name__} cannot be scaled to {resolution} pixels; "
+                "load the set at that resolution"
+            )
         shift = round(self.augmentation.shift * resolution / self.image_shape[0])
-        return dataclasses.replace(
-            self,
-            train=scaled(self.train),
-            validation=scaled(self.validation),
-            test=scaled(self.test),
-            augmentation=dataclasses.replace(self.augmentation, shift=shift),
+        scaled = self._with_images(lambda images: scale(images, resolution))
+        return dataclasses.replace(scaled, augmentation=dataclasses.replace(self.augmentation, shift=shift))
+
+    def with_channels(self, channels: int) -> "Dataset":
+        """The same images as RGB (3) or grey (1); see `convert_channels`."""
+        if channels == self.image_shape[2]:
+            return self
+        return self._with_images(lambda images: convert_channels(images, channels))
+
+    def prepared_as(self, preprocessing: str, channels: int) -> "Dataset":
+        """The same images as another network takes them: normalised by its preprocessing, grey (1) or RGB (3)."""
+        return dataclasses.replace(self.with_channels(channels), preprocessing=preprocessing)
+
+    def _with_images(self, change: Callable[[Any], np.ndarray]) -> "Dataset":
+        train, validation, test = (
+            Examples(change(split.images), split.targets) for split in (self.train, self.validation, self.test)
         )
+        return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     def fingerprint(self) -> str:
-        """Changes when the images or their classes do."""
+        """Changes when the images or their targets do."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
-            digest.update(split.images.tobytes() + split.labels.tobytes())
+            digest.update(split.images.tobytes())
+            for leaf in jax.tree.leaves(split.targets):
+                digest.update(leaf.tobytes())
         return digest.hexdigest()
 
     def train_data(self, batch_size: int, accumulation: int = 1) -> "ResidentData":
-        """Training batches of `batch_size` examples; in how many parts a device takes them does not matter here."""
+        """Training batches of `batch_size` examples; how many microbatches a device takes does not matter here."""
         return ResidentData(self, batch_size)
 
-    def evaluation(self, split: str, batch_size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
-        """See `evaluation_batches`; `split` is "train", "validation" or "test"."""
-        return evaluation_batches(getattr(self, split), batch_size, self.normalization, part, parts)
+    def evaluation(self, split: str, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """Every example exactly once, in order, in batches of one shape: the last is filled up with weight 0.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: of the global batch.
+            process, processes: whose share of every batch to yield, of how many.
+        """
+        examples, share = getattr(self, split), batch_size // processes
+        empty = self.targets.empty()
+        for start in range(process * share, process * share + len(examples.images), batch_size):
+            images, targets = jax.tree.map(lambda leaf, start=start: leaf[start : start + share], examples)
+            yield pad_batch(self.normalization(images), targets, share, empty)
 
 
 def load(
@@ -115,6 +154,7 @@ def load(
     train_images: int | None = None,
     validation_images: int | None = None,
     resolution: int | None = None,
+    targets: Targets = CLASSES,
 ) -> Dataset:
     """Prepare a data set if necessary and read it.
 
@@ -123,6 +163,7 @@ def load(
         train_images, validation_images: how many of the training and validation splits to take, the first ones; None
             for all.
         resolution: side in pixels to which images are scaled; None for the catalog's.
+        targets: what is made of the examples' classes.
 
     Raises:
         UserError: see `prepared_builder`; or if there are fewer images.
@@ -130,21 +171,23 @@ def load(
     builder = prepared_builder(name, data_files, data_dir)
     entry = find_entry(name, data_dir)
     side = resolution or entry.image_size
+    image, label = image_key(builder), label_key(builder)
 
     def read(split: str) -> Examples:
-        images, labels = [], []
+        images, encoded = [], []
         for example in builder.as_data_source(split):
-            images.append(scale(example["image"][None], side)[0])
-            labels.append(example["label"])
+            height, width = example[image].shape[:2]
+            images.append(scale(example[image][None], side)[0])
+            encoded.append(targets.encode(int(example[label]), View(height, width, 0, 0, height, width, False, side)))
         if not images:
             raise UserError(f"the split {split} of {name} has no images")
-        return Examples(np.stack(images), np.asarray(labels, np.int32))
+        return Examples(np.stack(images), stack_targets(encoded))
 
     def first(wanted: int | None, split: Examples, flag: str) -> Examples:
         if wanted is None:
             return split
-        check_images(flag, wanted, len(split.labels), name)
-        return Examples(split.images[:wanted], split.labels[:wanted])
+        check_images(flag, wanted, len(split.images), name)
+        return jax.tree.map(lambda leaf: leaf[:wanted], split)
 
     return Dataset(
         name=name,
@@ -153,6 +196,7 @@ def load(
         validation=first(validation_images, read(entry.validation), "--validation-images"),
         test=read(entry.test),
         augmentation=Augmentation(entry.shift or 0, entry.flip),
+        targets=targets,
     )
 
 
@@ -168,38 +212,45 @@ def scale(images: UInt8[np.ndarray, "n _ _ c"], side: int) -> UInt8[np.ndarray, 
     return np.stack([np.asarray(image).reshape(side, side, -1) for image in scaled])
 
 
-def check_images(flag: str, wanted: int, there: int, name: str) -> None:
-    """Refuse to take more images of a split than there are.
+def convert_channels(images: UInt8[np.ndarray, "n h w _"], channels: int) -> UInt8[np.ndarray, "n h w {channels}"]:
+    """Grey images repeated as RGB, or RGB as grey by its luminance (ITU-R 601-2, to the bit as Pillow converts).
 
     Raises:
-        UserError: says how many there are.
+        ValueError: for another number of channels than 1 and 3.
     """
-    if not 0 < wanted <= there:
-        raise UserError(f"{flag} must be between 1 and the {there} of {name}, got {wanted}")
+    there = images.shape[-1]
+    if there == channels:
+        return images
+    if (there, channels) == (1, 3):
+        return np.repeat(images, 3, axis=-1)
+    if (there, channels) == (3, 1):
+        grey = (np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images)
+        return np.stack(list(grey))
+    raise ValueError(f"images have 1 or 3 channels; cannot make {channels} of {there}")
 
 
 def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_size: int) -> Int[Array, " n"]:
     """Which of `count` examples make up the batch of a step.
 
     Every epoch is a new order, cut into whole batches: within an epoch no example comes twice. What is
-    left over (fewer than `batch_size`) is another handful in every epoch.
+    left over (fewer than `batch_size`) differs from epoch to epoch.
     """
     steps_per_epoch = count // batch_size
     epoch, position = step // steps_per_epoch, step % steps_per_epoch
-    places = position * batch_size + jnp.arange(batch_size)
-    return shuffled(jax.random.fold_in(key, epoch), places, count)
+    positions = position * batch_size + jnp.arange(batch_size)
+    return shuffled(jax.random.fold_in(key, epoch), positions, count)
 
 
 ROUNDS = 8
 """Of the network below. Four are enough for it to look random (Luby and Rackoff, 1988)."""
 
 
-def shuffled(key: Key[Array, ""], places: Int[Array, " n"], count: int) -> Int[Array, " n"]:
-    """What is at these places of a random order of 0, 1, ..., count - 1, of which only these places are computed.
+def shuffled(key: Key[Array, ""], positions: Int[Array, " n"], count: int) -> Int[Array, " n"]:
+    """What is at these positions of a random order of 0, 1, ..., count - 1; only these are computed.
 
     `jax.random.permutation` sorts all of them at every step, which for 54,000 takes as long as training a small
-    network on a batch. As in Grain's index shuffle, a cipher of the places serves as the order: a Feistel network permutes the
-    numbers of an even number of bits, and is applied again to what lands at `count` or beyond.
+    network on a batch. As in Grain's index shuffle, a cipher of the positions serves as the order: a Feistel network
+    permutes the numbers of an even number of bits, and is applied again to what lands at `count` or beyond.
     """
     half = max(1, -(-(count - 1).bit_length() // 2))
     mask = jnp.uint32(2**half - 1)
@@ -215,7 +266,7 @@ def shuffled(key: Key[Array, ""], places: Int[Array, " n"], count: int) -> Int[A
         return jnp.where(numbers < count, numbers, encipher(numbers))
 
     # The order of the numbers below `count` is a cycle's, with those beyond left out: so it ends.
-    start = encipher(places.astype(jnp.uint32))
+    start = encipher(positions.astype(jnp.uint32))
     return jax.lax.while_loop(lambda numbers: jnp.any(numbers >= count), again, start).astype(jnp.int32)
 
 
@@ -226,31 +277,13 @@ def _mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return bits ^ bits >> 16
 
 
-def augment(
-    key: Key[Array, ""], places: Int[Array, " n"], images: UInt8[Array, "n h w c"], augmentation: Augmentation
-) -> UInt8[Array, "n h w c"]:
-    """Move and mirror each image by chances of its own, which depend on its place in the batch alone."""
-    _, height, width, channels = images.shape
-    shift = augmentation.shift
-    padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-
-    def vary(place, image):
-        shift_key, flip_key = jax.random.split(jax.random.fold_in(key, place))
-        corner = jax.random.randint(shift_key, (2,), 0, 2 * shift + 1)
-        image = jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
-        flip = augmentation.flip & jax.random.bernoulli(flip_key)
-        return jnp.where(flip, image[:, ::-1], image)
-
-    return jax.vmap(vary)(places, padded)
-
-
 @dataclasses.dataclass(frozen=True)
 class ResidentData:
     """Training batches out of a set that is whole on every device.
 
     Attributes:
         dataset: the set.
-        batch_size: of the whole batch.
+        batch_size: of the global batch.
     """
 
     dataset: Dataset
@@ -265,37 +298,12 @@ class ResidentData:
         """The training split at every step: which of it is meant follows from the step's number."""
         return itertools.repeat((self.dataset.train, None))
 
-    def batch(self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], places: Int[Array, " n"]) -> Batch:
-        """The examples at these places of the step's batch."""
+    def batch(self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]) -> Batch:
+        """The examples with these indices in the step's batch."""
         order_key, augment_key = jax.random.split(data_key(seed))
-        chosen = batch_indices(order_key, step, len(value.labels), self.batch_size)
-        chosen = chosen[places]
-        images = augment(jax.random.fold_in(augment_key, step), places, value.images[chosen], self.dataset.augmentation)
-        return Batch(self.dataset.normalization(images), value.labels[chosen], jnp.ones(len(places)), places)
-
-
-def data_key(seed: Int[Array, ""]) -> Key[Array, ""]:
-    """What a run's batches follow from, besides the step; its initial weights follow from another part of the seed."""
-    return jax.random.split(jax.random.key(seed))[1]
-
-
-def evaluation_batches(
-    examples: Examples, batch_size: int, normalization: Normalization, part: int = 0, parts: int = 1
-) -> Iterator[Batch]:
-    """Every example exactly once, in order, in batches of one shape: the last is filled up with weight 0.
-
-    Of `parts` processes, number `part` gets its share of every batch.
-    """
-    share = batch_size // parts
-    for start in range(part * share, part * share + len(examples.labels), batch_size):
-        images = examples.images[start : start + share]
-        labels = examples.labels[start : start + share]
-        yield pad_batch(normalization(images), labels, share)
-
-
-def pad_batch(images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], size: int) -> Batch:
-    """A batch of `size` examples, the last of them of weight 0 where there are fewer."""
-    missing = size - len(labels)
-    weights = np.pad(np.ones(len(labels), np.float32), (0, missing))
-    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    return Batch(images, np.pad(labels, (0, missing)), weights, np.arange(size, dtype=np.int32))
+        chosen = batch_indices(order_key, step, len(value.images), self.batch_size)
+        chosen = chosen[index]
+        images, targets = jax.tree.map(lambda leaf: leaf[chosen], value)
+        key = jax.random.fold_in(augment_key, step)
+        images, targets = augment(key, index, images, targets, self.dataset.augmentation, self.dataset.targets)
+        return Batch(self.dataset.normalization(images), targets, jnp.ones(len(index)), index)

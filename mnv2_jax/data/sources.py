@@ -1,23 +1,29 @@
-"""Encoded images by number, with their classes: out of a prepared TFDS set, or out of a folder of files."""
+"""Encoded images by number, with what is known of them: from a prepared TFDS set, or from a folder of files."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import tensorflow_datasets as tfds
 
-from mnv2_jax.data.catalog import image_key, label_key
+from mnv2_jax.data.prepare import image_key, label_key
 from mnv2_jax.data.preprocessing import IMAGE_SUFFIXES
 from mnv2_jax.errors import UserError
 
 
 class Example(NamedTuple):
-    """An image as it lies in its file."""
+    """An image as it lies in its file.
+
+    Attributes:
+        content: of the file.
+        annotation: what `Targets.encode` makes targets of; in a classification set the class's number.
+        name: for messages.
+    """
 
     content: bytes
-    label: int
-    name: str  # for messages
+    annotation: Any
+    name: str
 
 
 @runtime_checkable
@@ -35,7 +41,7 @@ class Source(Protocol):
 
 
 class TfdsSource:
-    """The examples of one split of a prepared TFDS set.
+    """The examples of one split of a prepared TFDS set; what is known of an image is its class.
 
     Args:
         builder: of the set, in array_record form.
@@ -44,6 +50,7 @@ class TfdsSource:
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, limit: int | None = None):
+        self._builder, self._split = builder, split
         self._image, self._label = image_key(builder), label_key(builder)
         self._source = builder.as_data_source(split, decoders={self._image: tfds.decode.SkipDecoding()})
         self._length = len(self._source) if limit is None else limit
@@ -53,6 +60,10 @@ class TfdsSource:
     def __len__(self) -> int:
         """How many there are."""
         return self._length
+
+    def first(self, count: int) -> "TfdsSource":
+        """The first examples alone."""
+        return TfdsSource(self._builder, self._split, count)
 
     def __getitem__(self, index: int) -> Example:
         """One of them."""
@@ -71,27 +82,31 @@ class FolderSource:
 
     Args:
         folder: in which they all lie.
-        files: (path, class) of each.
+        files: (path, annotation) of each; in a classification set the annotation is the class's number.
     """
 
-    def __init__(self, folder: Path, files: Sequence[tuple[Path, int]]):
+    def __init__(self, folder: Path, files: Sequence[tuple[Path, Any]]):
         self._folder, self._files = folder, tuple(files)
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._files)
 
+    def first(self, count: int) -> "FolderSource":
+        """The first examples alone."""
+        return FolderSource(self._folder, self._files[:count])
+
     def __getitem__(self, index: int) -> Example:
         """One of them."""
-        path, label = self._files[index]
+        path, annotation = self._files[index]
         try:
-            return Example(path.read_bytes(), label, str(path))
+            return Example(path.read_bytes(), annotation, str(path))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from error
 
     def fingerprint(self) -> str:
-        """A hash of the files' places in the folder and their classes."""
-        names = [f"{path.relative_to(self._folder).as_posix()} {label}" for path, label in self._files]
+        """A hash of the files' paths in the folder and their annotations."""
+        names = [f"{path.relative_to(self._folder).as_posix()} {annotation}" for path, annotation in self._files]
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
@@ -100,7 +115,7 @@ def read_folder(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Pat
 
     A class is a subfolder. They may lie in `folder/train` and `folder/val` (or `validation`, or `test`), else
     every class is split: of its images in the order of a hash of their names, every tenth is a test image and
-    the one behind it a validation image. Where there is one held-out part only it is the test split, and the
+    the next one a validation image. Where there is one held-out part only it is the test split, and the
     validation split is taken from the training images in the same way.
 
     Raises:
@@ -149,7 +164,7 @@ def _flat(images: list[list[Path]]) -> list[tuple[Path, int]]:
     """All classes side by side, so that the first images are of all of them."""
     longest = max(map(len, images), default=0)
     return [
-        (paths[place], label) for place in range(longest) for label, paths in enumerate(images) if place < len(paths)
+        (paths[index], label) for index in range(longest) for label, paths in enumerate(images) if index < len(paths)
     ]
 
 
@@ -165,6 +180,6 @@ def _split(images: list[list[Path]], test: bool = True) -> dict[str, list[tuple[
     first = ["test" if test else "train", "validation"]
     names = [*first, *["train"] * 8]
     return {
-        split: _flat([[path for place, path in enumerate(paths) if names[place % 10] == split] for paths in images])
+        split: _flat([[path for index, path in enumerate(paths) if names[index % 10] == split] for paths in images])
         for split in ("train", "validation", "test")
     }

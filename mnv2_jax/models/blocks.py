@@ -1,161 +1,189 @@
-"""The blocks that the networks are made of."""
+"""The blocks that the networks are made of: a class each, which a network takes as its `block`.
 
+A variant is one more subclass, here or in a script of one's own. It may override `endpoints`, or of `InvertedResidual`
+one of the small methods that say what lies between expansion and projection, and what the shortcut joins.
+"""
+
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from mnv2_jax.models.layers import (
-    ACTIVATIONS,
-    CONVENTIONS,
-    BatchNorm,
-    Conv,
-    convolve,
-)
-from mnv2_jax.models.names import Activation, ConventionName, Layers, Shortcut, Transformation
+from mnv2_jax.models.layers import ConvNorm, Function, find_activation
+from mnv2_jax.models.names import Activation, check_name
+
+Ends = Mapping[str, Float[Array, "n _ _ _"]]
+"""Feature maps by the name of the layer that they are the output of."""
+NO_ENDS: Ends = MappingProxyType({})
+"""Before the first block."""
 
 
-class ConvNorm(nn.Module):
-    """Convolution, batch norm, activation: "conv" in the paper's tables.
-
-    Attributes:
-        features, kernel_size, stride, dilation, depthwise: see `Conv`.
-        activation: a name in `ACTIVATIONS`, or a function.
-        convention, batch_norm_momentum, batch_norm_axis, dtype, layers: see `ImageClassifier`.
-    """
-
-    features: int
-    kernel_size: int = 1
-    stride: int = 1
-    dilation: int = 1
-    depthwise: bool = False
-    activation: Activation | Callable[[Array], Array] = "relu6"
-    convention: ConventionName = "tensorflow"
-    batch_norm_momentum: float = 0.99
-    batch_norm_axis: str | None = None
-    dtype: DTypeLike = jnp.float32
-    layers: Layers = "fitted"
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
-        """Apply the three in turn."""
-        conv = Conv(
-            self.features,
-            self.kernel_size,
-            self.stride,
-            self.dilation,
-            self.depthwise,
-            self.convention,
-            self.dtype,
-            self.layers,
-            name="conv",
-        )
-        epsilon = CONVENTIONS[self.convention].epsilon
-        norm = BatchNorm(self.batch_norm_momentum, epsilon, self.batch_norm_axis, self.layers, name="norm")
-        return self.activate(norm(conv(x), train))
-
-    def activate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The non-linearity alone."""
-        return (self.activation if callable(self.activation) else ACTIVATIONS[self.activation])(x)
-
-    def convolve(self, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw _ d"]) -> Float[Array, "n h2 w2 d"]:
-        """The convolution alone, with a kernel that is a part of the layer's for instance."""
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, self.layers)
-
-    def inference_norm(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """What batch norm multiplies by at inference, and what it adds. Of a layer with parameters."""
-        norm, statistics = self.variables["params"]["norm"], self.variables["batch_stats"]["norm"]
-        slope = norm["scale"] * lax.rsqrt(statistics["var"] + CONVENTIONS[self.convention].epsilon)
-        return slope, norm["bias"] - statistics["mean"] * slope
-
-
-class InvertedResidual(nn.Module):
-    """The bottleneck block of MobileNetV2 (Sec. 3.3, Table 1, Fig. 4d).
-
-    Expand with a 1x1 convolution, filter with a 3x3 depthwise one, project with a 1x1: ReLU6 after the first
-    two, `bottleneck_activation` after the last, which the paper keeps linear (Sec. 3.2). With an expansion of
-    1 the first is left out. The shortcut joins the bottlenecks, where stride and channels allow it.
+class Block(nn.Module):
+    """A part of a network from one feature map to the next.
 
     Attributes:
-        features: channels of the output bottleneck.
-        expansion: t, the inner width over the input's channels; rounded, as in torchvision/models/mobilenetv2.py.
-        stride: of the depthwise convolution, in pixels.
-        dilation: of the depthwise convolution, in pixels.
-        bottleneck_activation: a name in `ACTIVATIONS`, or a function, applied before the shortcut is added.
-        shortcut: "bottleneck", the paper's, adds the block's input to its output; "expansion" adds what the block
-            before put out of its depthwise convolution to what this one does; "none" adds nothing.
-        transformation: what is done with the expansion: "depthwise", the paper's; "linear", the same without
-            non-linearities; "two_depthwise", with a second depthwise layer.
+        features: channels of the output.
+        expansion: t, the inner width over the input's channels; 1 for blocks that have none.
+        stride: of the spatial convolution, in pixels.
+        dilation: of the spatial convolution, in pixels.
         conv_norm: makes the layers; a `functools.partial` of `ConvNorm` sets what they have in common.
     """
 
     features: int
-    expansion: float = 6.0
+    expansion: float = 1.0
     stride: int = 1
     dilation: int = 1
-    bottleneck_activation: Activation | Callable[[Array], Array] = "linear"
-    shortcut: Shortcut = "bottleneck"
-    transformation: Transformation = "depthwise"
     conv_norm: Callable[..., ConvNorm] = ConvNorm
+
+    can_split: ClassVar[bool] = False
+    """Whether inference can be computed in parts of the inner channels."""
+
+    def __post_init__(self) -> None:
+        if not self.expansion > 0:
+            raise ValueError(f"the expansion must be greater than 0, got {self.expansion}")
+        super().__post_init__()
+
+    def endpoints(
+        self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
+    ) -> dict[str, Array]:
+        """The output of each layer by its name, and last "output", the block's.
+
+        Args:
+            x: input.
+            train: normalise by the batch.
+            before: the endpoints of the block before, for shortcuts between them.
+            split: number of parts of the inner channels that inference is computed in, one after the other. Layers
+                whose output is then never whole are left out.
+
+        Raises:
+            ValueError: for a split of a block that cannot be split, in training, and below 1.
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "n h w c"], train: bool, split: int = 1) -> Float[Array, "n h2 w2 d"]:
+        """Apply the block."""
+        return self.endpoints(x, train, split=split)["output"]
+
+    def check_split(self, split: int, train: bool) -> None:
+        """Refuse a split that cannot be computed; see `endpoints`."""
+        if split < 1:
+            raise ValueError(f"a block is computed in 1 part or more, got split={split}")
+        if split > 1 and not self.can_split:
+            raise ValueError(f"{block_name(type(self))} cannot be split, got split={split}")
+        if split > 1 and train:
+            raise ValueError(f"training needs a block's batch statistics, so it cannot be split, got split={split}")
+
+
+# --- MobileNetV2's ---------------------------------------------------------------------------------------
+
+
+class InvertedResidual(Block):
+    """The bottleneck block of MobileNetV2 (Sec. 3.3, Table 1, Fig. 4d).
+
+    Expand with a 1x1 convolution, filter with a 3x3 depthwise one, project with a 1x1: ReLU6 after the first
+    two, `bottleneck_activation` after the last, which the paper keeps linear (Sec. 3.2). With an expansion of
+    1 the first is left out. The shortcut joins the bottlenecks, where stride and channels allow it. Layers are
+    named "expand", "depthwise" and "project".
+
+    Attributes:
+        features: channels of the output bottleneck.
+        expansion: t; the inner width is rounded, as in torchvision/models/mobilenetv2.py.
+        bottleneck_activation: a name in `ACTIVATIONS`, or a function, applied before the shortcut is added.
+    """
+
+    expansion: float = 6.0
+    bottleneck_activation: Activation | Function = "linear"
+
+    can_split = True
 
     @nn.compact
     def endpoints(
-        self,
-        x: Float[Array, "n h w c"],
-        train: bool,
-        before: Float[Array, "n _ _ _"] | None = None,
-        split: int = 1,
-    ) -> dict[str, Float[Array, "n _ _ _"]]:
-        """What each layer puts out: "expand" (not with an expansion of 1), "depthwise", and "output", the block's.
-
-        `before` is what the block before put out of its depthwise convolution, for shortcuts between expansions.
-        In `split` parts, which inference can be computed in, the inner layers put out nothing whole; see `_in_parts`.
-
-        Raises:
-            ValueError: for a split that is below 1, or of what needs the inner layers whole: batch statistics, and
-                shortcuts between expansions.
-        """
-        if split < 1 or (split > 1 and (train or self.shortcut == "expansion")):
-            raise ValueError(
-                f"a block without shortcuts between expansions can be split at inference, got split={split}"
-            )
+        self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
+    ) -> dict[str, Array]:
+        """The outputs of "expand" (not with an expansion of 1) and "depthwise", and "output"; see `Block.endpoints`."""
+        self.check_split(split, train)
         inputs = x.shape[-1]
         inner = inputs if self.expansion == 1 else max(1, round(self.expansion * inputs))
-        conv_norm = self.conv_norm
-        if self.transformation == "linear":
-            conv_norm = functools.partial(conv_norm, activation="linear")
-        layers = {}
-        if self.expansion != 1:
-            layers["expand"] = conv_norm(inner, name="expand")
-        layers["depthwise"] = conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
-        if self.transformation == "two_depthwise":
-            layers["depthwise_2"] = conv_norm(inner, 3, 1, self.dilation, depthwise=True, name="depthwise_2")
+        layers = self.inner_layers(inner)
         project = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")
-        ends = {}
+        ends: dict[str, Array] = {}
         # Where parameters are made, the layers make them.
         if split > 1 and not self.is_initializing():
             y = _in_parts(x, list(layers.values()), project, inner, split)
         else:
             y = x
             for name, layer in layers.items():
-                y = layer(y, train)
-                if name == "depthwise" and self.shortcut == "expansion" and before is not None:
-                    y = before + y if before.shape == y.shape else y
-                ends[name] = y
+                y = ends[name] = self.join_inner(name, layer(y, train), before)
             y = project(y, train)
-        joined = self.shortcut == "bottleneck" and self.stride == 1 and inputs == self.features
-        ends["output"] = x + y if joined else y
+        ends["output"] = self.join(x, y)
         return ends
 
-    def __call__(self, x: Float[Array, "n h w c"], train: bool, split: int = 1) -> Float[Array, "n h2 w2 d"]:
-        """Apply the block, at inference in `split` parts of its inner channels."""
-        return self.endpoints(x, train, split=split)["output"]
+    def inner_layers(self, inner: int) -> dict[str, ConvNorm]:
+        """The layers before the projection, by name: the expansion to `inner` channels, and what filters each of them."""
+        conv_norm = self.inner_conv_norm
+        layers = {} if self.expansion == 1 else {"expand": conv_norm(inner, name="expand")}
+        layers["depthwise"] = conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
+        return layers
+
+    @property
+    def inner_conv_norm(self) -> Callable[..., ConvNorm]:
+        """Makes the layers before the projection."""
+        return self.conv_norm
+
+    def join_inner(self, name: str, y: Float[Array, "n h w c"], before: Ends) -> Float[Array, "n h w c"]:
+        """The output of an inner layer, with the shortcut that ends there if there is one."""
+        return y
+
+    def join(self, x: Float[Array, "n h w c"], y: Float[Array, "n h2 w2 d"]) -> Float[Array, "n h2 w2 d"]:
+        """The block's output, from its input and its projection."""
+        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+
+
+class NoShortcut(InvertedResidual):
+    """`InvertedResidual` without a shortcut (Fig. 6b)."""
+
+    def join(self, x: Float[Array, "n h w c"], y: Float[Array, "n h2 w2 d"]) -> Float[Array, "n h2 w2 d"]:
+        """The projection."""
+        return y
+
+
+class ExpansionShortcut(NoShortcut):
+    """`InvertedResidual` whose shortcut joins expansions (Fig. 6b).
+
+    It adds the output of the depthwise layer of the block before to that of this one, where they are of one shape.
+    """
+
+    can_split = False
+
+    def join_inner(self, name: str, y: Float[Array, "n h w c"], before: Ends) -> Float[Array, "n h w c"]:
+        """The output of an inner layer; of the depthwise one the sum."""
+        wide = before.get("depthwise") if name == "depthwise" else None
+        return y if wide is None or wide.shape != y.shape else wide + y
+
+
+class LinearInside(InvertedResidual):
+    """`InvertedResidual` without non-linearities after expansion and depthwise convolution."""
+
+    @property
+    def inner_conv_norm(self) -> Callable[..., ConvNorm]:
+        """Makes linear layers."""
+        return functools.partial(self.conv_norm, activation="linear")
+
+
+class TwoDepthwise(InvertedResidual):
+    """`InvertedResidual` with a second depthwise layer, "depthwise_2", of stride 1."""
+
+    def inner_layers(self, inner: int) -> dict[str, ConvNorm]:
+        """The layers before the projection, by name."""
+        second = self.inner_conv_norm(inner, 3, 1, self.dilation, depthwise=True, name="depthwise_2")
+        return {**super().inner_layers(inner), "depthwise_2": second}
 
 
 def _in_parts(
@@ -193,67 +221,92 @@ def _in_parts(
     return project.activate((total * slope + shift).astype(project.dtype))
 
 
-class ClassicResidual(nn.Module):
+# --- What they are compared with -------------------------------------------------------------------------
+
+
+class ClassicResidual(Block):
     """The classic residual bottleneck: wide, narrow, wide (He et al., arXiv:1512.03385, Fig. 5; MobileNetV2, Fig. 3a).
 
-    Reduce with a 1x1 convolution, filter with a 3x3, restore with a 1x1. The shortcut joins the wide ends, where
-    stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum.
+    Reduce with a 1x1 convolution, filter with a 3x3 depthwise one, restore with a 1x1. The shortcut joins the wide
+    ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum. Layers
+    are named "reduce", "depthwise" and "restore".
 
     Attributes:
         features: channels of the output, the wide end.
         narrow: channels of the bottleneck between.
-        stride, dilation: of the 3x3 convolution, in pixels.
-        depthwise: whether the 3x3 convolution filters each channel by itself, else it is full.
-        activation: a name in `ACTIVATIONS`, of the non-linearity after the sum.
-        conv_norm: makes the three layers; see `InvertedResidual`.
+        activation: a name in `ACTIVATIONS`, or a function: the non-linearity after the sum.
     """
 
-    features: int
-    narrow: int
-    stride: int = 1
-    dilation: int = 1
-    depthwise: bool = True
-    activation: Activation = "relu6"
-    conv_norm: Callable[..., ConvNorm] = ConvNorm
+    narrow: int = dataclasses.field(kw_only=True)
+    activation: Activation | Function = "relu6"
+
+    depthwise: ClassVar[bool] = True
+    """Whether the 3x3 convolution filters each channel by itself."""
 
     @nn.compact
-    def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
-        """What each layer puts out: "reduce", "depthwise" or "full", and "output", the block's."""
-        ends = {}
+    def endpoints(
+        self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
+    ) -> dict[str, Array]:
+        """The outputs of "reduce" and "depthwise" (or "full"), and "output"; see `Block.endpoints`."""
+        self.check_split(split, train)
+        ends: dict[str, Array] = {}
         y = ends["reduce"] = self.conv_norm(self.narrow, name="reduce")(x, train)
         name = "depthwise" if self.depthwise else "full"
         spatial = self.conv_norm(self.narrow, 3, self.stride, self.dilation, depthwise=self.depthwise, name=name)
         y = ends[name] = spatial(y, train)
         y = self.conv_norm(self.features, activation="linear", name="restore")(y, train)
-        ends["output"] = ACTIVATIONS[self.activation](x + y if x.shape == y.shape else y)
+        ends["output"] = find_activation(self.activation)(x + y if x.shape == y.shape else y)
         return ends
 
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
-        """Apply the block."""
-        return self.endpoints(x, train)["output"]
+
+class FullClassicResidual(ClassicResidual):
+    """`ClassicResidual` with a full 3x3 convolution, "full", in place of the depthwise one."""
+
+    depthwise = False
 
 
-class DepthwiseSeparable(nn.Module):
+class DepthwiseSeparable(Block):
     """The block of MobileNetV1: a 3x3 depthwise convolution, then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
 
-    Attributes:
-        features: channels of the output.
-        stride, dilation: of the depthwise convolution, in pixels.
-        conv_norm: makes the two layers; see `InvertedResidual`.
+    Layers are named "depthwise" and "pointwise".
     """
 
-    features: int
-    stride: int = 1
-    dilation: int = 1
-    conv_norm: Callable[..., ConvNorm] = ConvNorm
+    def __post_init__(self) -> None:
+        if self.expansion != 1:
+            raise ValueError(f"a DepthwiseSeparable block has no expansion, got {self.expansion}")
+        super().__post_init__()
 
     @nn.compact
-    def endpoints(self, x: Float[Array, "n h w c"], train: bool) -> dict[str, Float[Array, "n _ _ _"]]:
-        """What each layer puts out: "depthwise", and "output", the block's."""
+    def endpoints(
+        self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
+    ) -> dict[str, Array]:
+        """The output of "depthwise", and "output"; see `Block.endpoints`."""
+        self.check_split(split, train)
         depthwise = self.conv_norm(x.shape[-1], 3, self.stride, self.dilation, depthwise=True, name="depthwise")
         y = depthwise(x, train)
         return {"depthwise": y, "output": self.conv_norm(self.features, name="pointwise")(y, train)}
 
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 d"]:
-        """Apply the block."""
-        return self.endpoints(x, train)["output"]
+
+# --- By name ---------------------------------------------------------------------------------------------
+
+
+def block_name(block: type[Block]) -> str:
+    """The name of a block of this module; of any other, "module.QualName"."""
+    return block.__name__ if block.__module__ == __name__ else f"{block.__module__}.{block.__qualname__}"
+
+
+def find_block(block: Any) -> type[Block]:
+    """The class that a name means; a class is returned as it is.
+
+    Raises:
+        ValueError: for a name that no block of this module has, and for what is no block.
+    """
+    if isinstance(block, type) and issubclass(block, Block):
+        return block
+    blocks = {
+        name: value
+        for name, value in globals().items()
+        if isinstance(value, type) and issubclass(value, Block) and value is not Block
+    }
+    check_name("block", block, blocks, "; a block of one's own has to be handed in as a class, a subclass of Block")
+    return blocks[block]

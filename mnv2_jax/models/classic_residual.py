@@ -1,18 +1,14 @@
 """MobileNetV2 turned inside out: the classic residual block in its place, to be compared with (Sec. 3.3, Fig. 3)."""
 
-from collections.abc import Mapping
+from typing import Any
 
-import flax.linen as nn
-from jaxtyping import Array, Float, Int
-
-from mnv2_jax.models.blocks import ClassicResidual
-from mnv2_jax.models.classifier import ImageClassifier
+from mnv2_jax.models.backbone import Backbone, Stage
+from mnv2_jax.models.blocks import Block, ClassicResidual, block_name
 from mnv2_jax.models.layers import make_divisible
-from mnv2_jax.models.mobilenet_v2 import STAGES, Stage
-from mnv2_jax.models.strides import strides_and_dilations
+from mnv2_jax.models.mobilenet_v2 import STAGES
 
 
-class ClassicResidualNet(ImageClassifier):
+class ClassicResidualNet(Backbone):
     """The stages of MobileNetV2 with blocks whose ends are wide and whose middle is narrow.
 
     Where MobileNetV2 has a bottleneck of c channels between inner layers of t c, this has ends of t c channels and
@@ -21,43 +17,38 @@ class ClassicResidualNet(ImageClassifier):
     and "classifier".
 
     Attributes:
-        reduction: t, the width of a block's ends over that of its middle.
-        depthwise: whether the 3x3 convolution of a block filters each channel by itself; else it is full.
         stages: MobileNetV2's table; its expansions are not used.
+        block: `ClassicResidual`, `FullClassicResidual`, or a subclass of one's own.
+        reduction: t, the width of a block's ends over that of its middle.
         channel_divisor: channels are multiples of this.
     """
 
-    reduction: float = 6.0
-    depthwise: bool = True
     stages: tuple[Stage, ...] = STAGES
+    block: type[ClassicResidual] = ClassicResidual
+    reduction: float = 6.0
     channel_divisor: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.reduction > 0:
+            raise ValueError(f"the reduction must be greater than 0, got {self.reduction}")
+        super().__post_init__()
+        if not issubclass(self.block, ClassicResidual):
+            raise ValueError(f"the block {block_name(self.block)} is no ClassicResidual")
 
     def scaled(self, channels: float) -> int:
         """Channels of a layer that has `channels` at width 1."""
         return make_divisible(channels * self.width_multiplier, self.channel_divisor)
 
-    @nn.compact
-    def endpoints(
-        self, images: Float[Array, "n h w c"], train: bool = False, places: Int[Array, " n"] | None = None
-    ) -> Mapping[str, Array]:
-        """Feature maps by name: "stem", "block_0/reduce", "block_0/depthwise", "block_0", ..., "head", "logits"."""
-        rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
-        moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
-        ends: dict[str, Array] = {}
-        x = ends["stem"] = self.conv_norm(self.scaled(32), 3, *moves[0], name="stem")(images, train)
-        for index, ((stage, _), (stride, dilation)) in enumerate(zip(rows, moves[1:], strict=True)):
-            block = ClassicResidual(
-                self.scaled(self.reduction * stage.channels),
-                self.scaled(stage.channels),
-                stride=stride,
-                dilation=dilation,
-                depthwise=self.depthwise,
-                activation=self.activation,
-                conv_norm=self.conv_norm,
-                name=f"block_{index}",
-            ).endpoints(x, train)
-            x = block.pop("output")
-            ends.update({f"block_{index}/{name}": value for name, value in block.items()})
-            ends[f"block_{index}"] = x
-        x = ends["head"] = self.conv_norm(max(1280, self.scaled(1280)), name="head")(x, train)
-        return {**ends, **self.classify(x, train, places)}
+    def create_block(self, stage: Stage, **moves: Any) -> Block:
+        """A block of a stage."""
+        return self.block(
+            self.scaled(self.reduction * stage.channels),
+            narrow=self.scaled(stage.channels),
+            activation=self.activation,
+            conv_norm=self.conv_norm,
+            **moves,
+        )
+
+    def head_channels(self) -> int:
+        """Channels of the 1x1 convolution behind the blocks."""
+        return max(1280, self.scaled(1280))

@@ -1,59 +1,185 @@
 """Networks by name, and a network's settings as something to keep in a file."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 
-from mnv2_jax.models.classic_residual import ClassicResidualNet
-from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.mobilenet_v1 import MobileNetV1
-from mnv2_jax.models.mobilenet_v2 import MobileNetV2, Stage
+from mnv2_jax.models import names
+from mnv2_jax.models.backbone import Stage
+from mnv2_jax.models.blocks import Block, block_name, find_block
+from mnv2_jax.models.layers import activation_name
 
-MODELS: dict[str, type[ImageClassifier]] = {
-    "classic_residual": ClassicResidualNet,
-    "mobilenet_v1": MobileNetV1,
-    "mobilenet_v2": MobileNetV2,
-}
+IN_FILES = ("num_classes", "width_multiplier", "expansion", "convention")
+"""Settings that a file of weights tells: by the shapes of its tensors, and by whose file it is."""
+NOT_IN_INFERENCE = (
+    "dropout_rate",
+    "batch_norm_momentum",
+    "batch_norm_axis",
+    "frozen_batch_norm",
+    "dtype",
+    "kernels",
+)
+"""Settings that inference gives the same function with, to rounding."""
 
 
 def list_models() -> list[str]:
     """Names that `create_model` knows."""
-    return sorted(MODELS)
+    return sorted(names.MODELS)
 
 
-def create_model(name: str, **settings: Any) -> ImageClassifier:
+def find_model(name: str) -> type[nn.Module]:
+    """The class of a network.
+
+    Raises:
+        ValueError: for an unknown name; says which are known.
+    """
+    names.check_name("model", name, list_models())
+    return names.resolve(names.MODELS[name])
+
+
+def create_model(name: str, **settings: Any) -> Any:
     """Make a network: `create_model("mobilenet_v2", width_multiplier=0.5, num_classes=10)`.
 
     Args:
         name: one of `list_models()`.
-        settings: attributes of its class.
+        settings: attributes of its class. Stages may be lists of rows, a block the name of one of
+            `mnv2_jax.models.blocks`, and a network inside of this one a mapping with "name" and its own settings.
 
     Raises:
-        ValueError: for an unknown name or setting; says which are known.
+        ValueError: for an unknown name or setting, which says what is known, and for a value that no network has.
     """
-    if name not in MODELS:
-        raise ValueError(f"there is no model {name!r}; known are {', '.join(list_models())}")
-    known = setting_names(MODELS[name])
+    model = find_model(name)
+    known = setting_names(model)
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-    if "stages" in settings:
-        settings["stages"] = tuple(Stage(*stage) for stage in settings["stages"])
-    if "blocks" in settings:
-        settings["blocks"] = tuple((channels, stride) for channels, stride in settings["blocks"])
-    if "dtype" in settings:
-        settings["dtype"] = jnp.dtype(settings["dtype"])
-    return MODELS[name](**settings)
+    return model(**{setting: _from_json(setting, value) for setting, value in settings.items()})
 
 
-def setting_names(model: type[ImageClassifier]) -> list[str]:
+def setting_names(model: type[nn.Module]) -> list[str]:
     """The attributes that make a network of this class what it is."""
-    return [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name", "choice")]
+    return [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
 
 
-def model_settings(model: ImageClassifier) -> dict[str, Any]:
-    """What `create_model(**settings)` makes the same network of, as JSON can hold it; "name" included."""
-    name = next(name for name, kind in MODELS.items() if type(model) is kind)
-    settings = {setting: getattr(model, setting) for setting in setting_names(type(model))}
-    return {"name": name, **settings, "dtype": jnp.dtype(model.dtype).name}
+def model_name(model: nn.Module) -> str:
+    """The name that `create_model` makes networks of this class by.
+
+    Raises:
+        ValueError: for a class that is not in `names.MODELS`.
+    """
+    for name in list_models():
+        if find_model(name) is type(model):
+            return name
+    raise ValueError(f"{type(model).__name__} has no name in mnv2_jax.models.names.MODELS, so it cannot be described")
+
+
+def model_settings(model: nn.Module) -> dict[str, Any]:
+    """What `create_model(**settings)` makes the same network of, as JSON can hold it; "name" included.
+
+    A block or an activation of one's own is described by its module and name, which has to be handed in again.
+
+    Raises:
+        ValueError: for a network of a class that is not in `names.MODELS`.
+    """
+    settings = {setting: _to_json(setting, getattr(model, setting)) for setting in setting_names(type(model))}
+    return {"name": model_name(model), **settings}
+
+
+def _from_json(setting: str, value: Any) -> Any:
+    if isinstance(value, Mapping) and "name" in value:
+        return create_model(**value)
+    if setting == "stages":
+        return tuple(Stage(*stage) for stage in value)
+    if setting == "block":
+        return find_block(value)
+    return jnp.dtype(value) if setting == "dtype" else value
+
+
+def _to_json(setting: str, value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return model_settings(value)
+    if isinstance(value, type) and issubclass(value, Block):
+        return block_name(value)
+    if setting == "dtype":
+        return jnp.dtype(value).name
+    return activation_name(value) if callable(value) else value
+
+
+# --- Which networks others have --------------------------------------------------------------------------
+
+
+def unpublished_settings(model: nn.Module) -> list[str]:
+    """The settings in which a network differs from every published one of its kind.
+
+    Other code bases read a file of weights as the network that its shapes tell. With any setting but those that shapes
+    tell, or that do not change inference, that would be another function than this one. Of a network inside of this one
+    a setting is called "backbone.block".
+
+    Raises:
+        ValueError: for a network of a class that is not in `names.MODELS`.
+    """
+    return list(_differences(model, create_model(model_name(model))))
+
+
+def _differences(model: nn.Module, published: nn.Module) -> Iterator[str]:
+    known = setting_names(type(model))
+    allowed = {name: getattr(model, name) for name in itertools.chain(IN_FILES, NOT_IN_INFERENCE) if name in known}
+    if getattr(model, "output_stride", None) == 32:
+        allowed["output_stride"] = 32  # the same as None
+    published = published.clone(**allowed)
+    for name in known:
+        ours, theirs = getattr(model, name), getattr(published, name)
+        if isinstance(ours, nn.Module) and type(ours) is type(theirs):
+            yield from (f"{name}.{inner}" for inner in _differences(ours, theirs))
+        elif ours != theirs:
+            yield name
+
+
+# --- Descriptions of version 0.1.0 -----------------------------------------------------------------------
+
+_KERNELS = {"fitted": "tuned", "plain": "xla"}
+_BLOCKS = {
+    ("bottleneck", "depthwise"): "InvertedResidual",
+    ("none", "depthwise"): "NoShortcut",
+    ("expansion", "depthwise"): "ExpansionShortcut",
+    ("bottleneck", "linear"): "LinearInside",
+    ("bottleneck", "two_depthwise"): "TwoDepthwise",
+}
+"""By what was `shortcut` and `transformation`."""
+
+
+def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings as version 0.1.0 saved them, as `create_model` takes them today; today's are left as they are.
+
+    Raises:
+        ValueError: for a combination that no block has today.
+    """
+    settings = dict(settings)
+    if "layers" in settings:
+        form = settings.pop("layers")
+        settings["kernels"] = _KERNELS.get(form, form)
+    if "shortcut" in settings or "transformation" in settings:
+        kind = settings.pop("shortcut", "bottleneck"), settings.pop("transformation", "depthwise")
+        if kind not in _BLOCKS:
+            raise ValueError(f"there is no block any more with shortcut={kind[0]!r} and transformation={kind[1]!r}")
+        settings["block"] = _BLOCKS[kind]
+    if "depthwise" in settings:
+        settings["block"] = "ClassicResidual" if settings.pop("depthwise") else "FullClassicResidual"
+    if "blocks" in settings:
+        settings["stages"] = _stages(settings.pop("blocks"))
+    return settings
+
+
+def _stages(blocks: list[Any]) -> list[Stage]:
+    """MobileNetV1's table of (channels, stride) by block, those of a stage together."""
+    stages: list[Stage] = []
+    for channels, stride in blocks:
+        if stages and stride == 1 and stages[-1].channels == channels:
+            stages[-1] = stages[-1]._replace(repeats=stages[-1].repeats + 1)
+        else:
+            stages.append(Stage(1, channels, 1, stride))
+    return stages

@@ -27,6 +27,16 @@ def unit_strides_for(resolution: int, source_resolution: int | None = None) -> i
     return max(0, next(wide_enough, STRIDED_LAYERS) - (enlargement.bit_length() - 1))
 
 
+def check_output_stride(output_stride: int | None) -> None:
+    """Refuse what is none of `OUTPUT_STRIDES`, nor None.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    if output_stride not in (None, *OUTPUT_STRIDES):
+        raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES} or None, got {output_stride}")
+
+
 def strides_and_dilations(
     strides: Sequence[int], unit_strides: int = 0, output_stride: int | None = None
 ) -> list[tuple[int, int]]:
@@ -42,8 +52,7 @@ def strides_and_dilations(
     Raises:
         ValueError: for an output stride that is none of `OUTPUT_STRIDES`.
     """
-    if output_stride not in (None, *OUTPUT_STRIDES):
-        raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES} or None, got {output_stride}")
+    check_output_stride(output_stride)
     result, total, dilation = [], 1, 1
     for stride in strides:
         if stride > 1 and unit_strides > 0:

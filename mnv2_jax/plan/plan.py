@@ -8,25 +8,24 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from mnv2_jax.ablation.arms import families, learner_of
 from mnv2_jax.ablation.design import Study
-from mnv2_jax.ablation.study import create_learner as create_study_learner
-from mnv2_jax.ablation.study import families
+from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.preprocessing import of_convention
-from mnv2_jax.data.resident import load
 from mnv2_jax.data.sources import Example
-from mnv2_jax.data.stream import RandomCrop, StreamedDataset
+from mnv2_jax.data.stream import StreamedDataset
+from mnv2_jax.data.transforms import RandomCrop
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import layer_costs
 from mnv2_jax.plan.chips import Chip, Topology
 from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, traffic_bytes
-from mnv2_jax.training.config import TrainConfig
-from mnv2_jax.training.loop import Dataset, describe_programs
-from mnv2_jax.training.parallel import Parallel, create_mesh, group_size
-from mnv2_jax.training.run import Run, create_learner
+from mnv2_jax.training.config import Parallel, Recipe, Run
+from mnv2_jax.training.create import create_dataset, create_learner
+from mnv2_jax.training.devices import REPLICATED, Devices, Program, group_size
 from mnv2_jax.training.step import Learner
+from mnv2_jax.training.trainer import describe_programs
 
 Step = Literal["train", "eval"]
 
@@ -173,7 +172,7 @@ class _Unread(Sequence):
         return ""
 
 
-def imagenet_like(resolution: int, num_classes: int, training: TrainConfig, convention: str) -> StreamedDataset:
+def imagenet_like(resolution: int, num_classes: int, training: Recipe, convention: str) -> StreamedDataset:
     """A data set of ImageNet's form that is never read."""
     return StreamedDataset(
         "plan",
@@ -200,42 +199,38 @@ def plan_run(
         parallel: how the step is compiled for several chips.
         title: for reports.
     """
-    mesh = create_mesh(devices=topology.devices)
-    learner = create_learner(run, dataset, mesh.size)
-    return plan_programs(learner, dataset, run.training, topology, mesh, step, parallel, title)
+    devices = Devices.create(parallel=parallel, devices=topology.devices)
+    learner = create_learner(run, dataset, devices.per_run)
+    return plan_programs(learner, dataset, run.training, topology, devices, step, title)
 
 
 def plan_programs(
     learner: Learner,
     dataset: Dataset,
-    training: TrainConfig,
+    training: Recipe,
     topology: Topology,
-    mesh: Mesh,
+    devices: Devices,
     step: Step,
-    parallel: Parallel,
     title: str,
 ) -> Plan:
-    """Compile one of the engine's programs for the devices of a mesh.
+    """Compile one of the trainer's programs for the devices of a topology.
 
     Raises:
         UserError: if the batch does not divide by them, or the compiler fails for other reasons than memory.
     """
-    batch_size = training.batch_size
-    programs = describe_programs(learner, dataset, training, mesh, parallel, batch_size)
+    programs = describe_programs(learner, dataset, training, devices, training.batch_size)
     program = programs["train" if step == "train" else "evaluate"]
-    state, _, value = program.arguments
     began = time.perf_counter()
     known: dict[str, Any] = dict(
-        title=title, topology=topology, chips=mesh.size, images=batch_size * mesh.shape["seed"]
+        title=title, topology=topology, chips=devices.mesh.size, images=training.batch_size * devices.runs
     )
     try:
-        compiled: Any = program.lower(mesh, parallel).compile()
+        compiled: Any = devices.lower(program).compile()
     except jax.errors.JaxRuntimeError as error:
         needed = needed_bytes(str(error))
         if needed is None:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the TPU compiler cannot compile this for {topology.name} ({reason})") from error
-        seconds = time.perf_counter() - began
         return Plan(
             **known,
             memory={},
@@ -244,52 +239,56 @@ def plan_programs(
             bytes_accessed=None,
             traffic_bytes=None,
             collectives=(),
-            compile_seconds=seconds,
+            compile_seconds=time.perf_counter() - began,
         )
     seconds = time.perf_counter() - began
-    sizes, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    seeds, chips_a_run = mesh.shape["seed"], mesh.shape["data"]
-    # Each chip has the state of one run, and its part of the batch or the whole of a resident set.
-    parts = {name: _bytes(getattr(state, name)) // seeds for name in ("params", "batch_stats", "opt_state", "ema")}
-    shared = step == "train" and dataset.train_data(batch_size).shared
-    parts["batch"] = _bytes(value) // (1 if shared else chips_a_run)
-    # What of the state a program does not use, evaluation for instance, is on the chip all the same.
-    held = max(sizes.argument_size_in_bytes, sum(parts.values()))
-    held += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    temporary = sizes.temp_size_in_bytes
-    parts["activations"] = min(temporary, activation_bytes(learner, dataset, training, chips_a_run, step))
-    parts["temporary"] = temporary - parts["activations"]
-    parts["program"] = sizes.generated_code_size_in_bytes
-    total = held + temporary + parts["program"]
-    text = compiled.as_text()
+    temporary = activation_bytes(learner, dataset, training, devices.per_run, step)
+    memory, total = _memory(compiled.memory_analysis(), program, devices, temporary)
+    cost, text = compiled.cost_analysis(), compiled.as_text()
     return Plan(
         **known,
-        memory={**parts, "padding": total - sum(parts.values())},
+        memory=memory,
         hbm_bytes=total,
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
         traffic_bytes=traffic_bytes(text),
-        collectives=tuple(collectives(text, mesh.size)),
+        collectives=tuple(collectives(text, devices.mesh.size)),
         compile_seconds=seconds,
     )
 
 
+def _memory(sizes: Any, program: Program, devices: Devices, activations: int) -> tuple[dict[str, int], int]:
+    """(bytes by the names of `PARTS`, all of them) of a chip, from the compiler's analysis."""
+    state, _, value = program.arguments
+    # Each chip has the state of one run, and its share of the batch or the whole of a resident set.
+    names = ("params", "batch_stats", "opt_state", "ema")
+    parts = {name: _bytes(getattr(state, name)) // devices.runs for name in names}
+    parts["batch"] = _bytes(value) // (1 if program.specs[2] == REPLICATED else devices.per_run)
+    # What of the state a program does not use, evaluation for instance, is on the chip all the same.
+    held = max(sizes.argument_size_in_bytes, sum(parts.values()))
+    held += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    parts["activations"] = min(sizes.temp_size_in_bytes, activations)
+    parts["temporary"] = sizes.temp_size_in_bytes - parts["activations"]
+    parts["program"] = sizes.generated_code_size_in_bytes
+    total = held + sizes.temp_size_in_bytes + parts["program"]
+    return {**parts, "padding": total - sum(parts.values())}, total
+
+
 def plan_study(study: Study, topology: Topology) -> list[Plan]:
     """Compile the training programs of a study, its runs spread over the chips as the study spreads them."""
-    dataset = load(study.dataset, train_images=study.train_images)
+    dataset = create_dataset(study.run(study.baseline))
     plans = []
     for family in families(study):
         runs = group_size(study.seeds * len(family), len(topology.devices))
         own = dataset.at(family[0].resolution or dataset.image_shape[0])
         plans.append(
             plan_programs(
-                create_study_learner(study, family, own),
+                learner_of(study, family, own),
                 own,
-                study.training,
+                study.run(family[0]).training,
                 topology,
-                create_mesh(runs, 1, topology.devices),
+                Devices.create(runs, 1, devices=topology.devices),
                 "train",
-                "jit",
                 ", ".join(arm.name for arm in family),
             )
         )
@@ -325,7 +324,7 @@ def _bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def activation_bytes(learner: Learner, dataset: Dataset, training: TrainConfig, chips: int, step: Step) -> int:
+def activation_bytes(learner: Learner, dataset: Dataset, training: Recipe, chips: int, step: Step) -> int:
     """What the layers leave behind for one part of a chip's images: of training every convolution's output, which
     the backward pass needs; of evaluation the largest layer's input and output."""
     layers = layer_costs(learner.model.clone(batch_norm_axis=None), dataset.image_shape)

@@ -1,1 +1,1 @@
-"""What is learnt: the target, the loss and the metrics of each task."""
+"""What is learnt: the targets, the loss and the metrics of each task."""

@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from mnv2_jax.data.batch import Batch
+from mnv2_jax.data.batch import CLASSES, Batch
 from mnv2_jax.errors import UserError
-from mnv2_jax.tasks.task import Sums
+from mnv2_jax.tasks.metric import Metric, Sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +26,23 @@ class Classification:
 
     num_classes: int
     label_smoothing: float = 0.0
+    name = "classification"
+    targets = CLASSES
+    normalizer = "examples"
+    metric = Metric("accuracy", "accuracy")
+    evaluator = None
     names = ("examples", "loss", "correct", "correct_top5")
 
+    def zeros(self) -> dict[str, np.ndarray]:
+        """The sums over no examples."""
+        return {name: np.zeros((), np.float32) for name in self.names}
+
     def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
-        """Cross entropy in nats, images whose largest logit is the label's, and whose five largest hold it.
+        """Cross entropy in nats, images whose largest logit is the label's, and whose five largest include it.
 
         Of equal logits the lower class comes first. Logits that are not numbers are never right.
         """
-        labels = jnp.asarray(batch.labels)
+        labels = jnp.asarray(batch.targets)
         targets = jax.nn.one_hot(labels, self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
@@ -42,8 +53,12 @@ class Classification:
         values = (jnp.ones_like(losses), losses, rank == 0, rank < 5)
         return {name: jnp.sum(value * batch.weights) for name, value in zip(self.names, values, strict=True)}
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Mean loss and the two accuracies, as fractions."""
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Mean loss and the two accuracies, as fractions.
+
+        Raises:
+            UserError: if no image counts.
+        """
         if not sums["examples"]:
             raise UserError("there is not one image that counts: the split is empty, or none of it can be read")
         return {

@@ -1,4 +1,4 @@
-"""A run's state on disk, so that a run that was stopped goes on as if it had not been."""
+"""The state of a group of runs on disk, so that a run that was stopped continues as if it had not been."""
 
 import contextlib
 import hashlib
@@ -15,6 +15,9 @@ from jaxtyping import PyTree
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.step import TrainState
+
+CHECKPOINTS, NETWORK = "checkpoints", "network"
+"""Names in a run's folder: of where to continue, and of what came out."""
 
 
 class Saved(NamedTuple):
@@ -35,7 +38,7 @@ def tree_digest(tree: PyTree) -> str:
     """SHA-256 over the names, types, shapes and bits of all arrays of a tree."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # Attributes, keys and places alike, in the order of their names: the tree may come back as dictionaries.
+        # Attributes, keys and indices alike, in the order of their names: the tree may come back as dictionaries.
         name = "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
         leaves[name] = leaf
     digest = hashlib.sha256()
@@ -55,9 +58,18 @@ class RunCheckpoints:
         keep: newest ones that are kept.
         keep_every: besides, those of every multiple of so many steps.
         read_only: to look at them while, perhaps, the run goes on.
+        disposable: whether runs may start from their beginning where none can be read.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_every: int | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        keep_every: int | None = None,
+        read_only: bool = False,
+        disposable: bool = False,
+    ):
+        self.disposable = disposable
         with _writable(folder):
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
@@ -136,7 +148,7 @@ class RunCheckpoints:
             steps = ", ".join(str(step) for step, _ in damaged)
             raise UserError(
                 f"none of the checkpoints in {self._folder} (of steps {steps}) can be read ({damaged[0][1]}); "
-                "--overwrite begins anew"
+                "--overwrite starts from nothing"
             )
         return None
 
@@ -164,6 +176,6 @@ def _writable(folder: Path) -> Iterator[None]:
     except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"a checkpoint cannot be written to {folder} ({reason}); make room, and the same command goes on from "
+            f"a checkpoint cannot be written to {folder} ({reason}); make room, and the same command continues from "
             "the last one that is whole"
         ) from error

@@ -1,17 +1,23 @@
-"""How a run is trained: settings with defaults for a small set, and the recipes for ImageNet by name."""
+"""What a run is, without loading JAX: how its parameters change, what it trains on, how it is executed.
+
+What follows a field is its help on command lines. Every value is checked here, and nowhere else.
+"""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from mnv2_jax.data.catalog import OnBadImage
 from mnv2_jax.errors import UserError
 
 Parallel = Literal["jit", "pmap"]
-"""How a step is compiled for several devices; see `mnv2_jax.training.parallel`."""
+"""How a step is compiled for several devices; see `mnv2_jax.training.devices`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How parameters change. What follows a field is its help; saved as JSON with every run."""
+class Recipe:
+    """How parameters change; saved as JSON with every run."""
 
     epochs: int
     """Passes over the training images."""
@@ -52,7 +58,7 @@ class TrainConfig:
     batch_norm: Literal["global", "replica"] = "global"
     """Batch statistics over all devices, or over each device's images alone (the paper's, 96 a worker)."""
     accumulation: int = 1
-    """Parts that a device takes its images in, one after the other; each has batch statistics of its own."""
+    """Microbatches in which a device takes its images, one after the other; each has batch statistics of its own."""
     smallest_crop: float = 0.05
     """Share of an image's area that a random crop has at least; for images of many sizes."""
     color_distortion: bool = False
@@ -61,9 +67,16 @@ class TrainConfig:
     """How often a run is evaluated on the validation split, at equal distances."""
     images: int | None = None
     """Images to train on in all, in place of --epochs; the last step is the last whole batch of them."""
+    freeze: Literal["backbone"] | None = None
+    """Of trained --weights, leave the backbone's parameters and statistics as they are: only the classifier is trained."""
+    backbone_learning_rate: float = 1.0
+    """Factor of the learning rate for the backbone of trained --weights."""
+    frozen_batch_norm: bool = False
+    """Normalise by the running statistics of trained --weights and leave them as they are."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "learning_rate", "evaluations", "accumulation", "rmsprop_epsilon"):
+        sizes = ["epochs", "batch_size", "learning_rate", "evaluations", "accumulation", "rmsprop_epsilon"]
+        for name in (*sizes, "backbone_learning_rate"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
@@ -83,6 +96,17 @@ class TrainConfig:
         for name in ("smallest_crop", "epoch_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from above 0 to 1, got {getattr(self, name)}")
+        if self.freeze is not None and self.backbone_learning_rate != 1:
+            raise UserError("--freeze backbone trains no backbone; leave --backbone-learning-rate out")
+
+    def starts_from_weights(self) -> list[str]:
+        """The flags that only a run from trained weights has."""
+        given = {
+            "--freeze": self.freeze is not None,
+            "--backbone-learning-rate": self.backbone_learning_rate != 1,
+            "--frozen-batch-norm": self.frozen_batch_norm,
+        }
+        return [flag for flag, is_given in given.items() if is_given]
 
     def steps_per_epoch(self, train_images: int) -> int:
         """Whole batches in the training split.
@@ -113,12 +137,12 @@ class TrainConfig:
         return batch_norm_momentum(steps) if self.batch_norm_momentum is None else self.batch_norm_momentum
 
 
-RECIPES: dict[str, TrainConfig] = {
+RECIPES: dict[str, Recipe] = {
     # The studies' settings: five epochs of a small set.
-    "small": TrainConfig(epochs=5, batch_size=64, learning_rate=0.05),
+    "small": Recipe(epochs=5, batch_size=64, learning_rate=0.05),
     # Sec. 6.1, completed from its code (tensorflow/models, research/slim, README.md and train_image_classifier.py):
     # 72.0 % after some 700,000 steps of 8 workers with 96 images each.
-    "paper": TrainConfig(
+    "paper": Recipe(
         epochs=420,
         batch_size=768,
         learning_rate=0.045,
@@ -135,7 +159,7 @@ RECIPES: dict[str, TrainConfig] = {
         evaluations=420,
     ),
     # The cheapest documented way to 72.2 % (d-li14/mobilenetv2.pytorch, README.md).
-    "cosine": TrainConfig(
+    "cosine": Recipe(
         epochs=150,
         batch_size=256,
         learning_rate=0.05,
@@ -148,7 +172,106 @@ RECIPES: dict[str, TrainConfig] = {
         evaluations=150,
     ),
 }
-"""Settings by name; every field can be overridden."""
+"""Settings by name; every field can be overridden. A new recipe is an entry here."""
+
+if TYPE_CHECKING:
+    RecipeName = str
+else:
+    RecipeName = Literal[tuple(RECIPES)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is asked for: everything that the result depends on.
+
+    Attributes:
+        dataset: a name for `mnv2_jax.data.open_dataset`.
+        model: settings of `create_model`, "name" included; classes, dropout and batch norm follow from the rest, and
+            of a run from weights what is not given is that of the weights.
+        training: how it is trained.
+        seed: random seed: initial weights, data order, augmentation and dropout.
+        resolution: side of the images in pixels; None for the data set's own.
+        train_images, validation_images: take the first so many of these splits; None for all.
+        streamed: whether the data are read while they are used; None where the set is too large for the device.
+        data_files: the user's own files.
+        weights: a file, a folder or a reference to start from; None for initial weights.
+        task: a name in `mnv2_jax.tasks.task.TASKS`.
+    """
+
+    dataset: str
+    model: Mapping[str, Any]
+    training: Recipe
+    seed: int = 0
+    resolution: int | None = None
+    train_images: int | None = None
+    validation_images: int | None = None
+    streamed: bool | None = None
+    data_files: Path | None = None
+    weights: str | None = None
+    task: str = "classification"
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed must be from 0 to below 2^31, got {self.seed}")
+        given = self.training.starts_from_weights()
+        if given and self.weights is None:
+            raise UserError(f"{given[0]} is for a run that starts from trained weights; name them with --weights")
+
+    def settings(self) -> dict[str, Any]:
+        """Flat, for JSON; two runs with the same are the same run."""
+        names = ("dataset", "seed", "resolution", "train_images", "validation_images", "streamed", "weights", "task")
+        own = {name: getattr(self, name) for name in names}
+        return {**own, **self.model, **dataclasses.asdict(self.training)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a run is executed; nothing here changes its results, but for rounding."""
+
+    parallel: Parallel = "jit"
+    """How the step is compiled for several devices."""
+    log_every: int | None = None
+    """Steps between two records; some fifty a run if not given."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints; one at every evaluation if not given."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Keep those of every multiple of so many steps besides."""
+    profile: str | None = None
+    """FIRST:LAST steps of which to write a trace, for XProf or Perfetto."""
+    on_bad_image: OnBadImage = "stop"
+    """What to do about a damaged image in a stream."""
+
+    def __post_init__(self):
+        for name in ("log_every", "checkpoint_every", "keep", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+        first, last = self.profiled
+        if self.profile is not None and not 1 <= first <= last:
+            raise UserError(f"--profile must be FIRST:LAST with steps from 1 on, got {self.profile}")
+
+    @property
+    def profiled(self) -> tuple[int, int]:
+        """First and last step of the trace; (0, 0) for none."""
+        if self.profile is None:
+            return 0, 0
+        try:
+            first, last = map(int, self.profile.split(":"))
+        except ValueError:
+            raise UserError(f"--profile must be FIRST:LAST, two steps, got {self.profile!r}") from None
+        return first, last
+
+
+def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
+    """The steps after which a run is evaluated, at equal distances, the last one included."""
+    return frozenset(round(steps * (index + 1) / evaluations) for index in range(evaluations)) - {0}
+
+
+def log_interval(steps: int) -> int:
+    """Steps between two records of training, if nothing else was asked for: some fifty a run."""
+    return max(1, steps // 50)
 
 
 def batch_norm_momentum(steps: int) -> float:

@@ -1,15 +1,14 @@
 """Several processes as one run: one a host of a TPU slice, or a GPU host, or a task of Slurm."""
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+import signal
+from collections.abc import Callable, Iterator, Mapping
 
+from mnv2_jax.environment import is_tpu_host
 from mnv2_jax.errors import UserError
-
-GOOGLE = "0x1ae0"
-"""The vendor of TPUs on the PCI bus (jax/_src/hardware_utils.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +26,6 @@ class Processes:
 def is_slurm_job(environment: Mapping[str, str]) -> bool:
     """Whether Slurm started several tasks, of which this is one."""
     return int(environment.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in environment
-
-
-def is_tpu_host(environment: Mapping[str, str], devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether TPUs are plugged in here and are meant to be used; their files in /dev differ from kind to kind.
-
-    Network cards of Google's are taken for TPUs too, which does no harm: nothing tells them of other hosts.
-    """
-    if environment.get("JAX_PLATFORMS", "") not in ("", "tpu"):
-        return False
-    return any(vendor.read_text().strip() == GOOGLE for vendor in devices.glob("*/vendor"))
 
 
 def initialize(options: Processes) -> None:
@@ -71,3 +60,31 @@ def initialize(options: Processes) -> None:
             raise UserError(
                 f"the other processes, of which the environment tells, cannot be joined ({reason})"
             ) from error
+
+
+@contextlib.contextmanager
+def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop after a step, because SIGTERM came: to this process, or with several to any of them."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def wait_for_processes(where: str) -> None:
+    """Until all have come here."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)

@@ -1,7 +1,9 @@
-"""Where the records of a run go: JSON lines, TensorBoard, and the terminal."""
+"""Where the records of runs go: JSON lines, TensorBoard, and the terminal."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import jax
 from jax.experimental import multihost_utils
@@ -10,61 +12,74 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from mnv2_jax.training.metrics import Record, read_records, to_line, write_records
-from mnv2_jax.training.progress import RunReporter
+from mnv2_jax.training.progress import Reporter
 
 
 class Log:
-    """Writes records as they come, each to the disk at once. Only the first process writes.
+    """Writes the records of a group of runs as they come, each to the disk at once. Only the first process writes.
 
     TensorBoard's files are written in this thread: its own writer has another one, which a full disk kills unseen.
 
     Args:
-        metrics: the file of JSON lines.
-        tensorboard: the folder of TensorBoard's files.
+        metrics: the file of JSON lines; it may hold records of other runs, which stay.
+        runs: the folder of TensorBoard's files of each run, by (arm, seed); None to write none.
         reporter: the terminal.
-        step: of what is there, records behind this step are of steps that are done again, and left out; so is the
-            record of the test split.
     """
 
-    def __init__(self, metrics: Path, tensorboard: Path, reporter: RunReporter, step: int):
-        self._reporter = reporter
-        self._file = self._board = None
-        self.records = [r for r in read_records(metrics) if r.step <= step and r.split != "test"]
+    def __init__(self, metrics: Path, runs: Mapping[tuple[str, int], Path | None], reporter: Reporter):
+        self.reporter = reporter
+        self.records: list[Record] = []
+        self._metrics, self._runs = metrics, runs
+        self._file: IO[str] | None = None
+        self._boards: dict[tuple[str, int], EventsWriter] = {}
+
+    def start_from(self, step: int) -> None:
+        """Open the files, to go on behind a step.
+
+        Records of the group behind it are of steps that are done again, and are left out; so are those of the test split.
+        """
+        known = read_records(self._metrics)
+        others = [r for r in known if (r.arm, r.seed) not in self._runs]
+        own = [r for r in known if (r.arm, r.seed) in self._runs and r.step <= step and r.split != "test"]
+        self.records = own
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("log")
         if jax.process_index() == 0:
-            write_records(metrics, self.records)
-            self._file = metrics.open("a", encoding="utf-8")
-            tensorboard.mkdir(exist_ok=True)
-            self._board = EventsWriter(str(tensorboard / "events"))
-            start = SessionLog(status=SessionLog.START)
-            self._board.write_event(Event(step=step + 1, session_log=start))
-            self._board.flush()
+            write_records(self._metrics, [*others, *own])
+            self._file = self._metrics.open("a", encoding="utf-8")
+            for run, folder in self._runs.items():
+                if folder is None:
+                    continue
+                folder.mkdir(parents=True, exist_ok=True)
+                board = self._boards[run] = EventsWriter(str(folder / "events"))
+                board.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+                board.flush()
 
     def has(self, split: str, step: int) -> bool:
-        """Whether a split was evaluated after a step; every process knows what the first one wrote."""
+        """Whether a split was evaluated after a step before the files were opened; every process knows."""
         return any(record.split == split and record.step == step for record in self.records)
 
     def write(self, record: Record) -> None:
         """Write one record."""
-        if self._file is None or self._board is None:
+        self.records.append(record)
+        if self._file is None:
             return
         self._file.write(to_line(record))
         self._file.flush()
-        values = dict(record.metrics)
-        if record.images_per_second is not None:
-            values["images_per_second"] = record.images_per_second
-        for name, value in values.items():
-            summary = scalar(f"{record.split}/{name}", value)
-            self._board.write_event(Event(step=record.step, summary=summary))
-        self._board.flush()
-        self._reporter.record(record)
+        board = self._boards.get((record.arm, record.seed))
+        if board is not None:
+            values = dict(record.metrics)
+            if record.images_per_second is not None:
+                values["images_per_second"] = record.images_per_second
+            for name, value in values.items():
+                board.write_event(Event(step=record.step, summary=scalar(f"{record.split}/{name}", value)))
+            board.flush()
+        self.reporter.record(record)
 
     def close(self) -> None:
         """Let go of the files."""
-        if self._file is not None and self._board is not None:
-            # What could not be written has been said.
-            with contextlib.suppress(OSError):
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._board.close()
+        # What could not be written has been said.
+        for file in (self._file, *self._boards.values()):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.results import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Record:
         step: steps done.
         split: "train" (mean over the steps since the last record), "validation" or "test" (all of it).
         wall_seconds: since the run began, evaluation included, compilation not.
-        metrics: by name, of the task: "loss" is a mean an image, "accuracy" a fraction of the images.
+        metrics: by name, those of the task; "loss" is one of them.
         images: how many images they are means over.
         images_per_second: in training, since the last record; None for evaluations.
     """
@@ -35,13 +34,6 @@ class Record:
 
 
 FIELDS = {field.name for field in dataclasses.fields(Record)} - {"metrics"}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one go, so that a reader or an interruption meets the old or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def to_line(record: Record) -> str:
@@ -80,18 +72,3 @@ def read_records(path: Path) -> list[Record]:
                 f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew"
             ) from error
     return records
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of JSON; one that an interruption cut short is left out."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); --overwrite starts anew") from error
-
-
-def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """One more line, which stands before the next thing is done."""
-    whole = path.read_text() if path.exists() else ""
-    write_atomically(path, whole[: whole.rfind("\n") + 1] + json.dumps(content) + "\n")

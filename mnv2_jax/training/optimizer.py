@@ -1,9 +1,11 @@
 """Optimizers and schedules, all from optax."""
 
+from collections.abc import Sequence
+
 import jax
 import optax
 
-from mnv2_jax.training.config import TrainConfig
+from mnv2_jax.training.config import Recipe
 
 
 def decays(params) -> dict:
@@ -19,16 +21,16 @@ def decays(params) -> dict:
     return jax.tree_util.tree_map_with_path(decays_at, params)
 
 
-def create_schedule(config: TrainConfig, train_images: int) -> optax.Schedule:
+def create_schedule(recipe: Recipe, train_images: int) -> optax.Schedule:
     """The learning rate of each step of a run on so many images."""
-    steps, peak = config.steps(train_images), config.peak_learning_rate()
-    warmup_steps = round(config.warmup * steps)
-    if config.schedule == "cosine":
-        if config.warmup:
+    steps, peak = recipe.steps(train_images), recipe.peak_learning_rate()
+    warmup_steps = round(recipe.warmup * steps)
+    if recipe.schedule == "cosine":
+        if recipe.warmup:
             warmup_steps = max(1, warmup_steps)
             return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(steps, warmup_steps + 1))
         return optax.cosine_decay_schedule(peak, steps)
-    decay = optax.exponential_decay(peak, config.steps_per_epoch(train_images), config.epoch_decay, staircase=True)
+    decay = optax.exponential_decay(peak, recipe.steps_per_epoch(train_images), recipe.epoch_decay, staircase=True)
     if not warmup_steps:
         return decay
     # The decay counts from the first step, so that its steps fall on the ends of epochs.
@@ -36,23 +38,32 @@ def create_schedule(config: TrainConfig, train_images: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), late], [warmup_steps])
 
 
-def create_optimizer(config: TrainConfig, train_images: int) -> optax.GradientTransformation:
-    """The optimizer of a run on so many images.
+def create_optimizer(
+    recipe: Recipe, train_images: int, task_layers: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """The optimizer of a run on so many images; `task_layers` are those that are not the backbone's.
 
     RMSProp is TensorFlow 1's, which the paper used: its mean square starts at 1, epsilon is added inside the
     root, and the momentum is of updates that the learning rate has scaled.
     """
-    schedule = create_schedule(config, train_images)
-    if config.optimizer == "sgd":
-        optimizer = optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
+    schedule = create_schedule(recipe, train_images)
+    if recipe.optimizer == "sgd":
+        optimizer = optax.sgd(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov)
     else:
         optimizer = optax.rmsprop(
             schedule,
-            decay=config.rmsprop_decay,
-            eps=config.rmsprop_epsilon,
+            decay=recipe.rmsprop_decay,
+            eps=recipe.rmsprop_epsilon,
             initial_scale=1.0,
             eps_in_sqrt=True,
-            momentum=config.momentum,
+            momentum=recipe.momentum,
         )
-    mask = decays if config.weight_decay_on == "kernels" else None
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=mask), optimizer)
+    mask = decays if recipe.weight_decay_on == "kernels" else None
+    chain = [optax.add_decayed_weights(recipe.weight_decay, mask=mask), optimizer]
+    if recipe.backbone_learning_rate != 1:
+        # Both optimizers' updates are proportional to the learning rate of the whole run.
+        def is_backbone(params):
+            return {name: name not in task_layers for name in params}
+
+        chain.append(optax.masked(optax.scale(recipe.backbone_learning_rate), is_backbone))
+    return optax.chain(*chain)

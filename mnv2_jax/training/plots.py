@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mnv2_jax.results import save_figure
+from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
 
 # Of Okabe and Ito's palette; lines and markers tell the splits apart in grey.
@@ -21,31 +23,29 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw_run(records: Sequence[Record], title: str) -> Figure:
-    """Loss and accuracy by step, of the training batches and of the validation split, and the test split's last word."""
+def draw_run(records: Sequence[Record], title: str, metric: Metric) -> Figure:
+    """Loss and the task's metric by step, of the training batches and of the validation split, and the test split's last word."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, metric, label in zip(panels, ("loss", "accuracy"), ("loss (nats an image)", "accuracy"), strict=True):
+    shown = (("loss", "loss (nats an image)", "{:.3f}".format), (metric.name, metric.title, metric.format))
+    for axes, (name, label, text) in zip(panels, shown, strict=True):
         for split, style in STYLES.items():
-            chosen = [record for record in records if record.split == split]
-            axes.plot([r.step for r in chosen], [r.metrics[metric] for r in chosen], label=split, **style)
+            chosen = [record for record in records if record.split == split and name in record.metrics]
+            axes.plot([r.step for r in chosen], [r.metrics[name] for r in chosen], label=split, **style)
         for record in (record for record in records if record.split == "test"):
-            value = record.metrics[metric]
-            text = f"test {value:.2%}" if metric == "accuracy" else f"test {value:.3f}"
-            axes.plot(record.step, value, marker="*", markersize=13, color="black", linestyle="none", label=text)
+            value = record.metrics[name]
+            star = {"marker": "*", "markersize": 13, "color": "black", "linestyle": "none"}
+            axes.plot(record.step, value, label=f"test {text(value)}", **star)
         axes.set(xlabel="steps", ylabel=label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9", linewidth=0.7)
         axes.legend(frameon=False)
     panels[0].set_ylim(bottom=0)
-    panels[1].yaxis.set_major_formatter(PercentFormatter(1))
+    if metric.percent:
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(title, fontsize=12)
     return figure
 
 
-def save_run(records: Sequence[Record], title: str, path: Path) -> None:
-    """Write the figure in one go; the same records give the same bytes."""
-    figure = draw_run(records, title)
-    temporary = path.with_name(f".new.{path.name}")
-    figure.savefig(temporary, dpi=150, metadata={"Software": None})
-    temporary.replace(path)
-    plt.close(figure)
+def save_run(records: Sequence[Record], title: str, folder: Path, metric: Metric) -> None:
+    """Write figure.png of a run; the same records give the same bytes."""
+    save_figure(draw_run(records, title, metric), folder, ["png"])

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar in a terminal, plain lines in a file."""
+"""What a person sees while runs train: a bar in a terminal, plain lines in a file."""
 
 import time
 
@@ -6,6 +6,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
 
 
@@ -34,11 +35,14 @@ def create_bar(console: Console) -> Progress:
     )
 
 
-class RunReporter:
-    """Shows step, loss, learning rate, images a second a device and the time left of one run.
+class Reporter:
+    """Shows step, loss, images a second and the time left of a run, or of a study's runs one group after the other.
+
+    A console that is no terminal gets no bar but lines: one for every record of a single run, and of a study's runs
+    one for every evaluation, each with the run's own loss.
 
     Args:
-        console: where to; by default standard output. One that is no terminal gets a line for every record.
+        console: where to; by default standard output.
     """
 
     def __init__(self, console: Console | None = None):
@@ -49,13 +53,26 @@ class RunReporter:
         """Print one line, above the bar if there is one."""
         self.console.print(line, markup=False)
 
-    def start(self, done: int, steps: int) -> None:
-        """The run is about to do the steps behind `done`."""
-        self._first, self._steps, self._began = done, steps, time.perf_counter()
-        if self.console.is_terminal and not self.console.quiet:
+    def expect(self, steps: int, metric: Metric, groups: int | None = None) -> None:
+        """What is to be done: one run of `steps` steps, or so many groups of a study's runs.
+
+        `metric` is the task's, which decides.
+        """
+        self._steps, self._metric, self._several = steps, metric, groups is not None
+        self._groups = 1 if groups is None else groups
+        self._ended, self._skipped, self._stepping = 0, 0, 0.0
+        self._losses: dict[tuple[str, int], float] = {}
+        if self._groups and self.console.is_terminal and not self.console.quiet:
             self._bar = create_bar(self.console)
             self._bar.start()
-            self._task = self._bar.add_task("training", total=steps, completed=done, status="")
+            self._task = self._bar.add_task("training", total=steps * self._groups, status="")
+
+    def describe(self, text: str) -> None:
+        """What is done just now, in front of the bar, or as a line."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text, status="")
+        else:
+            self.say(text)
 
     def stop(self) -> None:
         """End, also after an error."""
@@ -63,21 +80,52 @@ class RunReporter:
             self._bar.stop()
             self._bar = None
 
+    def begin(self, label: str, done: int) -> None:
+        """A group of runs begins, `done` of its steps being done."""
+        self._label, self._began = label, time.perf_counter()
+        self._skipped += done
+
+    def end(self) -> None:
+        """The group has done its steps."""
+        self._ended += 1
+        self._stepping += time.perf_counter() - self._began
+
+    def _left(self, step: int) -> str:
+        done = self._ended * self._steps + step
+        spent = self._stepping + time.perf_counter() - self._began
+        per_step = spent / max(done - self._skipped, 1)
+        return f"{duration(per_step * (self._steps * self._groups - done))} left"
+
+    def interval(self, step: int, loss: float, examples_per_second: float) -> None:
+        """The group has logged an interval that ends with `step`; `loss` is the mean of its runs."""
+        if self._bar is not None:
+            speed = examples_per_second / jax.device_count()
+            status = f"loss {loss:.3f}  {speed:.1f} images/s a device  {self._left(step)}"
+            done = self._ended * self._steps + step
+            description = f"{self._label} step {step}/{self._steps}" if self._several else "training"
+            self._bar.update(self._task, completed=done, description=description, status=status)
+
     def record(self, record: Record) -> None:
         """A record was written."""
-        values = dict(record.metrics)
-        if record.split != "train":
+        who = f"{record.arm} seed {record.seed}" if self._several else ""
+        values, metric = record.metrics, self._metric
+        if record.split == "train":
+            self._losses[record.arm, record.seed] = values["loss"]
+            if self._bar is None and not self._several:
+                rate = f"  learning rate {values['learning_rate']:.2e}" if "learning_rate" in values else ""
+                speed = (record.images_per_second or 0) / jax.device_count()
+                self.say(
+                    f"step {record.step}/{self._steps}: loss {values['loss']:.3f}{rate}  {speed:.1f} images/s a device  "
+                    f"{self._left(record.step)}"
+                )
+        elif not self._several:
             metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
             self.say(f"step {record.step} {record.split}: {metrics} ({record.images} images)")
-            return
-        per_step = (time.perf_counter() - self._began) / max(record.step - self._first, 1)
-        left = duration(per_step * (self._steps - record.step))
-        speed = (record.images_per_second or 0) / jax.device_count()
-        status = (
-            f"loss {values['loss']:.3f}  learning rate {values['learning_rate']:.2e}  "
-            f"{speed:.1f} images/s a device  {left} left"
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record.step, status=status)
-        else:
-            self.say(f"step {record.step}/{self._steps}: {status}")
+        elif record.split == "test":
+            self.say(f"{who}: test {metric.title} {metric.format(values[metric.name])}, loss {values['loss']:.3f}")
+        elif self._bar is None:
+            loss = self._losses.get((record.arm, record.seed), float("nan"))
+            self.say(
+                f"{who} step {record.step}/{self._steps}: loss {loss:.3f}, validation {metric.title} "
+                f"{metric.format(values[metric.name])}, {self._left(record.step)}"
+            )

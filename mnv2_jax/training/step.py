@@ -1,8 +1,7 @@
 """One step of training and of evaluation, written once, for one run on one device.
 
-The devices of a run lie along the axis "data" of a mesh, or of `pmap`: each has its part of the batch and the
-whole state, and one sum over the axis makes the update the same everywhere. What the task is, the step does
-not know.
+The devices of a run lie along the axis "data" of a mesh, or of `pmap`: each has its share of the batch and the
+whole state, and one sum over the axis makes the update the same everywhere. The step does not know what the task is.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from mnv2_jax.data.batch import Batch
+from mnv2_jax.models.layers import switch_activation
 from mnv2_jax.tasks.task import Sums, Task
 
 DATA_AXIS = "data"
@@ -31,15 +31,15 @@ class TrainState(flax.struct.PyTreeNode):
     seed: PyTree  # Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
-    opt_state: PyTree
-    ema: PyTree  # moving average of params, or None
-    choice: PyTree = None  # Int[Array, ""], where the network is one of several that share a program
+    opt_state: PyTree  # of the parameters that are trained
+    ema: PyTree  # moving average of the parameters that are trained, or None
+    choice: PyTree = None  # Int[Array, ""], where runs that share a program differ in an activation
     rate: PyTree = None  # Float[Array, ""], factor of the learning rate, where runs that share a program differ in it
 
     def variables(self, averaged: bool = False) -> dict[str, PyTree]:
         """What the network is applied with, of the moving average if there is one and it is wanted."""
-        params = self.ema if averaged and self.ema is not None else self.params
-        return {"params": params, "batch_stats": self.batch_stats}
+        averages = self.ema if averaged and self.ema is not None else {}
+        return {"params": {**self.params, **averages}, "batch_stats": self.batch_stats}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,16 @@ class Learner:
     """What a step needs besides state and batch.
 
     Attributes:
-        model: the network; its `batch_norm_axis` decides over which images training takes statistics.
-        task: target, loss and metrics.
+        model: the network; its `batch_norm_axis` decides over which images training takes statistics, and with
+            `frozen_batch_norm` it takes none.
+        task: loss and metrics.
         optimizer: from gradients to updates.
-        accumulation: parts in which a device takes its images, one after the other.
+        accumulation: microbatches in which a device takes its images, one after the other.
         ema_decay: share that the moving average keeps; 0 for no average.
-        choices: how many networks the model is, of which each run has one by its number; see `MobileNetV2.choice`.
+        activations: what may follow the bottlenecks; each run has one by its number, `TrainState.choice`. So one
+            program serves networks that differ in that alone. Empty where the model has its own.
         rated: whether each run has a factor of its own for the learning rate.
+        trained_layers: top-level names of the parameters that are trained, the others stay as they are; None for all.
     """
 
     model: nn.Module
@@ -61,12 +64,27 @@ class Learner:
     optimizer: optax.GradientTransformation
     accumulation: int = 1
     ema_decay: float = 0.0
-    choices: int = 1
+    activations: tuple[str, ...] = ()
     rated: bool = False
+    trained_layers: tuple[str, ...] | None = None
 
     def network(self, state: TrainState) -> nn.Module:
-        """The network of a run: the one that it has chosen, where the model is several."""
-        return self.model if state.choice is None else self.model.clone(choice=state.choice)
+        """The network of a run."""
+        if not self.activations:
+            return self.model
+        return self.model.clone(bottleneck_activation=switch_activation(self.activations, state.choice))
+
+    def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """The parameters that are trained, and the others."""
+        if self.trained_layers is None:
+            return params, {}
+        trained = {name: layer for name, layer in params.items() if name in self.trained_layers}
+        return trained, {name: layer for name, layer in params.items() if name not in trained}
+
+    @property
+    def frozen_statistics(self) -> bool:
+        """Whether the running statistics of batch norm stay as they are."""
+        return getattr(self.model, "frozen_batch_norm", False)
 
 
 def init_state(
@@ -76,17 +94,18 @@ def init_state(
     choice: Int[Array, ""] | None = None,
     rate: Float[Array, ""] | None = None,
 ) -> TrainState:
-    """The state before the first step. Seeds, not networks, decide: the same seed pairs two networks."""
+    """The state before the first step. The seed alone decides, so that it pairs two networks."""
     init_key, _ = jax.random.split(jax.random.key(seed))
     variables = learner.model.lazy_init(init_key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     params = variables["params"]
+    trained, _ = learner.split(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.int32),
         params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=learner.optimizer.init(params),
-        ema=params if learner.ema_decay else None,
+        opt_state=learner.optimizer.init(trained),
+        ema=trained if learner.ema_decay else None,
         choice=choice,
         rate=rate,
     )
@@ -95,69 +114,85 @@ def init_state(
 def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[TrainState, Sums]:
     """One update; the metrics are those of the batch before it, over all devices.
 
-    Inside `DATA_AXIS`: `batch` is this device's part. Parts that are accumulated are to a device what devices
-    are to a run: gradients add up, and running statistics are the mean of theirs.
+    Inside `DATA_AXIS`: `batch` is this device's share. Microbatches are treated like extra devices: gradients are
+    summed, running statistics averaged.
     """
     init_key, _ = jax.random.split(jax.random.key(state.seed))
     dropout_key = jax.random.fold_in(jax.random.fold_in(init_key, 1), state.step)
+    trained, frozen = learner.split(state.params)
 
-    def loss(params, part: Batch):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+    def loss(trained, microbatch: Batch):
+        variables = {"params": {**trained, **frozen}, "batch_stats": state.batch_stats}
         outputs, updates = learner.network(state).apply(
             variables,
-            part.images,
+            microbatch.images,
             train=True,
-            places=part.places,
+            index=microbatch.index,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        sums = learner.task.sums(outputs, part, train=True)
-        return sums["loss"], (sums, updates["batch_stats"])
+        sums = learner.task.sums(outputs, microbatch, train=True)
+        return sums["loss"], (sums, {} if learner.frozen_statistics else updates["batch_stats"])
 
-    def of_part(part: Batch):
-        gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(state.params, part)
+    def of_microbatch(microbatch: Batch):
+        gradients, (sums, batch_stats) = jax.grad(loss, has_aux=True)(trained, microbatch)
         return gradients, sums, batch_stats
 
     if learner.accumulation == 1:
-        totals = of_part(batch)
+        totals = of_microbatch(batch)
     else:
-        parts = jax.tree.map(lambda leaf: leaf.reshape(learner.accumulation, -1, *leaf.shape[1:]), batch)
-        first = jax.tree.map(lambda leaf: leaf[0], parts)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, first))
-        totals, _ = lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None), zeros, parts)
+        microbatches = jax.tree.map(lambda leaf: leaf.reshape(learner.accumulation, -1, *leaf.shape[1:]), batch)
+        first = jax.tree.map(lambda leaf: leaf[0], microbatches)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_microbatch, first))
+        totals, _ = lax.scan(
+            lambda sums, one: (jax.tree.map(jnp.add, sums, of_microbatch(one)), None), zeros, microbatches
+        )
     # All in one, so that devices wait for each other once a step.
     gradients, sums, batch_stats = lax.psum(totals, DATA_AXIS)
-    gradients = jax.tree.map(lambda leaf: leaf / sums["examples"], gradients)
-    count = learner.accumulation * lax.axis_size(DATA_AXIS)
-    batch_stats = jax.tree.map(lambda leaf: leaf / count, batch_stats)
+    gradients = jax.tree.map(lambda leaf: leaf / sums[learner.task.normalizer], gradients)
+    if learner.frozen_statistics:
+        batch_stats = state.batch_stats
+    else:
+        count = learner.accumulation * lax.axis_size(DATA_AXIS)
+        batch_stats = jax.tree.map(lambda leaf: leaf / count, batch_stats)
 
-    updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = learner.optimizer.update(gradients, state.opt_state, trained)
     if state.rate is not None:
         # Both optimizers' updates are proportional to the learning rate of the whole run.
         updates = jax.tree.map(lambda leaf: state.rate * leaf, updates)
-    params = optax.apply_updates(state.params, updates)
+    trained = optax.apply_updates(trained, updates)
     ema = state.ema
     if learner.ema_decay:
         # As TensorFlow averages when it knows the step: the first ones count for more.
         decay = jnp.minimum(learner.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update(params, ema, 1 - decay)
+        ema = optax.incremental_update(trained, ema, 1 - decay)
+    params = {**trained, **frozen}
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, sums
 
 
-def device_places(batch_size: int, accumulation: int) -> Int[Array, " n"]:
-    """Which places of the whole batch this device has, part after part. Inside `DATA_AXIS`.
+def device_index(batch_size: int, accumulation: int) -> Int[Array, " n"]:
+    """The indices in the global batch of this device's examples, microbatch after microbatch. Inside `DATA_AXIS`.
 
-    A part is a run of the batch, and each device has a run of every part: so the parts are the same whatever the
-    number of devices.
+    A microbatch is a contiguous piece of the batch, and each device has a piece of every microbatch: so the
+    microbatches are the same whatever the number of devices.
     """
-    part = batch_size // accumulation
-    share = part // lax.axis_size(DATA_AXIS)
-    starts = part * jnp.arange(accumulation) + share * lax.axis_index(DATA_AXIS)
+    size = batch_size // accumulation
+    share = size // lax.axis_size(DATA_AXIS)
+    starts = size * jnp.arange(accumulation) + share * lax.axis_index(DATA_AXIS)
     return (starts[:, None] + jnp.arange(share)).ravel()
 
 
-def eval_step(state: TrainState, batch: Batch, learner: Learner) -> Sums:
-    """Metrics of a batch over all devices, with the running statistics, and the moving average if there is one."""
+def eval_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Sums, PyTree]:
+    """Sums of a batch over all devices, with the running statistics, and the moving average if there is one.
+
+    Where the task has an evaluator on the host, the second result is what it asks for: (predictions, targets,
+    weights) of the whole batch, on every device. Else it is None.
+    """
     outputs = learner.network(state).apply(state.variables(averaged=True), batch.images, train=False)
-    return lax.psum(learner.task.sums(outputs, batch, train=False), DATA_AXIS)
+    sums = lax.psum(learner.task.sums(outputs, batch, train=False), DATA_AXIS)
+    evaluator = learner.task.evaluator
+    if evaluator is None:
+        return sums, None
+    own = (evaluator.predictions(outputs), batch.targets, batch.weights)
+    return sums, lax.all_gather(own, DATA_AXIS, tiled=True)

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.classifier import ImageClassifier
+from mnv2_jax.models.backbone import Backbone
 from mnv2_jax.weights.files import check_size, readable
 from mnv2_jax.weights.mapping import Layout, Source, Tensors, entries
 
@@ -170,7 +170,7 @@ def _names_of_numbered(
     return result
 
 
-def group_names(model: ImageClassifier) -> dict[str, str]:
+def group_names(model: Backbone) -> dict[str, str]:
     """Layer by group, for the layers with variables of Keras's own model in the form of Keras 3."""
     counts: Counter[str] = Counter()
     names: dict[str, str] = {}
@@ -189,14 +189,14 @@ def group_names(model: ImageClassifier) -> dict[str, str]:
     return names
 
 
-def name_by_order(tensors: Tensors, model: ImageClassifier) -> Tensors:
+def name_by_order(tensors: Tensors, model: Backbone) -> Tensors:
     """Give layers that are only known by class and count the names that Keras's own model gives them."""
     names = group_names(model)
     split = {name: name.split("/", 1) for name in tensors}
     return {f"{names.get(layer, layer)}/{variable}": tensors[name] for name, (layer, variable) in split.items()}
 
 
-def adapt_head(file: KerasFile, model: ImageClassifier) -> tuple[Tensors, list[str]]:
+def adapt_head(file: KerasFile, model: Backbone) -> tuple[Tensors, list[str]]:
     """The backbone out of a larger model, and its head where that is pooling, dropout and one dense layer.
 
     Args:
@@ -250,7 +250,7 @@ def _listing(layers: list[tuple[str, str]]) -> str:
 # --- Writing ---------------------------------------------------------------------------------------------
 
 
-def write_keras(path: Path, tensors: Tensors, model: ImageClassifier) -> None:
+def write_keras(path: Path, tensors: Tensors, model: Backbone) -> None:
     """Write weights that Keras's own model loads: the form of Keras 3 (`.weights.h5`), or the older one (`.h5`)."""
     by_layer: dict[str, list[tuple[str, np.ndarray]]] = {}
     for name, tensor in tensors.items():

@@ -2,19 +2,21 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mnv2_jax.checkpoint import load_description, load_variables, save_checkpoint
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.create import create_model, model_settings
-from mnv2_jax.weights import files, keras, mapping, tf_slim
+from mnv2_jax.models.backbone import Backbone
+from mnv2_jax.models.blocks import Block
+from mnv2_jax.models.create import create_model, model_settings, unpublished_settings
+from mnv2_jax.network import Network, open_network
+from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.weights import files, hub, keras, mapping, tf_slim
 from mnv2_jax.weights.keras import KERAS
 from mnv2_jax.weights.mapping import Source, Tensors
 from mnv2_jax.weights.tf_slim import TF_SLIM
@@ -28,112 +30,53 @@ ENOUGH_NAMES = 0.5
 """Share of a source's names that a file must have to be taken for its."""
 
 
-class Weights(NamedTuple):
-    """A trained network and what one needs to use it.
-
-    Attributes:
-        model: the network.
-        variables: its "params" and "batch_stats".
-        source: where they come from: a name in `SOURCES`, or an experiment's.
-        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`.
-        resolution: side of its images in pixels.
-        class_names: one an output; None if they are not known.
-        notes: what was decided in reading them, a sentence each.
-        image_channels: of its images: 3, or 1 for grey ones.
-    """
-
-    model: ImageClassifier
-    variables: dict[str, Any]
-    source: str
-    preprocessing: str
-    resolution: int
-    class_names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
-    image_channels: int = 3
-
-
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 classes of ImageNet (ILSVRC 2012) in the order of their WordNet numbers, in WordNet's words."""
     return tuple((Path(__file__).parent / "imagenet.txt").read_text().splitlines())
 
 
-def describe(weights: Weights) -> dict[str, Any]:
-    """All but the variables, as JSON can hold it."""
-    return {
-        "model": model_settings(weights.model),
-        "image_channels": weights.image_channels,
-        "source": weights.source,
-        "preprocessing": weights.preprocessing,
-        "resolution": weights.resolution,
-        "class_names": weights.class_names,
-    }
-
-
-def from_description(description: Mapping[str, Any]) -> tuple[Weights, dict[str, Any]]:
-    """The network that `describe` described, without its variables, and the shapes that they have to have.
-
-    Raises:
-        UserError: if it describes no network that is known.
-    """
-    try:
-        model = create_model(**description["model"])
-        names = description["class_names"]
-        weights = Weights(
-            model,
-            {},
-            description["source"],
-            description["preprocessing"],
-            description["resolution"],
-            tuple(names) if names else None,
-            image_channels=description["image_channels"],
-        )
-        return weights, mapping.variable_shapes(model, description["image_channels"])
-    except Exception as error:  # what a hand-made description breaks cannot be listed
-        raise UserError(f"its description is not of a network known here ({error})") from error
-
-
-def save_weights(path: Path, weights: Weights) -> None:
-    """Write a checkpoint that `load_weights` reads without further arguments; what was at `path` is replaced."""
-    save_checkpoint(path, weights.variables, describe(weights))
-
-
-def load_weights(path: str | Path, source: str | None = None, drop_background: bool = False) -> Weights:
-    """Read trained weights; what they are and how wide the network is, is told from the file.
+def load_weights(
+    path: str | Path, source: str | None = None, drop_background: bool = False, blocks: Sequence[type[Block]] = ()
+) -> Network:
+    """Read a trained network; what it is and how wide, is told from the file.
 
     Args:
-        path: a checkpoint of this package; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth`
-            (needs PyTorch), or Hugging Face's folder; a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs TensorFlow).
+        path: a network's or a finished run's folder; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth` (needs
+            PyTorch), or Hugging Face's folder; a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs
+            TensorFlow); or published weights by reference, see `mnv2_jax.weights.hub`: "hf://timm/mobilenetv2_100.ra_in1k",
+            "torchvision://mobilenet_v2-b0353104.pth".
         source: refuse a file of another source than this one of `SOURCES`.
         drop_background: leave out class 0 of a network with 1001, which the paper's code keeps for "background".
+        blocks: block classes of one's own that a network of this package may be made of.
 
     Raises:
         UserError: says which tensor is missing, left over, misshapen or not a number, or what else is wrong.
     """
-    path = Path(path)
     if source is not None and source not in SOURCES:
         raise UserError(f"there is no source {source!r}; known are {', '.join(SOURCES)}")
+    path = hub.fetch(str(path)) if hub.is_reference(str(path)) else Path(path)
     if not path.exists() and not Path(f"{path}.index").exists():
-        raise UserError(f"{path} does not exist; expected a checkpoint's folder or a file of weights")
+        raise UserError(f"{path} does not exist; expected a network's folder or a file of weights")
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
         path = path / "model.safetensors"  # a folder of Hugging Face's
     if (path / "network" / "description").is_dir():
         path = path / "network"  # a finished run's folder
     kind = files.kind_of(path)
     try:
-        weights = _load_checkpoint(path, source) if kind == "checkpoint" else _load_foreign(path, kind, source)
+        network = _load_own(path, source, blocks) if kind == "checkpoint" else _load_foreign(path, kind, source)
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
-    return _without_background(path, weights) if drop_background else weights
+    return _without_background(path, network) if drop_background else network
 
 
-def _load_checkpoint(path: Path, source: str | None) -> Weights:
-    weights, shapes = from_description(load_description(path))
+def _load_own(path: Path, source: str | None, blocks: Sequence[type[Block]]) -> Network:
+    network = open_network(path, blocks)
     if source is not None:
-        raise UserError(f"a checkpoint of this package, not weights of {SOURCES[source].title}; leave --source out")
-    return weights._replace(variables=load_variables(path, shapes))
+        raise UserError(f"a network of this package, not weights of {SOURCES[source].title}; leave --source out")
+    return network
 
 
-def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
+def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
     notes: list[str] = []
     resolution: int | None = None
     keras_file = None
@@ -183,9 +126,10 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Weights:
         notes.append("there is no classifier: the output is the pooled features")
     elif classes not in (1000, 1001) and not any("classifier" in note for note in notes):
         notes.append(f"the classifier has {classes} classes")
-    return Weights(
+    return Network(
         model,
         jax.tree.map(jnp.asarray, variables),
+        Classification(classes),
         source.name,
         _preprocessing(path, source, name),
         resolution or _config_image_size(path) or _named_resolution(path) or 224,
@@ -239,53 +183,52 @@ def _class_names(path: Path, classes: int) -> tuple[str, ...] | None:
     return None
 
 
-def _without_background(path: Path, weights: Weights) -> Weights:
-    if weights.model.num_classes != 1001:
-        raise UserError(f"{path} has {weights.model.num_classes} classes, and only 1001 hold a background to drop")
-    classifier = jax.tree.map(lambda leaf: leaf[..., 1:], weights.variables["params"]["classifier"])
-    params = {**weights.variables["params"], "classifier": classifier}
-    names = weights.class_names[1:] if weights.class_names else None
-    return weights._replace(
-        model=weights.model.clone(num_classes=1000),
-        variables={**weights.variables, "params": params},
-        class_names=names,
-        notes=(*weights.notes, "class 0, the background, is left out"),
+def _without_background(path: Path, network: Network) -> Network:
+    classes = network.model.num_classes  # type: ignore[attr-defined]
+    if classes != 1001:
+        raise UserError(f"{path} has {classes} classes, and only 1001 hold a background to drop")
+    classifier = jax.tree.map(lambda leaf: leaf[..., 1:], network.variables["params"]["classifier"])
+    params = {**network.variables["params"], "classifier": classifier}
+    return network.replace(
+        model=network.model.clone(num_classes=1000),
+        task=Classification(1000),
+        variables={**network.variables, "params": params},
+        class_names=network.class_names[1:] if network.class_names else None,
+        notes=(*network.notes, "class 0, the background, is left out"),
     )
 
 
-def export_weights(path: Path, weights: Weights, target: str) -> None:
-    """Write weights as torchvision (`.safetensors`, or `.pth` with PyTorch) or Keras (`.weights.h5`, `.h5`) has them.
+def export_weights(path: Path, network: Network, target: str) -> None:
+    """Write a network as torchvision (`.safetensors`, or `.pth` with PyTorch) or Keras (`.weights.h5`, `.h5`) has it.
 
     Raises:
-        UserError: for another target or suffix, and a network that the target has no names for.
+        UserError: for another target or suffix, and a network that the target has no names for, or would compute
+            otherwise: any but a published one, at whatever width and expansion.
     """
     suffixes = {"torchvision": (".safetensors", ".pth"), "keras": (".weights.h5", ".h5")}
     if target not in suffixes:
         raise UserError(f"there is no target {target!r}; known are {', '.join(suffixes)}")
     if not path.name.endswith(suffixes[target]):
         raise UserError(f"{path} should end in {' or '.join(suffixes[target])}, for {SOURCES[target].title}")
-    source = SOURCES[target]
-    name = model_settings(weights.model)["name"]
+    source, model = SOURCES[target], network.model
+    assert isinstance(model, Backbone)
+    name = model_settings(model)["name"]
     if name not in source.tables:
         raise UserError(f"{source.title} has no {name}; it has {', '.join(source.tables)}")
-    if weights.model.convention != source.convention:
+    if model.convention != source.convention:
         raise UserError(
-            f"these weights are of the {weights.model.convention} convention, and {source.title} computes with the "
+            f"these weights are of the {model.convention} convention, and {source.title} computes with the "
             f"{source.convention} one: the same numbers would be another function"
         )
-    usual = {
-        "bottleneck_activation": ("linear",),
-        "activation": ("relu6",),
-        "shortcut": ("bottleneck",),
-        "unit_strides": (0,),
-        "output_stride": (None, 32),
-    }
-    changed = [setting for setting in usual if getattr(weights.model, setting, usual[setting][0]) not in usual[setting]]
+    changed = unpublished_settings(model)
     if changed:
-        raise UserError(f"{source.title}'s {name} has no setting {', '.join(changed)}: it would be another function")
-    tensors = mapping.export(source, weights.model, weights.variables)
+        raise UserError(
+            f"the network is not the published {name} but differs in {', '.join(changed)}: read by {source.title} it "
+            "would be another function"
+        )
+    tensors = mapping.export(source, model, network.variables)
     if target == "keras":
-        keras.write_keras(path, tensors, weights.model)
+        keras.write_keras(path, tensors, model)
         return
     norms = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
     counters = {f"{norm}.num_batches_tracked": np.zeros((), np.int64) for norm in norms}

@@ -5,7 +5,6 @@ position. Our layers are those of the network's own parameter tree.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.classifier import ImageClassifier
-from mnv2_jax.models.create import MODELS, create_model
+from mnv2_jax.models.backbone import Backbone
+from mnv2_jax.models.create import create_model, model_name
 from mnv2_jax.models.mobilenet_v1 import MobileNetV1
-from mnv2_jax.models.mobilenet_v2 import MobileNetV2
 from mnv2_jax.models.names import ConventionName
+from mnv2_jax.network import variable_shapes
 
 Tensors = dict[str, np.ndarray]
 
@@ -97,13 +96,6 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]  # of ours
 
 
-@functools.cache
-def variable_shapes(model: ImageClassifier, channels: int = 3) -> dict[str, Any]:
-    """The network's variables as `jax.ShapeDtypeStruct`s."""
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    return dict(jax.eval_shape(lambda: model.lazy_init(jax.random.key(0), images)))
-
-
 def flatten(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Leaves by path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
@@ -121,17 +113,9 @@ def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
-def _positions(model: ImageClassifier) -> list[dict[str, int]]:
-    """What the patterns of a table may name of each block: its number, and its place in its stage."""
-    if isinstance(model, MobileNetV2):
-        places = [(stage, repeat) for stage, row in enumerate(model.stages) for repeat in range(row.repeats)]
-    else:
-        assert isinstance(model, MobileNetV1)
-        places = []
-        for channels, previous in zip(model.blocks, (None, *model.blocks[:-1]), strict=True):
-            same = previous is not None and channels[0] == previous[0]
-            stage, repeat = places[-1] if places else (-1, 0)
-            places.append((stage, repeat + 1) if same else (stage + 1, 0))
+def _positions(model: Backbone) -> list[dict[str, int]]:
+    """What the patterns of a table may name of each block: its number, its stage, and its number there."""
+    blocks = [(stage, repeat) for stage, row in enumerate(model.stages) for repeat in range(row.repeats)]
     return [
         {
             "i": index,
@@ -141,9 +125,9 @@ def _positions(model: ImageClassifier) -> list[dict[str, int]]:
             "odd": 2 * index + 1,
             "stage": stage,
             "repeat": repeat,
-            "last": len(places) + 1,
+            "last": len(blocks) + 1,
         }
-        for index, (stage, repeat) in enumerate(places)
+        for index, (stage, repeat) in enumerate(blocks)
     ]
 
 
@@ -157,9 +141,9 @@ def _order(path: tuple[str, ...]) -> tuple[int, int, int, int]:
     return units.index(unit.split("_")[0]), block, layer, leaves.index(path[-1])
 
 
-def entries(source: Source, model: ImageClassifier, channels: int = 3) -> list[Entry]:
+def entries(source: Source, model: Backbone, channels: int = 3) -> list[Entry]:
     """The source's table written out for one network: every leaf of its variables once, layer after layer."""
-    name = next(name for name, kind in MODELS.items() if type(model) is kind)
+    name = model_name(model)
     table, positions = source.tables[name], _positions(model)
     shapes = {path: leaf.shape for path, leaf in flatten(variable_shapes(model, channels)).items()}
     result = []
@@ -230,7 +214,7 @@ WIDTHS = tuple(
 )
 
 
-def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[ImageClassifier, int]:
+def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, int]:
     """The network that these tensors are of, and the channels of its images.
 
     Every tensor has a say, so that one with a wrong shape is found by name later instead of misleading here.
@@ -277,19 +261,19 @@ def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[ImageClass
     return model, channels
 
 
-def output_widths(model: ImageClassifier) -> dict[tuple[str, ...], int]:
+def output_widths(model: Backbone) -> dict[tuple[str, ...], int]:
     """Channels of the layers that end the network's stem, blocks and head."""
+    last = "pointwise" if isinstance(model, MobileNetV1) else "project"
+    channels = [row.channels for row in model.stages for _ in range(row.repeats)]
     widths: dict[tuple[str, ...], int] = {("stem",): model.scaled(32)}
-    if isinstance(model, MobileNetV2):
-        channels = [row.channels for row in model.stages for _ in range(row.repeats)]
-        widths |= {(f"block_{index}", "project"): model.scaled(width) for index, width in enumerate(channels)}
-        widths["head",] = max(1280, model.scaled(1280))
-    elif isinstance(model, MobileNetV1):
-        widths |= {(f"block_{i}", "pointwise"): model.scaled(width) for i, (width, _) in enumerate(model.blocks)}
+    widths |= {(f"block_{index}", last): model.scaled(width) for index, width in enumerate(channels)}
+    head = model.head_channels()
+    if head is not None:
+        widths["head",] = head
     return widths
 
 
-def fill(source: Source, model: ImageClassifier, channels: int, tensors: Tensors) -> dict[str, Any]:
+def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> dict[str, Any]:
     """Our variables from their tensors: every tensor used once, every variable filled once.
 
     Raises:
@@ -323,7 +307,7 @@ def fill(source: Source, model: ImageClassifier, channels: int, tensors: Tensors
 # --- Ours to theirs --------------------------------------------------------------------------------------
 
 
-def export(source: Source, model: ImageClassifier, variables: Mapping[str, Any]) -> Tensors:
+def export(source: Source, model: Backbone, variables: Mapping[str, Any]) -> Tensors:
     """Their tensors from our variables, in the order of the network."""
     leaves = flatten(variables)
     channels = leaves["params", "stem", "conv", "kernel"].shape[2]

@@ -1,18 +1,18 @@
 import dataclasses
-import io
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from samples import encoded, prepare_imagenet_like, write_folder
+from toy import MaskTargets, PointTargets, pointing_stream, write_images
 
-from mnv2_jax.data import stream
+from mnv2_jax.data.batch import Examples
 from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
-from mnv2_jax.data.sources import Example, FolderSource, read_folder
-from mnv2_jax.data.stream import Pixels, RandomCrop, crop_and_scale, distort_color, load_stream
+from mnv2_jax.data.sources import FolderSource, read_folder
+from mnv2_jax.data.stream import StreamedDataset, load_stream
+from mnv2_jax.data.transforms import RandomCrop, RandomShift
 from mnv2_jax.errors import UserError
 
 
@@ -53,14 +53,14 @@ def test_a_stream_is_a_function_of_seed_and_step(pets):
         later = first_batches(pets, 3, step=3, **options)
         for (one, _), (rest, _) in zip(whole[3:], later, strict=True):
             np.testing.assert_array_equal(one.images, rest.images)
-            np.testing.assert_array_equal(one.labels, rest.labels)
+            np.testing.assert_array_equal(one.targets, rest.targets)
 
 
 def test_every_epoch_shows_every_example_once_in_another_order(tmp_path):
     files = [(write_one(tmp_path, index), index) for index in range(12)]
     dataset = load_stream("folder", write_folder(tmp_path / "unused"), resolution=8)
     dataset = dataclasses.replace(dataset, sources={"train": FolderSource(tmp_path, files)})
-    labels = [pixels.labels for pixels, _ in first_batches(dataset, 6, batch_size=4)]
+    labels = [pixels.targets for pixels, _ in first_batches(dataset, 6, batch_size=4)]
     epochs = np.concatenate(labels[:3]), np.concatenate(labels[3:])
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -78,7 +78,7 @@ def test_accumulated_parts_are_runs_of_the_batch(pets, monkeypatch):
     whole = first_batches(pets, 2)
     parts = list(itertools.islice(pets.train_data(8, accumulation=2).values(0, 0), 2))
     for (pixels, _), (found, _) in zip(whole, parts, strict=True):
-        np.testing.assert_array_equal(found.labels, pixels.labels[[0, 1, 4, 5, 2, 3, 6, 7]])
+        np.testing.assert_array_equal(found.targets, pixels.targets[[0, 1, 4, 5, 2, 3, 6, 7]])
         np.testing.assert_array_equal(found.images, pixels.images[[0, 1, 4, 5, 2, 3, 6, 7]])
 
 
@@ -91,72 +91,10 @@ def test_processes_read_the_parts_of_the_same_batches(pets, monkeypatch):
         parts.append([pixels for pixels, _ in first_batches(pets, 3)])
     for pixels, one, other in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(pixels.images, np.concatenate([one.images, other.images]))
-        np.testing.assert_array_equal(pixels.labels, np.concatenate([one.labels, other.labels]))
-
-
-def cropped(example, crop, size):
-    """A crop in RGB."""
-    output = np.zeros((size, size, 3), np.uint8)
-    crop_and_scale(example, crop, False, np.random.default_rng(0), output)
-    return output
+        np.testing.assert_array_equal(pixels.targets, np.concatenate([one.targets, other.targets]))
 
 
 # --- Images ----------------------------------------------------------------------------------------------
-
-
-def test_random_crops_have_the_areas_and_shapes_that_they_should():
-    crop, generator = RandomCrop(0.05, (0.75, 1.33)), np.random.default_rng(0)
-    boxes = np.array([crop.box(generator, 300, 400) for _ in range(2000)])
-    top, left, rows, columns = boxes.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + rows <= 300).all()
-    assert (left + columns <= 400).all()
-    area, aspect = rows * columns / 120_000, columns / rows
-    assert 0.049 < area.min() < 0.07
-    assert 0.9 < area.max() <= 1
-    assert aspect.min() > 0.73
-    assert aspect.max() < 1.36
-    # A strip that no such crop fits into is taken whole.
-    assert RandomCrop(0.9).box(generator, 10, 1000) == (0, 0, 10, 1000)
-
-
-def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
-    """Half, where the crop is twice the target; and what comes out is the same picture."""
-    smooth = np.linspace(0, 255, 512).astype(np.uint8)
-    pixels = np.stack([np.tile(smooth, (512, 1)), np.tile(smooth[:, None], (1, 512)), np.full((512, 512), 90)], -1)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=95)
-    example = Example(buffer.getvalue(), 0, "large")
-    divisors, decode = [], stream.decode
-    monkeypatch.setattr(stream, "decode", lambda e, c, d, rows: divisors.append(d) or decode(e, c, d, rows))
-
-    class Fixed(RandomCrop):
-        def box(self, generator, height, width):
-            return 64, 128, 256, 256
-
-    small = cropped(example, Fixed(), 64)
-    assert divisors == [4]
-    expected = np.asarray(Image.fromarray(pixels.astype(np.uint8)[64:320, 128:384]).resize((64, 64)))
-    assert np.abs(small.astype(int) - expected).mean() < 3
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_other_kinds_of_images(kind):
-    example = Example(encoded(3, kind=kind), 0, "image")
-    image = cropped(example, RandomCrop(1.0, (1.2, 1.2)), 40)
-    expected = np.asarray(read_image("image", 3, example.content).resize((40, 40), Image.Resampling.BILINEAR))
-    assert image.shape == (40, 40, 3)
-    assert np.abs(image.astype(int) - expected).mean() < 12
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_other_modes_of_images(mode):
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 20), (204, 102, 51)).convert(mode).save(buffer, "JPEG" if mode in ("L", "CMYK") else "PNG")
-    image = cropped(Example(buffer.getvalue(), 0, "x"), RandomCrop(), 8)
-    expected = {"L": (127, 127, 127)}.get(mode, (204, 102, 51))
-    np.testing.assert_allclose(image.reshape(-1, 3), np.broadcast_to(expected, (64, 3)), atol=8)
 
 
 def test_grey_sets_stay_grey(data_dir):
@@ -170,7 +108,7 @@ def test_grey_sets_stay_grey(data_dir):
 def test_streamed_and_resident_evaluation_are_the_same(data_dir, digits):
     streamed = load_stream("digits", data_dir=data_dir)
     for one, other in zip(streamed.evaluation("test", 100), digits.evaluation("test", 100), strict=True):
-        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.targets, other.targets)
         np.testing.assert_array_equal(one.weights, other.weights)
         np.testing.assert_allclose(one.images[one.weights == 1], other.images[other.weights == 1], atol=1e-6)
 
@@ -199,58 +137,10 @@ def test_imagenet_has_its_splits_and_classes(imagenet_like):
 
 def test_training_batches_are_normalised_inside_the_step(pets):
     data = pets.train_data(4)
-    pixels = Pixels(jnp.full((4, 32, 32, 3), 255, jnp.uint8), jnp.arange(4))
+    pixels = Examples(jnp.full((4, 32, 32, 3), 255, jnp.uint8), jnp.arange(4))
     batch = data.batch(pixels, jnp.int32(0), jnp.int32(0), jnp.arange(8, 12))
     np.testing.assert_allclose(batch.images, 1)
-    np.testing.assert_array_equal(batch.places, [8, 9, 10, 11])
-
-
-def test_colors_are_varied_within_the_papers_bounds():
-    grey = jnp.full((300, 1, 1, 3), 100, jnp.uint8)
-    varied = distort_color(jax.random.key(0), jnp.arange(300), grey)
-    # Grey has no saturation to change: brightness alone, the same in all channels.
-    assert float(jnp.abs(varied - varied[..., :1]).max()) < 1e-3
-    assert 67.9 < float(varied.min()) < 72
-    assert 128 < float(varied.max()) < 132.1
-    red = jnp.tile(jnp.array([200, 100, 100], jnp.uint8), (300, 1, 1, 1))
-    varied = distort_color(jax.random.key(1), jnp.arange(300), red)
-    spread = (varied[..., 0] - varied[..., 1]).ravel()
-    assert 49 < float(spread.min()) < 60
-    assert 140 < float(spread.max()) < 151
-    part = distort_color(jax.random.key(1), jnp.arange(5, 9), red[:4])
-    np.testing.assert_array_equal(part, varied[5:9])
-
-
-# --- Folders ---------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_split_by_names_alone(folder):
-    classes, files = read_folder(folder)
-    assert classes == ("cat", "dog")
-    assert {split: len(inside) for split, inside in files.items()} == {"train": 32, "validation": 4, "test": 4}
-    assert len({path for inside in files.values() for path, _ in inside}) == 40
-    assert all(classes[label] == path.parent.name for inside in files.values() for path, label in inside)
-    # The first images are of all classes.
-    assert [label for _, label in files["train"][:4]] == [0, 1, 0, 1]
-    assert read_folder(folder)[1] == files
-
-
-def test_folders_that_are_split_already(tmp_path):
-    for name in ("train", "val"):
-        write_folder(tmp_path / "two" / name, images=10)
-    _, files = read_folder(tmp_path / "two")
-    assert {split: len(inside) for split, inside in files.items()} == {"train": 18, "validation": 2, "test": 20}
-    for name in ("train", "validation", "test"):
-        write_folder(tmp_path / "three" / name, images=3)
-    _, files = read_folder(tmp_path / "three")
-    assert {split: len(inside) for split, inside in files.items()} == {"train": 6, "validation": 6, "test": 6}
-
-
-def test_a_folder_with_a_training_part_only(tmp_path):
-    write_folder(tmp_path / "one" / "train", images=10)
-    (tmp_path / "one" / "notes").mkdir()
-    _, files = read_folder(tmp_path / "one")
-    assert {split: len(inside) for split, inside in files.items()} == {"train": 16, "validation": 2, "test": 2}
+    np.testing.assert_array_equal(batch.index, [8, 9, 10, 11])
 
 
 def test_a_data_set_is_known_by_its_files(folder, tmp_path):
@@ -261,24 +151,6 @@ def test_a_data_set_is_known_by_its_files(folder, tmp_path):
     assert fingerprint(other) == fingerprint(folder)
     (other / "dog" / "000.jpg").rename(other / "dog" / "new.jpg")
     assert fingerprint(other) != fingerprint(folder)
-
-
-def test_folders_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="nowhere is not a folder"):
-        read_folder(tmp_path / "nowhere")
-    (tmp_path / "flat").mkdir()
-    with pytest.raises(UserError, match="has 0 subfolders; expected one a class, two classes or more"):
-        read_folder(tmp_path / "flat")
-    folder = write_folder(tmp_path / "empty")
-    (folder / "bird").mkdir()
-    with pytest.raises(UserError, match="the class folder .*bird holds no images"):
-        read_folder(folder)
-    with pytest.raises(UserError, match="the class folder .*cat holds 2 images; expected 3 or more"):
-        read_folder(write_folder(tmp_path / "few", images=2))
-    for name, classes in (("train", ("cat", "dog")), ("val", ("cat", "cow"))):
-        write_folder(tmp_path / "odd" / name, classes)
-    with pytest.raises(UserError, match="hold other classes: cow, dog"):
-        read_folder(tmp_path / "odd")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
@@ -311,3 +183,129 @@ def test_train_images_limits_the_stream(folder, data_dir, imagenet_like):
     assert load_stream("imagenet2012", data_dir=data_dir, train_images=10).train_images == 10
     with pytest.raises(UserError, match="--train-images must be between 1 and the 32 of"):
         load_stream("folder", folder, train_images=33)
+
+
+def test_validation_images_limits_the_validation_split(folder):
+    dataset = load_stream("folder", folder, validation_images=3)
+    assert {split: len(source) for split, source in dataset.sources.items()} == dict(train=32, validation=3, test=4)
+    with pytest.raises(UserError, match="--validation-images must be between 1 and the 4 of"):
+        load_stream("folder", folder, validation_images=5)
+
+
+def test_a_limited_folder_is_known_by_the_files_that_it_takes(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    whole, limited = (load_stream("folder", folder, train_images=count).fingerprint() for count in (None, 4))
+    _, files = read_folder(folder)
+    files["train"][-1][0].unlink()
+    assert load_stream("folder", folder).fingerprint() != whole
+    assert load_stream("folder", folder, train_images=4).fingerprint() == limited
+
+
+# --- Targets that move with the image --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_point_is_where_its_pixel_is(tmp_path, flip):
+    dataset = pointing_stream(tmp_path, shift=3, flip=flip)
+    seen = [examples for examples, _ in first_batches(dataset, 6)]
+    for images, targets in seen:
+        row, column = np.unravel_index(images[..., 0].reshape(len(images), -1).argmax(1), (12, 12))
+        np.testing.assert_array_equal(targets, np.stack([row, column], -1) + 0.5)
+    assert len({tuple(target) for _, targets in seen for target in targets}) > 32
+
+
+class Fixed(RandomCrop):
+    """The same crop of every image."""
+
+    def box(self, generator, height, width):
+        return 6, 3, 24, 36
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_point_is_cropped_scaled_and_mirrored_with_its_image(tmp_path, flip):
+    """24 by 36 pixels become 12 by 12: a bright block of 2 by 3 pixels becomes the pixel that is pointed at."""
+    images, annotations = np.zeros((16, 40, 50, 3), np.uint8), []
+    for index, image in enumerate(images):
+        row, column = index % 12, index // 2 % 12
+        image[6 + 2 * row : 8 + 2 * row, 3 + 3 * column : 6 + 3 * column] = 255
+        annotations.append((6 + 2 * row + 0.5, 3 + 3 * column + 1))  # from middles of pixels
+    source = write_images(tmp_path, images, annotations)
+    dataset = StreamedDataset("x", ("a", "b"), {"train": source}, (12, 12, 3), "keras", Fixed(), flip)
+    dataset = dataclasses.replace(dataset, targets=PointTargets())
+    mirrored = 0
+    for examples, _ in first_batches(dataset, 4):
+        found = [np.argwhere(image[..., 0] == 255).tolist() for image in examples.images]
+        np.testing.assert_array_equal(np.array(found)[:, 0] + 0.5, examples.targets)
+        mirrored += sum(target[1] > 8 for target in examples.targets)
+    assert (mirrored > 0) == flip
+
+
+def numbered(height, width):
+    """An image whose red rises by the row and green by the column, and those numbers as a mask."""
+    row, column = np.mgrid[:height, :width]
+    image = np.stack([4 * row, 4 * column, np.full_like(row, 9)], -1).astype(np.uint8)
+    return image, (row * 64 + column).astype(np.int32)
+
+
+@pytest.mark.parametrize("crop", [RandomCrop(0.2), RandomShift(5)], ids=["crop", "shift"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mask_is_cropped_scaled_moved_and_mirrored_with_its_image(tmp_path, crop, flip):
+    """Every pixel has the nearest pixel's number, where the image is interpolated: half a pixel apart at most."""
+    source = write_images(tmp_path, *zip(*[numbered(40, 60), numbered(60, 30)] * 8, strict=True))
+    dataset = StreamedDataset("x", ("a", "b"), {"train": source}, (32, 32, 3), "keras", crop, flip)
+    dataset = dataclasses.replace(dataset, targets=MaskTargets(32))
+    outside = 0
+    for (images, targets), _ in first_batches(dataset, 4):
+        mask = targets["mask"]
+        assert (mask.shape, mask.dtype) == ((8, 32, 32), np.int32)
+        inside = mask >= 0
+        np.testing.assert_array_equal(images[..., 2] == 0, ~inside)
+        for channel, numbers in ((0, mask // 64), (1, mask % 64)):
+            assert np.abs(images[..., channel] / 4 - numbers)[inside].max() <= 0.5 + 0.5 / 4
+        outside += (~inside).sum()
+    assert (outside > 0) == isinstance(crop, RandomShift)
+
+
+def test_evaluation_shows_targets_as_the_central_crop_does(tmp_path):
+    source = write_images(tmp_path, *zip(*[numbered(40, 60), numbered(60, 30)] * 2, strict=True))
+    for name in PREPROCESSING:
+        dataset = StreamedDataset("x", ("a", "b"), {"test": source}, (32, 32, 3), name, RandomCrop(), True)
+        batch = next(dataclasses.replace(dataset, targets=MaskTargets(32)).evaluation("test", 6))
+        how = PREPROCESSING[name]
+        pixels = (batch.images[:4] * np.float32(how.std) + np.float32(how.mean)) * 255 / 4
+        mask = batch.targets["mask"]
+        # TensorFlow 1 reads a pixel's corner instead of its middle; other filters smooth at the edges.
+        for channel, numbers in ((0, mask // 64), (1, mask % 64)):
+            assert np.abs(pixels[..., channel] - numbers[:4]).max() <= 1.6, name
+        assert (mask[4:] == -1).all()
+        np.testing.assert_array_equal(batch.weights, [1, 1, 1, 1, 0, 0])
+
+
+def test_a_skipped_image_has_empty_targets(tmp_path):
+    dataset = pointing_stream(tmp_path, on_bad_image="skip")
+    (tmp_path / "test" / "003.png").write_bytes(b"no image")
+    batch = next(dataset.evaluation("test", 5))
+    np.testing.assert_array_equal(batch.weights, [1, 1, 1, 0, 1])
+    np.testing.assert_array_equal(batch.targets[3], [0, 0])
+    assert batch.targets.dtype == np.float32
+
+
+# --- For another network ---------------------------------------------------------------------------------
+
+
+def test_images_are_prepared_as_another_network_takes_them(pets):
+    grey = pets.prepared_as("timm", 1)
+    assert (grey.image_shape, grey.preprocessing) == ((32, 32, 1), "timm")
+    assert grey.train_data(4).shapes().images.shape == (4, 32, 32, 1)
+    example = pets.sources["test"][0]
+    expected = preprocess(read_image("x", 1, example.content), PREPROCESSING["timm"], 32)
+    np.testing.assert_array_equal(next(grey.evaluation("test", 4)).images[0], expected)
+    assert first_batches(grey, 1)[0][0].images.shape == (8, 32, 32, 1)
+    with pytest.raises(ValueError, match="images have 1 or 3 channels, got 2"):
+        pets.with_channels(2)
+
+
+def test_images_are_moved_by_as_much_of_them_at_another_size(data_dir, pets):
+    larger = load_stream("digits", data_dir=data_dir).at(56)
+    assert (larger.image_shape, larger.crop) == ((56, 56, 1), RandomShift(4))
+    assert (pets.at(16).image_shape, pets.at(16).crop) == ((16, 16, 3), pets.crop)

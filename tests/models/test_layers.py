@@ -4,9 +4,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2_jax.models import layers
-from mnv2_jax.models.blocks import ConvNorm
-from mnv2_jax.models.layers import CONVENTIONS, BatchNorm, Conv, Window, make_divisible, relu6
+from mnv2_jax.models.layers import (
+    ACTIVATIONS,
+    CONVENTIONS,
+    BatchNorm,
+    Conv,
+    ConvNorm,
+    Dropout,
+    activation_name,
+    find_activation,
+    make_divisible,
+    relu6,
+    switch_activation,
+)
 
 
 def normal(seed, *shape):
@@ -49,64 +59,6 @@ def test_tensorflow_padding_of_an_odd_input_is_symmetric():
     assert CONVENTIONS["tensorflow"].padding(7, 3, 2) == (1, 1) == CONVENTIONS["pytorch"].padding(8, 3, 2)
 
 
-@pytest.mark.parametrize("convention", ["tensorflow", "pytorch"])
-@pytest.mark.parametrize("size", [7, 8])
-@pytest.mark.parametrize(
-    ("kind", "stride", "dilation"),
-    # No network here strides a 1x1, or dilates what it strides.
-    [("depthwise", 1, 1), ("depthwise", 2, 1), ("depthwise", 1, 2), ("full", 1, 1), ("full", 2, 1), ("full", 1, 3),
-     ("pointwise", 1, 1)],
-)  # fmt: skip
-def test_the_cpu_form_is_the_native_convolution(kind, stride, dilation, size, convention):
-    """Values and both gradients, over odd and even sizes, strides, dilations and paddings."""
-    side = 1 if kind == "pointwise" else 3
-    x = normal(0, 2, size, size + 1, 5)
-    kernel = normal(1, side, side, 1 if kind == "depthwise" else 5, 5)
-    rule = CONVENTIONS[convention].padding
-    rows, columns = (rule(extent, side, stride, dilation) for extent in x.shape[1:3])
-    window = Window(stride, dilation, (rows, columns))
-    ours = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
-
-    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
-    native_y, native_pull = jax.vjp(lambda x, kernel: layers.native_convolution(x, kernel, window), x, kernel)
-    assert y.shape == native_y.shape
-    np.testing.assert_allclose(y, native_y, atol=1e-5)
-    for gradient, native_gradient in zip(pull(y), native_pull(y), strict=True):
-        np.testing.assert_allclose(gradient, native_gradient, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "stride", "dilation"), [("depthwise", 1, 2), ("depthwise", 2, 1), ("full", 2, 1), ("pointwise", 1, 1)]
-)
-def test_the_cpu_form_in_bfloat16_is_the_native_convolution_to_rounding(kind, stride, dilation):
-    """Beside the same in float32, from the same rounded numbers; bfloat16 keeps 8 bits, and the CPU form rounds each sum."""
-    side = 1 if kind == "pointwise" else 3
-    x = normal(0, 2, 7, 8, 5).astype(jnp.bfloat16)
-    kernel = normal(1, side, side, 1 if kind == "depthwise" else 5, 5).astype(jnp.bfloat16)
-    rule = CONVENTIONS["tensorflow"].padding
-    window = Window(stride, dilation, tuple(rule(extent, side, stride, dilation) for extent in x.shape[1:3]))
-    ours = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
-    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
-    wide = jax.vjp(
-        lambda x, kernel: layers.native_convolution(x, kernel, window), *(a.astype(jnp.float32) for a in (x, kernel))
-    )
-    gradients, wide_gradients = pull(y), wide[1](y.astype(jnp.float32))
-    for found, expected in zip((y, *gradients), (wide[0], *wide_gradients), strict=True):
-        assert found.dtype == jnp.bfloat16
-        assert np.abs(found.astype(jnp.float32) - expected).max() < 0.03 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("kind", ["depthwise", "pointwise"])
-def test_gradients_of_kernels_are_summed_in_float32_whatever_the_type(kind):
-    """A sum of 32,768 products of ones would stop at 256 in bfloat16."""
-    x = jnp.ones((32, 32, 32, 2), jnp.bfloat16)
-    kernel = jnp.ones((1, 1, 1 if kind == "depthwise" else 2, 2), jnp.bfloat16)
-    convolve = layers.depthwise_convolution if kind == "depthwise" else layers.convolution
-    gradient = jax.grad(lambda kernel: convolve(x, kernel, Window()).astype(jnp.float32).sum())(kernel)
-    assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(gradient, jnp.full(kernel.shape, 32768))
-
-
 def test_batch_norm_of_bfloat16_has_float32_statistics():
     x = (normal(0, 64, 8, 8, 3) * 3 + 100).astype(jnp.bfloat16)
     norm = BatchNorm(momentum=0.0)
@@ -118,40 +70,45 @@ def test_batch_norm_of_bfloat16_has_float32_statistics():
     np.testing.assert_allclose(updates["batch_stats"]["var"], wide.var((0, 1, 2)), rtol=1e-2)
 
 
-def test_tpu_and_gpu_get_the_native_depthwise_convolution():
-    """One form is lowered for a platform, chosen by the platform: nothing of the other is left in the text."""
-    x, kernel = normal(0, 1, 8, 8, 4), normal(1, 3, 3, 1, 4)
-
-    def gradient(x, kernel):
-        return jax.grad(lambda k: layers.depthwise_convolution(x, k, Window(padding=((1, 1), (1, 1)))).sum())(kernel)
-
-    traced = jax.jit(gradient).trace(x, kernel)
-    for platform, native in [("tpu", True), ("cuda", True), ("cpu", False)]:
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert ("stablehlo.convolution" in text) is native
-        assert ("stablehlo.while" in text) is not native
-
-
-@pytest.mark.parametrize("form", ["fitted", "plain"])
-def test_plain_layers_are_native_convolutions_with_derivatives_of_jax(form):
+@pytest.mark.parametrize("form", ["tuned", "xla"])
+def test_xla_kernels_are_native_convolutions_with_derivatives_of_jax(form):
     x = normal(0, 2, 8, 8, 4)
-    model = ConvNorm(4, 3, depthwise=True, layers=form)
+    model = ConvNorm(4, 3, depthwise=True, kernels=form)
     variables = model.init(jax.random.key(0), x, train=False)
     step = jax.make_jaxpr(lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])[0])
     text = str(step(x))
     assert "conv_general_dilated" in text
-    assert ("custom_vjp" in text) is (form == "fitted")
-    assert ("platform_index" in text) is (form == "fitted")
+    assert ("custom_vjp" in text) is (form == "tuned")
+    assert ("platform_index" in text) is (form == "tuned")
 
 
 def test_of_several_activations_a_traced_number_chooses():
     x = jnp.array([-1.0, 3.0, 8.0])
-    apply = jax.jit(lambda choice, x: layers.chosen_activation(("linear", "relu6", "relu"), choice)(x))
-    assert [apply(choice, x).tolist() for choice in range(3)] == [[-1, 3, 8], [0, 3, 6], [0, 3, 8]]
+    apply = jax.jit(lambda choice, x: switch_activation(("linear", "relu6", jnp.abs), choice)(x))
+    assert [apply(choice, x).tolist() for choice in range(3)] == [[-1, 3, 8], [0, 3, 6], [1, 3, 8]]
+
+
+def test_an_activation_is_a_name_or_a_function():
+    assert find_activation("relu6") is find_activation(relu6) is relu6
+    assert find_activation("linear")(jnp.float32(-7.0)) == -7
+    with pytest.raises(
+        ValueError, match="no activation 'relu7'; known are linear, relu6, .*, tanh; hand one of your own"
+    ):
+        find_activation("relu7")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_name_of_an_activation_is_the_table_s(name):
+    assert activation_name(ACTIVATIONS[name]) == activation_name(name) == name
+
+
+def test_an_activation_of_one_s_own_has_the_name_of_its_module_and_function():
+    assert activation_name(jax.nn.mish) == "jax._src.nn.functions.mish"
+    assert activation_name(normal) == f"{__name__}.normal"
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("form", ["fitted", "plain"])
+@pytest.mark.parametrize("form", ["tuned", "xla"])
 def test_batch_norm_is_flax_batch_norm(train, form):
     x, direction = 3 * normal(0, 4, 5, 6, 3) + 1, normal(1, 4, 5, 6, 3)
     parameters = {"scale": jnp.array([0.5, 1, 2]), "bias": jnp.array([0.0, 1, -1])}
@@ -165,9 +122,35 @@ def test_batch_norm_is_flax_batch_norm(train, form):
 
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(parameters, x)
 
-    ours = run(BatchNorm(momentum=0.9, epsilon=1e-3, layers=form), train=train)
+    ours = run(BatchNorm(momentum=0.9, epsilon=1e-3, kernels=form), train=train)
     flax = run(nn.BatchNorm(momentum=0.9, epsilon=1e-3), use_running_average=not train)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, flax)
+
+
+def test_a_frozen_norm_trains_as_it_evaluates_and_keeps_its_statistics():
+    x = 3 * normal(0, 4, 5, 6, 3) + 1
+    variables = {
+        "params": {"scale": jnp.array([0.5, 1, 2]), "bias": jnp.array([0.0, 1, -1])},
+        "batch_stats": {"mean": jnp.array([0.1, 0.2, 0.3]), "var": jnp.array([1.0, 2, 3])},
+    }
+    y, updates = BatchNorm(frozen=True).apply(variables, x, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, BatchNorm().apply(variables, x, False))
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+
+def test_what_dropout_drops_depends_on_the_index_in_the_global_batch():
+    x, key = jnp.ones((6, 40)), jax.random.key(0)
+    layer = Dropout(0.5)
+
+    def drop(x, *index):
+        return np.asarray(layer.apply({}, x, True, *index, rngs={"dropout": key}))
+
+    whole = drop(x)
+    np.testing.assert_array_equal(drop(x, jnp.arange(6)), whole)
+    np.testing.assert_array_equal(drop(x[:2], jnp.array([4, 1])), whole[[4, 1]])
+    assert set(np.unique(whole)) == {0, 2}
+    assert len(np.unique(whole, axis=0)) == 6
+    np.testing.assert_array_equal(layer.apply({}, x, False), x)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import pytest
 
 from mnv2_jax import MobileNetV1
+from mnv2_jax.models.backbone import Stage
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs
+from mnv2_jax.models.mobilenet_v1 import STAGES
 
 
 @pytest.mark.parametrize(
@@ -27,9 +29,24 @@ def test_shapes():
 
 
 def test_forward_pass():
-    model = MobileNetV1(7, 0.25, blocks=((64, 1), (128, 2)))
+    model = MobileNetV1(7, 0.25, stages=(Stage(1, 64, 1, 1), Stage(1, 128, 1, 2)))
     images = jnp.zeros((2, 16, 16, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
     ends = jax.jit(lambda variables: model.apply(variables, images, method="endpoints"))(variables)
     assert set(ends) == {"stem", "block_0", "block_0/depthwise", "block_1", "block_1/depthwise", "pooled", "logits"}
     assert ends["logits"].shape == (2, 7)
+
+
+def test_the_table_is_that_of_the_paper_with_its_last_stride_as_in_its_code():
+    blocks = [
+        (stage.channels, stage.stride if repeat == 0 else 1) for stage in STAGES for repeat in range(stage.repeats)
+    ]
+    assert blocks == [
+        (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)
+    ]  # fmt: skip
+
+
+def test_its_blocks_expand_nothing():
+    model = MobileNetV1(7, 0.25, stages=(Stage(6, 64, 1, 1),))
+    with pytest.raises(ValueError, match="DepthwiseSeparable block has no expansion, got 6"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))

@@ -1,12 +1,12 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from flax import linen as nn
 
 from mnv2_jax import InvertedResidual, MobileNetV2, unit_strides_for
+from mnv2_jax.models.backbone import Stage
+from mnv2_jax.models.blocks import DepthwiseSeparable, ExpansionShortcut, LinearInside, NoShortcut, TwoDepthwise
 from mnv2_jax.models.cost import count_parameters, layer_costs
-from mnv2_jax.models.mobilenet_v2 import STAGES, Stage
 
 
 def output_shapes(model: nn.Module, image_shape) -> dict[str, tuple[int, ...]]:
@@ -45,111 +45,64 @@ def test_unit_strides_change_no_parameter():
     assert shapes["block_3/depthwise"][:2] == (16, 16)
 
 
-@pytest.mark.parametrize(("stride", "features", "shortcut"), [(1, 8, True), (2, 8, False), (1, 16, False)])
-def test_shortcut_only_at_stride_1_and_equal_channels(stride, features, shortcut):
-    """With the projection's norm scaled to nothing, the block is its shortcut alone."""
-    block = InvertedResidual(features, expansion=6, stride=stride)
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
-    variables = block.init(jax.random.key(1), x, train=False)
-    norm = variables["params"]["project"]["norm"]
-    norm["scale"] = jnp.zeros_like(norm["scale"])
-    y = block.apply(variables, x, train=False)
-    np.testing.assert_array_equal(y, x if shortcut else jnp.zeros_like(y))
+def test_every_stage_has_its_own_expansion_unless_one_is_given_for_all():
+    stages = (Stage(1, 16, 1, 1), Stage(4, 24, 1, 2), Stage(0.5, 32, 1, 2))
+
+    def inner(expansion):
+        model = MobileNetV2(10, expansion=expansion, stages=stages)
+        shapes = output_shapes(model, (32, 32, 3))
+        return [shapes[f"block_{block}/depthwise"][-1] for block in range(3)]
+
+    assert inner(None) == [32, 4 * 16, 0.5 * 24]
+    assert inner(3) == [32, 3 * 16, 3 * 24]
+    assert layer_costs(MobileNetV2(), (32, 32, 3)) == layer_costs(MobileNetV2(expansion=6.0), (32, 32, 3))
 
 
-@pytest.mark.parametrize(("activation", "low", "high"), [("relu6", 0, 6), ("relu", 0, None), ("linear", None, None)])
-def test_bottleneck_activation_is_what_follows_the_projection(activation, low, high):
-    block = InvertedResidual(16, stride=1, bottleneck_activation=activation)
-    x = 5 * jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
-    variables = block.init(jax.random.key(1), x, train=True)
-    variables["params"]["project"]["norm"]["scale"] *= 10
-    y, _ = block.apply(variables, x, train=True, mutable=["batch_stats"])
-    assert (y.min() == 0) if low == 0 else (y.min() < 0)
-    assert (y.max() == 6) if high == 6 else (y.max() > 6)
+def test_the_inner_width_is_rounded_to_channels():
+    model = MobileNetV2(10, 0.35, expansion=0.25, stages=(Stage(1, 16, 1, 1), Stage(6, 24, 1, 2)))
+    costs = {layer.name: layer for layer in layer_costs(model, (16, 16, 1))}
+    assert costs["block_1/expand"].output_shape[-1] == 2
 
 
-# Four blocks with strides, an expansion and a shortcut: compiled in seconds.
-SMALL = MobileNetV2(7, 0.25, stages=(*STAGES[:2], STAGES[-1]))
-IMAGES = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+def test_shortcuts_change_no_parameter_and_seven_of_them_join_expansions():
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = [
+        jax.eval_shape(MobileNetV2(block=block).init, jax.random.key(0), image)
+        for block in (InvertedResidual, ExpansionShortcut, NoShortcut)
+    ]
+    assert shapes[0] == shapes[1] == shapes[2]
+    joined = []
+
+    def note(next_call, args, kwargs, context):
+        if isinstance(context.module, InvertedResidual) and context.method_name == "endpoints":
+            x, _, before, *_ = args
+            block = context.module
+            inner = round(block.expansion * x.shape[-1])
+            same = "depthwise" in before and before["depthwise"].shape[-1] == inner and block.stride == 1
+            joined.extend([block.name] if same else [])
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(MobileNetV2(block=ExpansionShortcut).init, jax.random.key(0), image)
+    assert joined == [f"block_{index}" for index in (5, 8, 9, 10, 12, 15, 16)]
 
 
-@pytest.fixture(scope="module")
-def variables():
-    return jax.jit(SMALL.init)(jax.random.key(0), IMAGES)
+def test_linear_blocks_have_the_paper_s_layers_and_a_second_depthwise_one_is_counted():
+    paper, linear, two = (layer_costs(MobileNetV2(block=block), (64, 64, 3)) for block in (InvertedResidual, LinearInside, TwoDepthwise))  # fmt: skip
+    assert linear == paper
+    kernels = {layer.name: layer.kernel_shape for layer in two}
+    assert kernels["block_1/depthwise_2"] == kernels["block_1/depthwise"] == (3, 3, 1, 96)
+    assert len(two) == len(paper) + 17
 
 
-def endpoints(model, variables, images=IMAGES):
-    return jax.jit(lambda variables: model.apply(variables, images, method="endpoints"))(variables)
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_an_expansion_that_no_network_has_is_refused(value):
+    with pytest.raises(ValueError, match=f"expansion must be greater than 0, got {value}"):
+        MobileNetV2(expansion=value)
 
 
-def test_calling_gives_the_logits_and_endpoints_what_led_to_them(variables):
-    ends = endpoints(SMALL, variables)
-    assert list(ends) == sorted(["stem", "block_0/depthwise", "block_0", "block_1/expand", "block_1/depthwise", "block_1",
-                                 "block_2/expand", "block_2/depthwise", "block_2", "block_3/expand", "block_3/depthwise",
-                                 "block_3", "head", "pooled", "logits"])  # fmt: skip
-    assert ends["block_2/expand"].shape == (4, 4, 4, 48)
-    assert ends["block_2"].shape == (4, 4, 4, 8)
-    np.testing.assert_array_equal(jax.jit(SMALL.apply)(variables, IMAGES), ends["logits"])
-    np.testing.assert_allclose(ends["pooled"], ends["head"].mean((1, 2)), rtol=1e-5)
-
-
-def test_no_classes_no_classifier(variables):
-    features = SMALL.clone(num_classes=0)
-    assert "classifier" not in jax.eval_shape(features.init, jax.random.key(0), IMAGES)["params"]
-    pooled = features.apply(variables, IMAGES)
-    np.testing.assert_allclose(pooled, endpoints(SMALL, variables)["pooled"], rtol=1e-5, atol=1e-6)
-
-
-def test_dropout_drops_pooled_features_in_training_only(variables):
-    model = SMALL.clone(dropout_rate=0.5)
-
-    def logits(seed, train):
-        rngs = {"dropout": jax.random.key(seed)}
-        return model.apply(variables, IMAGES, train=train, rngs=rngs, mutable=["batch_stats"])[0]
-
-    assert not np.array_equal(logits(0, True), logits(1, True))
-    np.testing.assert_array_equal(logits(0, True), logits(0, True))
-    np.testing.assert_array_equal(logits(0, False), SMALL.apply(variables, IMAGES))
-
-
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32(variables):
-    model = SMALL.clone(dtype=jnp.bfloat16)
-
-    def loss(variables):
-        logits, updates = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])
-        return jnp.sum(logits**2), updates["batch_stats"]
-
-    initial = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
-    gradients, statistics = jax.jit(jax.grad(loss, has_aux=True))(variables)
-    assert {leaf.dtype for leaf in jax.tree.leaves((initial, gradients, statistics))} == {jnp.dtype("float32")}
-    ends = endpoints(model, variables)
-    assert ends.pop("logits").dtype == ends.pop("pooled").dtype == jnp.float32
-    assert {leaf.dtype for leaf in ends.values()} == {jnp.dtype("bfloat16")}
-    wide = endpoints(SMALL, variables)["head"]
-    # 8 bits of mantissa, over ten layers.
-    assert 0 < jnp.abs(ends["head"] - wide).max() < 0.05 * jnp.abs(wide).max()
-
-
-@pytest.mark.parametrize("output_stride", [8, 16])
-def test_output_stride_keeps_maps_fine_and_weights_the_same(output_stride):
-    shapes = output_shapes(MobileNetV2(output_stride=output_stride), (96, 96, 3))
-    assert shapes["head"][:2] == (96 // output_stride, 96 // output_stride)
-    layers = {layer.name: layer for layer in layer_costs(MobileNetV2(output_stride=output_stride), (96, 96, 3))}
-    # The block that would have lost resolution does not; those behind it look as far as before.
-    assert layers["block_13/depthwise"].stride == 1
-    assert layers["block_13/depthwise"].dilation == 16 // output_stride
-    assert layers["block_14/depthwise"].dilation == 32 // output_stride
-    assert count_parameters(MobileNetV2(output_stride=output_stride), (96, 96, 3)) == 3_504_872
-
-
-def test_a_dilated_network_computes_at_more_places_what_the_strided_one_computes():
-    """Every second pixel of the finer map is the strided map, away from the borders."""
-    fine = MobileNetV2(7, 0.25, stages=(Stage(1, 16, 1, 2), Stage(6, 24, 2, 2), Stage(6, 64, 1, 2), Stage(6, 64, 1, 1)))
-    images = jax.random.normal(jax.random.key(2), (1, 128, 128, 3))
-    variables = jax.jit(fine.init)(jax.random.key(0), images)
-    coarse = endpoints(fine, variables, images)["block_4"]
-    finer = endpoints(fine.clone(output_stride=8), variables, images)["block_4"]
-    assert coarse.shape[1:3] == (8, 8)
-    assert finer.shape[1:3] == (16, 16)
-    # TensorFlow's padding puts the odd pixel at the end: a strided map is centred a pixel off.
-    np.testing.assert_allclose(finer[:, 1::2, 1::2][:, 2:-2, 2:-2], coarse[:, 2:-2, 2:-2], rtol=1e-4, atol=1e-5)
+def test_an_activation_of_the_bottleneck_needs_a_block_that_has_one():
+    with pytest.raises(ValueError, match="the block DepthwiseSeparable has no bottleneck_activation"):
+        MobileNetV2(block=DepthwiseSeparable, bottleneck_activation="relu6")
+    with pytest.raises(ValueError, match="no activation 'relu7'"):
+        MobileNetV2(bottleneck_activation="relu7")

@@ -20,6 +20,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "1,343 training and 454 test images."}  # noqa: RUF012 (TFDS reads a class attribute)
+    downloads = False
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

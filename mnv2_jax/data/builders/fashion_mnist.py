@@ -100,11 +100,21 @@ class FashionMNIST(tfds.image_classification.FashionMNIST, skip_registration=Tru
     Args:
         data_files: the folder, or None to download.
         **kwargs: of `tfds.core.DatasetBuilder`.
+
+    Raises:
+        UserError: if a file in the folder is missing or another one.
     """
 
     name = "fashion_mnist"
+    data_files_instructions = (
+        f"give the folder with its files ({', '.join(f'{file.name}.gz' for file in FILES.values())}) as --data-files "
+        "DIR; Debian's package dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist"
+    )
 
     def __init__(self, *, data_files: Path | None = None, **kwargs):
+        if data_files is not None:
+            for key, path in find_idx_files(data_files).items():
+                read_idx(path, FILES[key])
         self._data_files = data_files
         super().__init__(**kwargs)
 

@@ -1,7 +1,9 @@
-"""The figure of a study: how every run learnt, where it ended, what the arms differ by, and what they cost."""
+"""The figure of a study: how every run learnt, where it ended, what the arms differ by, and what they cost.
+
+What is drawn is the metric that decides, whichever the task's is.
+"""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
+from mnv2_jax.ablation.summary import metric_of
+from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
 
 # Okabe and Ito's palette, told apart by colour-blind readers; line style and marker serve the grey print.
@@ -21,6 +25,11 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 # Of lengths without a common factor, so that more arms than colours still differ.
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX<"
+
+
+def _format_values(axes: Axes, metric: Metric, decimals: int | None = None) -> None:
+    if metric.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=decimals))
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -98,28 +107,29 @@ def _draw_memory(summary: dict[str, Any], records: list[Record]) -> Figure:
 
 
 def _learning_curves(axes: Axes, summary: dict[str, Any], records: list[Record]) -> None:
-    seeds = summary["seeds"]
+    seeds, metric = summary["seeds"], metric_of(summary)
     for index, arm in enumerate(summary["arms"]):
         style = _style(index)
         points = [record for record in records if record.arm == arm and record.split == "validation"]
         by_seed = [[r for r in points if r.seed == seed] for seed in seeds]
         images = [record.step * summary["training"]["batch_size"] for record in by_seed[0]]
-        accuracy = np.array([[record.metrics["accuracy"] for record in run] for run in by_seed])
-        axes.plot(images, accuracy.T, linewidth=0.6, alpha=0.35, **style)
-        axes.plot(images, accuracy.mean(axis=0), linewidth=2.4, label=arm, **style)
+        values = np.array([[record.metrics[metric.name] for record in run] for run in by_seed])
+        axes.plot(images, values.T, linewidth=0.6, alpha=0.35, **style)
+        axes.plot(images, values.mean(axis=0), linewidth=2.4, label=arm, **style)
     axes.set(
-        title=f"Validation accuracy in training (bold: mean of {len(seeds)})",
+        title=f"Validation {metric.title} in training (bold: mean of {len(seeds)})",
         xlabel="training images seen",
-        ylabel="validation accuracy",
-        ylim=(0, 1),
+        ylabel=f"validation {metric.title}",
+        ylim=(0, 1) if metric.percent else None,
     )
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _format_values(axes, metric, decimals=0)
     axes.grid(axis="y", color="0.9", linewidth=0.7)
     axes.legend(loc="best", frameon=False)
 
 
 def _every_run(axes: Axes, summary: dict[str, Any]) -> None:
-    values = np.array([arm["test_accuracy"] for arm in summary["arms"].values()])
+    metric = metric_of(summary)
+    values = np.array([arm[f"test_{metric.name}"] for arm in summary["arms"].values()])
     for column in values.T:
         axes.plot(range(len(values)), column, color="0.8", linewidth=0.8, zorder=1)
     for index, row in enumerate(values):
@@ -130,22 +140,22 @@ def _every_run(axes: Axes, summary: dict[str, Any]) -> None:
         range(len(values)), list(summary["arms"]), rotation=30 if long else 0, ha="right" if long else "center"
     )
     axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set(title="Test accuracy, a line a seed", ylabel="test accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set(title=f"Test {metric.title}, a line a seed", ylabel=f"test {metric.title}")
+    _format_values(axes, metric)
     axes.grid(axis="y", color="0.9", linewidth=0.7)
 
 
 def _differences(axes: Axes, summary: dict[str, Any]) -> None:
-    arms, comparisons = summary["arms"], summary["comparisons"]
-    order = list(arms)
-    baseline = np.array(arms[summary["baseline"]]["test_accuracy"])
+    arms, comparisons, metric = summary["arms"], summary["comparisons"], metric_of(summary)
+    order, tested, scale = list(arms), f"test_{metric.name}", metric.scale
+    baseline = np.array(arms[summary["baseline"]][tested])
     labelled = False
     for index, comparison in enumerate(comparisons):
         # The first comparison on top, in the order of the legend and of the table.
         height, color_index = len(comparisons) - 1 - index, order.index(comparison["arm"])
-        differences = (np.array(arms[comparison["arm"]]["test_accuracy"]) - baseline) * 100
-        low, high = (100 * bound for bound in comparison["ci95"])
-        mean = 100 * comparison["mean_difference"]
+        differences = (np.array(arms[comparison["arm"]][tested]) - baseline) * scale
+        low, high = (scale * bound for bound in comparison["ci95"])
+        mean = scale * comparison["mean_difference"]
         spread = np.linspace(-0.13, 0.13, len(differences))
         axes.scatter(differences, height + spread, label="a seed" if index == 0 else None, **_dots(color_index))
         label = "mean and 95 % interval" if index == 0 else None
@@ -154,7 +164,7 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
         paper = comparison["paper"]
         if paper is not None:
             axes.plot(
-                100 * paper["difference"],
+                scale * paper["difference"],
                 height + 0.28,
                 marker="*",
                 markersize=13,
@@ -164,15 +174,15 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
                 label=None if labelled else f"paper, {paper['where']} ({paper['how']}), ImageNet",
                 zorder=4,
             )
-            difference = f"{100 * paper['difference']:+.1f}".replace("-", "−")
-            place = 100 * paper["difference"], height + 0.28
+            difference = f"{scale * paper['difference']:+.1f}".replace("-", "−")
+            place = scale * paper["difference"], height + 0.28
             axes.annotate(difference, place, (-8, 5), textcoords="offset points", fontsize=9, ha="right")
             labelled = True
     axes.margins(x=0.08)
     axes.axvline(0, color="0.4", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(comparisons))[::-1], [f"{c['arm']}\n− {c['baseline']}" for c in comparisons])
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
-    axes.set(title="Difference in test accuracy", xlabel="percentage points")
+    axes.set(title=f"Difference in test {metric.title}", xlabel=metric.difference_unit)
     axes.grid(axis="x", color="0.9", linewidth=0.7)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
 
@@ -180,6 +190,8 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
 def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     """Three panels: test accuracy against what is swept, against a cost, and differences to the baseline."""
     figure, (swept, costs, effects) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    metric = metric_of(summary)
+    tested = f"test_{metric.name}"
     names = sorted(summary["arms"], key=lambda name: summary["arms"][name]["value"])
     arms = [summary["arms"][name] for name in names]
     values = [arm["value"] for arm in arms]
@@ -191,7 +203,7 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     cost = "multiply_adds" if max(multiply_adds) > 1.05 * min(multiply_adds) else "parameters"
     for axes, places in ((swept, values), (costs, [arm[cost] / 1e6 for arm in arms])):
         for place, arm in zip(places, arms, strict=True):
-            axes.scatter(np.full(len(arm["test_accuracy"]), place), arm["test_accuracy"], **{**_dots(0), "s": 16})
+            axes.scatter(np.full(len(arm[tested]), place), arm[tested], **{**_dots(0), "s": 16})
         if axes is costs:
             axes.errorbar(places, means, yerr=bars, **{**bar, "fmt": "o"})
             for place, value, mean in zip(places, values, means, strict=True):
@@ -199,7 +211,7 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
         else:
             axes.errorbar(places, means, yerr=bars, **bar, label="mean and 95 % interval")
             axes.scatter([], [], **{**_dots(0), "s": 16}, label="a run")
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        _format_values(axes, metric)
         axes.grid(axis="y", color="0.9", linewidth=0.7)
     swept.set_xscale("log", base=2)
     swept.set_xticks(values, [f"{value:g}" for value in values])
@@ -207,17 +219,24 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     if summary["paper_range"]:
         low, high, says = summary["paper_range"]
         swept.axvspan(low, high, color="0.92", zorder=0, label=f"paper: {says}")
-    swept.set(title="Test accuracy", xlabel=summary["axis"], ylabel="test accuracy")
+    swept.set(title=f"Test {metric.title}", xlabel=summary["axis"], ylabel=f"test {metric.title}")
     swept.legend(loc="lower right", frameon=False, fontsize=9)
     costs.set(
         title=f"Against cost (labels: {summary['axis'].split(',')[0]})", xlabel=f"million {cost.replace('_', '-')}"
     )
+    _swept_differences(effects, summary, names, values)
+    return figure
+
+
+def _swept_differences(effects: Axes, summary: dict[str, Any], names: list[str], values: list[float]) -> None:
+    """Mean differences to the baseline of the arms of a sweep, in their order."""
+    metric = metric_of(summary)
     comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
     for place, name in enumerate(names):
         if name in comparisons:
             comparison = comparisons[name]
-            low, high = (100 * bound for bound in comparison["ci95"])
-            mean = 100 * comparison["mean_difference"]
+            low, high = (metric.scale * bound for bound in comparison["ci95"])
+            mean = metric.scale * comparison["mean_difference"]
             decided = comparison["verdict"] != "inconclusive"
             effects.errorbar(
                 place,
@@ -234,18 +253,19 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     effects.set_xticks(range(len(names)), [f"{value:g}" for value in values])
     effects.set_xlim(-0.5, len(names) - 0.5)
     effects.set(
-        title=f"Difference to {summary['baseline']}, 95 % interval", xlabel=summary["axis"], ylabel="percentage points"
+        title=f"Difference to {summary['baseline']}, 95 % interval",
+        xlabel=summary["axis"],
+        ylabel=metric.difference_unit,
     )
     effects.grid(axis="y", color="0.9", linewidth=0.7)
     effects.legend(loc="lower right", frameon=False, fontsize=9)
-    return figure
 
 
 def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
     """Panels of test accuracy against multiply-adds and against parameters, and of the paper's own networks."""
     panels = 3 if summary["published"] else 2
     figure, axes = plt.subplots(1, panels, figsize=(4.9 * panels, 5.0), layout="constrained")
-    arms = summary["arms"]
+    arms, metric = summary["arms"], metric_of(summary)
     series = list(dict.fromkeys(arm["series"] for arm in arms.values()))
     for panel, cost, unit in ((axes[0], "multiply_adds", "multiply-adds"), (axes[1], "parameters", "parameters")):
         for index, name in enumerate(series):
@@ -258,7 +278,9 @@ def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
         front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()])
         panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.75", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
         panel.set(
-            title=f"Test accuracy against {unit}", xlabel=f"million {unit}", ylabel="test accuracy, 95 % interval"
+            title=f"Test {metric.title} against {unit}",
+            xlabel=f"million {unit}",
+            ylabel=f"test {metric.title}, 95 % interval",
         )
     axes[0].legend(loc="lower right", frameon=False, fontsize=9)
     if summary["published"]:
@@ -273,7 +295,7 @@ def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _format_values(panel, metric, decimals=0)
         panel.grid(axis="both", color="0.9", linewidth=0.7)
     for panel, cost in ((axes[0], "multiply_adds"), (axes[1], "parameters")):
         _ticks(panel, [arm[cost] / 1e6 for arm in arms.values()])
@@ -315,27 +337,16 @@ def _draw_grid(summary: dict[str, Any], records: list[Record]) -> Figure:
     heat.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     heat.set_yticks(range(len(rows)), rows)
     across, up = summary["axis"].split("|")
-    heat.set(title="Test accuracy, mean and 95 % interval", xlabel=across, ylabel=up)
+    heat.set(title=f"Test {metric_of(summary).title}, mean and 95 % interval", xlabel=across, ylabel=up)
     heat.tick_params(length=0)
     _differences(effects, summary)
     return figure
 
 
 def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points of (cost, gain), those that none with as little cost has more gain than, by cost."""
+    """Of points of (cost, gain), the Pareto front: those with more gain than any cheaper one, by cost."""
     front: list[tuple[float, float]] = []
     for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or gain > front[-1][1]:
             front.append((cost, gain))
     return front
-
-
-def save(figure: Figure, folder: Path) -> None:
-    """Write figure.png and figure.svg, each in one go; the same study gives the same bytes."""
-    # SVG ids and dates would otherwise change from one time to the next.
-    with matplotlib.rc_context({"svg.hashsalt": "mnv2_jax"}):
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            temporary = folder / f".figure.new.{suffix}"
-            figure.savefig(temporary, dpi=150, metadata=metadata)
-            temporary.replace(folder / f"figure.{suffix}")
-    plt.close(figure)

@@ -1,0 +1,68 @@
+"""The networks of a study's arms, and which arms share a program."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+
+from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.data.batch import Dataset
+from mnv2_jax.models.create import find_model, setting_names
+from mnv2_jax.network import Network
+from mnv2_jax.training.config import Run
+from mnv2_jax.training.create import create_learner, create_network, network_of
+from mnv2_jax.training.step import Learner
+
+BASE = "mobilenet_v2"
+"""The network of an arm that names none."""
+
+
+def with_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings, as `create_model` takes them: the shared ones as far as it has them, and its own."""
+    name = own.get("name") or shared.get("name") or BASE
+    known = setting_names(find_model(name))
+    return {"name": name, **{key: value for key, value in shared.items() if key in known}, **own}
+
+
+def run_of(study: Study, arm: Arm, seed: int = 0) -> Run:
+    """A run of an arm, with all settings of its network."""
+    return dataclasses.replace(study.run(arm, seed), model=with_shared(study.model, arm.model))
+
+
+def network_of_arm(study: Study, arm: Arm, dataset: Dataset) -> nn.Module:
+    """The network of an arm."""
+    return create_network(run_of(study, arm), dataset)
+
+
+def families(study: Study) -> list[tuple[Arm, ...]]:
+    """The arms, those together that one program serves: they differ in what follows the bottlenecks, or in what they start
+    from, and in nothing else.
+
+    To compile a program takes as long as to train some of a study's runs; to choose between activations, next to nothing.
+    """
+    found: dict[str, list[Arm]] = {}
+    for arm in study.arms:
+        model = with_shared(study.model, arm.model)
+        if "bottleneck_activation" in setting_names(find_model(model["name"])):
+            model["bottleneck_activation"] = None
+        key = [model, {**arm.training}, arm.resolution]
+        found.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(arm)
+    return [tuple(arms) for arms in found.values()]
+
+
+def learner_of(study: Study, family: Sequence[Arm], dataset: Dataset, devices: int = 1) -> Learner:
+    """What the steps of a family need on so many devices; of several activations, a run has its own by its number."""
+    networks = [network_of_arm(study, arm, dataset) for arm in family]
+    activations: list[Any] = [getattr(network, "bottleneck_activation", None) for network in networks]
+    differ = activations if len(set(activations)) > 1 else []
+    # Of a frozen backbone the recipe says so, whether or not this arm has the weights.
+    run = run_of(study, next((arm for arm in family if arm.started), family[0]))
+    return create_learner(run, dataset, devices, activations=differ, rated=study.tune)
+
+
+def trained_network(study: Study, arm: Arm, dataset: Dataset, variables: Mapping[str, Any]) -> Network:
+    """A trained network with what it takes to use it on other images."""
+    network = network_of(run_of(study, arm), dataset, source=study.experiment)
+    return network.replace(variables=variables)

@@ -1,0 +1,80 @@
+"""The choice of each arm's learning rate: half, once and twice the study's, on the validation split, by seeds of its own."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from mnv2_jax.errors import Diverged
+from mnv2_jax.results import append_line
+from mnv2_jax.tasks.task import Metric
+from mnv2_jax.training.trainer import Member
+
+if TYPE_CHECKING:
+    from mnv2_jax.ablation.study import Family
+
+FILE = "tuning.jsonl"
+
+RATES = (0.5, 1.0, 2.0)
+"""Factors of the study's learning rate that are tried for each arm."""
+SEEDS = (1000, 1001)
+"""Of the runs that the learning rates are compared with, none of the study's own."""
+
+
+def pending(family: "Family", tried: Sequence[Mapping[str, Any]]) -> list[Member]:
+    """The runs that are still to be made to choose the arms' learning rates."""
+    known = {(trial["arm"], trial["seed"], trial["rate"]) for trial in tried}
+    trials = [family.member(arm, seed, rate) for rate in RATES for arm in family.names for seed in SEEDS]
+    return [trial for trial in trials if trial[:3] not in known]
+
+
+def tune(family: "Family", tried: list[dict[str, Any]], file: Path, metric: Metric) -> None:
+    """Try what is pending; every trial is on disk, and in `tried`, before the next is made."""
+    reporter, learning_rate = family.owner.reporter, family.recipe.learning_rate
+    while trials := pending(family, tried):
+        for trial in _try(family, family.groups(trials)[0], metric):
+            append_line(file, trial)
+            tried.append(trial)
+            score = trial[metric.name]
+            said = f"validation {metric.title} {metric.format(score)}" if trial["loss"] is not None else "diverged"
+            reporter.say(
+                f"{trial['arm']} at learning rate {trial['rate'] * learning_rate:g}, seed {trial['seed']}: {said}"
+            )
+
+
+def _try(family: "Family", group: Sequence[Member], metric: Metric) -> Iterator[dict[str, Any]]:
+    """How runs at some learning rates end on the validation split; of runs that diverge, only that they do."""
+    members = list(dict.fromkeys(group))
+    try:
+        records = family.train(group, final=False)
+    except Diverged as error:
+        for member in dict.fromkeys(group[index] for index in error.runs):
+            yield {**_key(member), metric.name: 0.0, "loss": None}
+        return
+    validation = [record for record in records if record.split == "validation"]
+    for member, record in zip(members, validation[-len(members) :], strict=True):
+        yield {**_key(member), metric.name: record.metrics[metric.name], "loss": record.metrics["loss"]}
+
+
+def _key(member: Member) -> dict[str, Any]:
+    return {"arm": member.arm, "seed": member.seed, "rate": member.rate}
+
+
+def best_rates(tried: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, float]:
+    """For each arm the factor with the best mean validation metric; of equals, the one with the lower loss."""
+    scores: dict[str, dict[float, list[tuple[float, float]]]] = {}
+    sign = 1 if metric.higher_is_better else -1
+    for trial in tried:
+        of_arm = scores.setdefault(trial["arm"], {})
+        diverged = trial["loss"] is None
+        score, loss = (-math.inf, math.inf) if diverged else (sign * trial[metric.name], trial["loss"])
+        of_arm.setdefault(trial["rate"], []).append((score, -loss))
+
+    def mean_score(trials: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        return fmean(score for score, _ in trials), fmean(loss for _, loss in trials)
+
+    return {
+        arm: max(rates, key=lambda rate, rates=rates: mean_score(rates[rate]))  # type: ignore[misc]
+        for arm, rates in scores.items()
+    }

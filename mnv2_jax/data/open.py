@@ -1,0 +1,54 @@
+"""A data set by its name: resident where the catalog says so and nothing else was asked, else streamed."""
+
+from pathlib import Path
+from typing import Any
+
+from mnv2_jax.data.batch import CLASSES, Targets
+from mnv2_jax.data.catalog import CATALOG, OnBadImage
+from mnv2_jax.data.resident import Dataset as ResidentDataset
+from mnv2_jax.data.resident import load
+from mnv2_jax.data.stream import StreamedDataset, load_stream
+from mnv2_jax.errors import UserError
+
+
+def open_dataset(
+    name: str,
+    *,
+    streamed: bool | None = None,
+    data_files: Path | None = None,
+    train_images: int | None = None,
+    validation_images: int | None = None,
+    resolution: int | None = None,
+    convention: str = "tensorflow",
+    smallest_crop: float = 0.05,
+    color: bool = False,
+    on_bad_image: OnBadImage = "stop",
+    targets: Targets = CLASSES,
+) -> ResidentDataset | StreamedDataset:
+    """Open a data set, prepared if necessary.
+
+    Args:
+        name: in the catalog, of a set that TFDS has prepared, or "folder".
+        streamed: whether to read it while it is used; None for what the catalog says.
+        data_files, train_images, validation_images, resolution, targets: see `resident.load`.
+        convention, smallest_crop, color, on_bad_image: see `load_stream`; a resident set has no need of them.
+
+    Raises:
+        UserError: if there is no such set, it cannot be resident, or see `resident.load` and `load_stream`.
+    """
+    entry = CATALOG.get(name)
+    if streamed is None:
+        streamed = entry is None or not entry.resident
+    common: dict[str, Any] = dict(
+        data_files=data_files,
+        train_images=train_images,
+        validation_images=validation_images,
+        resolution=resolution,
+        targets=targets,
+    )
+    if streamed:
+        varied: dict[str, Any] = dict(smallest_crop=smallest_crop, color=color)
+        return load_stream(name, **common, **varied, convention=convention, on_bad_image=on_bad_image)
+    if entry is None or entry.shift is None:
+        raise UserError(f"{name} has images of many sizes, so it is streamed; leave --input resident out")
+    return load(name, **common)

@@ -1,0 +1,162 @@
+"""Finding and preparing the data sets of the catalog, and others of TFDS."""
+
+import contextlib
+import importlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mnv2_jax.data.catalog import CATALOG, FOLDER, Entry
+from mnv2_jax.errors import UserError
+
+
+def find_entry(name: str, data_dir: Path | None = None) -> Entry:
+    """What is known of a data set: from the catalog, or for another prepared set of TFDS from its description.
+
+    Raises:
+        UserError: if there is no such set, or it has not one image and one class an example.
+    """
+    if name in CATALOG:
+        return CATALOG[name]
+    if name == FOLDER:
+        raise UserError("--dataset folder is streamed; it needs --data-files DIR, with a subfolder a class")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        known = ", ".join([*CATALOG, FOLDER])
+        raise UserError(f"unknown data set {name!r}; known are {known}, and what TFDS has prepared") from error
+    except ImportError as error:
+        raise UserError(f"TFDS needs more packages for {name} ({str(error).splitlines()[-1]})") from error
+    image_key(builder), label_key(builder)
+    splits = set(builder.info.splits)
+    test = next((split for split in ("test", "validation") if split in splits), None)
+    if splits and ("train" not in splits or test is None):
+        raise UserError(f"{name} has the splits {', '.join(sorted(splits))}; expected train, and test or validation")
+    return Entry(name, name, 224, None, flip=True, shift=None, resident=False, test=test or "test")
+
+
+def _only_key(builder: tfds.core.DatasetBuilder, kind: type, what: str) -> str:
+    keys = [key for key, feature in dict(builder.info.features or {}).items() if type(feature) is kind]
+    if len(keys) != 1:
+        raise UserError(f"{builder.name} is no classification set: it has {len(keys)} {what} features, expected one")
+    return keys[0]
+
+
+def image_key(builder: tfds.core.DatasetBuilder) -> str:
+    """The name of the examples' image.
+
+    Raises:
+        UserError: unless there is one.
+    """
+    return _only_key(builder, tfds.features.Image, "image")
+
+
+def label_key(builder: tfds.core.DatasetBuilder) -> str:
+    """The name of the examples' class.
+
+    Raises:
+        UserError: unless there is one.
+    """
+    return _only_key(builder, tfds.features.ClassLabel, "class")
+
+
+def label_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+    """The classes in the order of their numbers."""
+    return tuple(builder.info.features[label_key(builder)].names)
+
+
+def make_builder(name: str, data_files: Path | None = None, data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set, prepared or not; see `prepared_builder`."""
+    entry = find_entry(name, data_dir)
+    options: dict[str, Any] = dict(data_dir=data_dir, file_format="array_record")
+    if data_files is not None and not entry.takes_files:
+        raise UserError(f"{name} needs no files of yours; leave --data-files out")
+    if entry.takes_files:
+        options["data_files"] = data_files
+    try:
+        module, _, class_name = entry.builder.rpartition(":")
+        # TFDS's names may have colons too, in front of a version or behind a namespace.
+        if "." in module and class_name.isidentifier():
+            return getattr(importlib.import_module(module), class_name)(**options)
+        return tfds.builder(entry.builder, **options)
+    except ValueError as error:
+        # TFDS found the set prepared in a form without random access.
+        raise UserError(
+            f"{name} is prepared in another file format than array_record ({error}); name another folder in "
+            "TFDS_DATA_DIR, where it is prepared anew"
+        ) from error
+
+
+def prepared_builder(
+    name: str, data_files: Path | None = None, data_dir: Path | None = None, progress: bool = False
+) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a data set, prepared if it was not.
+
+    Args:
+        name: a name in the catalog, or of a set that TFDS has prepared.
+        data_files: a folder with the user's own copy of the files, for a set that cannot be downloaded here.
+        data_dir: where prepared sets live; by default TFDS's own choice.
+        progress: leave TFDS its own bars and lines.
+
+    Raises:
+        UserError: if the name is unknown, the files are missing or wrong, or nothing can be prepared.
+    """
+    builder = make_builder(name, data_files, data_dir)
+    if builder.is_prepared():
+        return builder
+    if name not in CATALOG and not progress:
+        raise UserError(
+            f"{name} is not prepared in {builder.data_dir}; prepare it once: python -m mnv2_jax datasets prepare {name}"
+        )
+    try:
+        if not os.access(_existing_parent(Path(builder.data_dir)), os.W_OK):
+            raise UserError(f"{name} cannot be prepared: {builder.data_dir} cannot be written; set TFDS_DATA_DIR")
+        # TFDS prints where it writes; that is for the caller to say.
+        with contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why_unprepared(name, builder, error, data_files)) from error
+    return builder
+
+
+def check_images(flag: str, wanted: int, there: int, name: str) -> None:
+    """Refuse to take more images of a split than there are.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    if not 0 < wanted <= there:
+        raise UserError(f"{flag} must be between 1 and the {there} of {name}, got {wanted}")
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Exception, data_files: Path | None) -> str:
+    """One line for whatever makes a preparation fail."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
+    if isinstance(error, ImportError) and "tensorflow" in str(error).lower():
+        return (
+            f"TFDS writes the images of {name} with TensorFlow, which is not installed; for this one step: "
+            "pip install tensorflow-cpu"
+        )
+    if manual and "manual" in str(error).lower():
+        where = Path(builder.data_dir).parents[1] / "downloads" / "manual"
+        wanted = " ".join(str(manual).split())
+        return f"{name} has to be downloaded by hand into {where} before it can be prepared: {wanted}"
+    # Builders of our own say where their data come from.
+    if data_files is not None or not getattr(builder, "downloads", True):
+        return f"{name} cannot be prepared in {builder.data_dir}: {reason}"
+    # Whatever a download fails with (name resolution, a proxy, a checksum), the remedy is the same.
+    line = f"{name} is not prepared in {builder.data_dir} and cannot be downloaded ({reason})"
+    remedy = getattr(builder, "data_files_instructions", None)
+    if remedy:
+        return f"{line}; {remedy}"
+    return f"{line}; prepare it where the network is open (python -m mnv2_jax datasets prepare {name}), and copy the folder"

@@ -1,0 +1,184 @@
+"""What the networks have in common: their settings, and the one walk from images through a table of stages to logits."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, get_args
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from mnv2_jax.models.blocks import Block, ConvNorm, find_block
+from mnv2_jax.models.layers import CONVENTIONS, Dropout, Function, find_activation
+from mnv2_jax.models.names import Activation, ConventionName, Kernels, check_name
+from mnv2_jax.models.strides import STRIDED_LAYERS, check_output_stride, strides_and_dilations
+
+
+class Stage(NamedTuple):
+    """A row of the paper's Table 2: `repeats` blocks, the first of which has the `stride`."""
+
+    expansion: float  # t
+    channels: int  # c, before the width multiplier
+    repeats: int  # n
+    stride: int  # s
+
+
+class Backbone(nn.Module):
+    """A network from images in the range of its preprocessing to feature maps, and to logits if it classifies.
+
+    A subclass has a table of stages, and says how wide its layers are (`scaled`, `head_channels`) and what its blocks
+    are made with (`create_block`).
+
+    Attributes:
+        num_classes: width of the output. With 0 there is no classifier: the output is the pooled features.
+        width_multiplier: scales the channels of every layer.
+        unit_strides: how many of the first stride-2 layers take stride 1 instead; for small images, see
+            `unit_strides_for`.
+        output_stride: 8 or 16 keep the feature maps that fine, by dilation; see `strides_and_dilations`.
+        activation: the non-linearity of every layer that has one; a name in `ACTIVATIONS`, or a function.
+        convention: "tensorflow", the paper's, or "pytorch": padding, epsilon and initialisers.
+        dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
+            train with 0.2 for V2); `apply` then needs `rngs={"dropout": key}`.
+        batch_norm_momentum: share of the running statistics that one step keeps.
+        batch_norm_axis: name of the axis of devices that share batch statistics in training; see `BatchNorm`.
+        dtype: of the convolutions and of what lies between them. Parameters, batch-norm statistics, the
+            pooled features and the logits are float32 whatever it is.
+        kernels: "tuned", written so that each platform compiles them well, or "xla", as XLA has them; the same
+            function to rounding.
+        head: whether the last 1x1 convolution and the classifier are there. Without, the network is a body for what
+            will be put on its feature maps, and its output is the last of them, pooled.
+        frozen_batch_norm: training normalises by the running statistics and leaves them as they are.
+        stages: the table between stem and head.
+        block: the class of its blocks, one of `mnv2_jax.models.blocks` or one's own.
+
+    Raises:
+        ValueError: for a setting that no network has.
+    """
+
+    num_classes: int = 1000
+    width_multiplier: float = 1.0
+    unit_strides: int = 0
+    output_stride: int | None = None
+    activation: Activation | Function = "relu6"
+    convention: ConventionName = "tensorflow"
+    dropout_rate: float = 0.0
+    batch_norm_momentum: float = 0.99
+    batch_norm_axis: str | None = None
+    dtype: DTypeLike = jnp.float32
+    kernels: Kernels = "tuned"
+    head: bool = True
+    frozen_batch_norm: bool = False
+    stages: tuple[Stage, ...] = ()
+    block: type[Block] = Block
+
+    task_layers: ClassVar[tuple[str, ...]] = ("classifier",)
+    """Top-level parameters that belong to the task; all others are the backbone."""
+
+    def __post_init__(self) -> None:
+        find_activation(self.activation)
+        check_name("convention", self.convention, CONVENTIONS)
+        check_name("form of the kernels", self.kernels, get_args(Kernels))
+        find_block(self.block)
+        if not self.width_multiplier > 0:
+            raise ValueError(f"the width multiplier must be greater than 0, got {self.width_multiplier}")
+        if not 0 <= self.unit_strides <= STRIDED_LAYERS:
+            raise ValueError(f"unit_strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
+        check_output_stride(self.output_stride)
+        for stage in self.stages:
+            if not stage.expansion > 0:
+                raise ValueError(f"the expansion of a stage must be greater than 0, got {stage.expansion}")
+        super().__post_init__()
+
+    # --- What a subclass says ----------------------------------------------------------------------------
+
+    def scaled(self, channels: float) -> int:
+        """Channels of a layer that has `channels` at width 1."""
+        raise NotImplementedError
+
+    def create_block(self, stage: Stage, **moves: Any) -> Block:
+        """A block of a stage; `moves` are its stride, dilation and name."""
+        return self.block(self.scaled(stage.channels), expansion=stage.expansion, conv_norm=self.conv_norm, **moves)
+
+    def head_channels(self) -> int | None:
+        """Channels of the 1x1 convolution behind the blocks; None for a network without."""
+        return None
+
+    # --- From images to logits ---------------------------------------------------------------------------
+
+    @nn.compact
+    def endpoints(
+        self,
+        images: Float[Array, "n h w c"],
+        train: bool = False,
+        index: Int[Array, " n"] | None = None,
+        split: int = 1,
+    ) -> Mapping[str, Array]:
+        """Every feature map by name: "stem", "block_1/expand", ..., "block_1", ..., "head", "pooled", "logits".
+
+        "block_1" is a block's output, "block_1/expand" that of a layer inside. With a `split` those inside are never
+        whole and not among them. Inside a compiled function maps that are not used cost nothing.
+
+        Raises:
+            ValueError: for images that are not NHWC, and a split of blocks that cannot be split.
+        """
+        _check_images(images.shape)
+        rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
+        moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
+        ends: dict[str, Array] = {}
+        x = ends["stem"] = self.conv_norm(self.scaled(32), 3, *moves[0], name="stem")(images, train)
+        block_ends: dict[str, Array] = {}
+        for number, ((stage, _), (stride, dilation)) in enumerate(zip(rows, moves[1:], strict=True)):
+            name = f"block_{number}"
+            block = self.create_block(stage, stride=stride, dilation=dilation, name=name)
+            block_ends = block.endpoints(x, train, block_ends, split)
+            ends |= {f"{name}/{layer}": value for layer, value in block_ends.items() if layer != "output"}
+            x = ends[name] = block_ends["output"]
+        channels = self.head_channels()
+        if self.head and channels is not None:
+            x = ends["head"] = self.conv_norm(channels, name="head")(x, train)
+        ends["pooled"] = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        if self.head and self.num_classes:
+            kept = Dropout(self.dropout_rate)(ends["pooled"], train, index)
+            kernel_init = CONVENTIONS[self.convention].classifier_init
+            ends["logits"] = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(kept)
+        return ends
+
+    def __call__(
+        self,
+        images: Float[Array, "n h w c"],
+        train: bool = False,
+        index: Int[Array, " n"] | None = None,
+        split: int = 1,
+    ) -> Float[Array, "n features"]:
+        """The logits; of a network without a classifier, the pooled features.
+
+        Args:
+            images: in the range of the preprocessing that the network expects.
+            train: normalise by the batch, drop features and update the collection "batch_stats".
+            index: of each image in the global batch, where this is a part of it; what is dropped depends on it.
+            split: at inference, compute each block in so many parts of its inner channels, one after the other: the
+                same function to rounding, in less memory, since no expansion is ever held whole (Sec. 5.1).
+        """
+        ends = self.endpoints(images, train, index, split)
+        return ends["logits"] if "logits" in ends else ends["pooled"]
+
+    @property
+    def conv_norm(self) -> Callable[..., ConvNorm]:
+        """Makes layers with this network's settings."""
+        return functools.partial(
+            ConvNorm,
+            activation=self.activation,
+            convention=self.convention,
+            batch_norm_momentum=self.batch_norm_momentum,
+            batch_norm_axis=self.batch_norm_axis,
+            dtype=self.dtype,
+            kernels=self.kernels,
+            frozen_batch_norm=self.frozen_batch_norm,
+        )
+
+
+def _check_images(shape: tuple[int, ...]) -> None:
+    # No image is 1 or 3 pixels high and has more than 4 channels: that one is NCHW.
+    if len(shape) != 4 or (shape[1] in (1, 3) and shape[3] > 4):
+        raise ValueError(f"images must be of shape (images, height, width, channels), got {shape}")

@@ -1,0 +1,130 @@
+"""Flags that become a network or data, shared by commands and studies; loaded without JAX.
+
+Each is declared and checked here, once. How a run is trained and executed is in `mnv2_jax.training.config`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.names import Activation, ConventionName, Kernels, ModelName
+from mnv2_jax.models.strides import STRIDED_LAYERS
+
+LARGEST_RESOLUTION = 4096
+
+
+def check_resolution(resolution: int | None) -> None:
+    """Refuse images that no machine's memory holds the feature maps of.
+
+    Raises:
+        UserError: outside of 1 to `LARGEST_RESOLUTION` pixels.
+    """
+    if resolution is not None and not 0 < resolution <= LARGEST_RESOLUTION:
+        raise UserError(f"--resolution must be from 1 to {LARGEST_RESOLUTION} pixels, got {resolution}")
+
+
+def check_size(name: str, value: float | None) -> None:
+    """Refuse a width multiplier or expansion that no network has.
+
+    Raises:
+        UserError: names the flag.
+    """
+    if value is not None and not 0 < value < 100:
+        raise UserError(f"--{name.replace('_', '-')} must be greater than 0 and below 100, got {value:g}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedSettings:
+    """What all arms of a study have in common, and every other network has too."""
+
+    width_multiplier: float | None = None
+    """Scales the channels of every layer; 1 if not given, or that of --weights."""
+    expansion: float | None = None
+    """t: the inner width of MobileNetV2's blocks over that of their bottlenecks; 6 if not given."""
+    unit_strides: int | None = None
+    """How many of the first stride-2 layers take stride 1; by the size of the images if not given."""
+    kernels: Kernels = "tuned"
+    """Kernels written so that the platform compiles them well, or XLA's own."""
+
+    def __post_init__(self):
+        for name in ("width_multiplier", "expansion"):
+            check_size(name, getattr(self, name))
+        if self.unit_strides is not None and not 0 <= self.unit_strides <= STRIDED_LAYERS:
+            raise UserError(f"--unit-strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkSettings(SharedSettings):
+    """A network."""
+
+    model: ModelName | None = None
+    """The network; mobilenet_v2 if not given, or that of --weights."""
+    bottleneck_activation: Activation | None = None
+    """What follows the bottlenecks of MobileNetV2; nothing (linear) if not given."""
+    convention: ConventionName | None = None
+    """Padding, epsilon, initialisers and normalisation: tensorflow, the paper's code's, if not given; or pytorch."""
+    output_stride: Literal[8, 16, 32] = 32
+    """Below 32, the last feature maps are kept finer and their layers dilated."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters and statistics are float32."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        of_v2 = {"expansion": self.expansion, "bottleneck_activation": self.bottleneck_activation}
+        given = [name for name, value in of_v2.items() if value is not None]
+        if given and self.model not in (None, "mobilenet_v2"):
+            raise UserError(f"{self.model} has no --{given[0].replace('_', '-')}; mobilenet_v2 has")
+
+    def settings(self, from_weights: bool = False) -> dict[str, Any]:
+        """As `create_model` takes them, "name" included; None where the data or the weights decide.
+
+        `from_weights` leaves to the weights what is not given.
+        """
+        usual: dict[str, Any] = (
+            {} if from_weights else {"name": "mobilenet_v2", "width_multiplier": 1.0, "convention": "tensorflow"}
+        )
+        own: dict[str, Any] = {
+            "name": self.model,
+            "width_multiplier": self.width_multiplier,
+            "kernels": self.kernels,
+            "convention": self.convention,
+            "unit_strides": self.unit_strides,
+            "dtype": self.dtype,
+        }
+        own = {name: usual.get(name) if value is None else value for name, value in own.items()}
+        optional: dict[str, Any] = {
+            "expansion": self.expansion,
+            "bottleneck_activation": self.bottleneck_activation,
+            "output_stride": None if self.output_stride == 32 else self.output_stride,
+        }
+        return {**own, **{name: value for name, value in optional.items() if value is not None}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Images to train on."""
+
+    dataset: str = "digits"
+    """A set that `python -m mnv2_jax datasets` lists, any prepared classification set of TFDS, or "folder"."""
+    data_files: Path | None = None
+    """For folder: your images, a subfolder a class. For fashion_mnist: the four IDX files."""
+    input: Literal["auto", "resident", "stream"] = "auto"
+    """Keep the whole set on the devices, or read it while it is used; auto goes by the size of the set."""
+    train_images: int | None = None
+    """Train on this many images of the training split; all of them if not given."""
+    resolution: int | None = None
+    """Side of the square images in pixels; the data set's own if not given."""
+
+    def __post_init__(self):
+        check_resolution(self.resolution)
+
+    def settings(self) -> dict[str, Any]:
+        """As a run takes them."""
+        return {
+            "dataset": self.dataset,
+            "data_files": self.data_files,
+            "streamed": {"auto": None, "resident": False, "stream": True}[self.input],
+            "train_images": self.train_images,
+            "resolution": self.resolution,
+        }

@@ -1,0 +1,114 @@
+"""From a run's settings to what its steps need: data, network, learner. Commands, studies and plans all take them from here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from mnv2_jax.data.batch import Dataset
+from mnv2_jax.data.catalog import CATALOG, OnBadImage
+from mnv2_jax.data.open import open_dataset
+from mnv2_jax.models.create import create_model
+from mnv2_jax.models.strides import unit_strides_for
+from mnv2_jax.network import OWN, Network
+from mnv2_jax.tasks.task import TASKS, Task
+from mnv2_jax.training.config import Run
+from mnv2_jax.training.distributed import wait_for_processes
+from mnv2_jax.training.optimizer import create_optimizer
+from mnv2_jax.training.step import DATA_AXIS, Learner
+
+
+def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network | None = None) -> Dataset:
+    """The run's data, prepared as the network that it starts from was trained with.
+
+    Every process opens them; what has to be prepared first, the first process prepares.
+    """
+    entry = CATALOG.get(run.dataset)
+    resolution = run.resolution
+    if resolution is None and start is not None and (entry is None or entry.source_size is None):
+        resolution = start.resolution  # images of many sizes are scaled to what the network knows
+
+    def open_it() -> Dataset:
+        return open_dataset(
+            run.dataset,
+            streamed=run.streamed,
+            data_files=run.data_files,
+            train_images=run.train_images,
+            validation_images=run.validation_images,
+            resolution=resolution,
+            convention=run.model.get("convention") or "tensorflow",
+            smallest_crop=run.training.smallest_crop,
+            color=run.training.color_distortion,
+            on_bad_image=on_bad_image,
+            targets=TASKS[run.task].targets,
+        )
+
+    dataset = open_it() if jax.process_index() == 0 else None
+    wait_for_processes("data")
+    dataset = dataset or open_it()
+    return dataset if start is None else dataset.prepared_as(start.preprocessing, start.image_channels)
+
+
+def create_task(run: Run, dataset: Dataset) -> Task:
+    """What the run learns."""
+    return TASKS[run.task](dataset.num_classes, run.training.label_smoothing)
+
+
+def create_network(run: Run, dataset: Dataset) -> nn.Module:
+    """The run's network, as it is saved; what its training needs besides, `create_learner` sets."""
+    settings = {name: value for name, value in run.model.items() if value is not None}
+    entry = CATALOG.get(run.dataset)
+    settings.setdefault("unit_strides", unit_strides_for(dataset.image_shape[0], entry.source_size if entry else None))
+    momentum = run.training.norm_momentum(run.training.steps(dataset.train_images))
+    return create_model(
+        **settings,
+        num_classes=dataset.num_classes,
+        dropout_rate=run.training.dropout_rate,
+        batch_norm_momentum=momentum,
+    )
+
+
+def create_learner(
+    run: Run, dataset: Dataset, devices: int, activations: Sequence[str] = (), rated: bool = False
+) -> Learner:
+    """What the steps of a run need on so many devices.
+
+    Args:
+        run: of several that share a program any one.
+        dataset: its data.
+        devices: of each run.
+        activations: see `Learner`.
+        rated: whether runs that share the program have factors of the learning rate.
+    """
+    network, training = create_network(run, dataset), run.training
+    changes: dict[str, Any] = {}
+    if training.batch_norm == "global" and devices > 1:
+        changes["batch_norm_axis"] = DATA_AXIS
+    if training.frozen_batch_norm or training.freeze:
+        changes["frozen_batch_norm"] = True
+    layers = tuple(network.task_layers)  # type: ignore[attr-defined]
+    return Learner(
+        network.clone(**changes) if changes else network,
+        create_task(run, dataset),
+        create_optimizer(training, dataset.train_images, layers),
+        training.accumulation,
+        training.ema_decay,
+        activations=tuple(activations),
+        rated=rated,
+        trained_layers=layers if training.freeze else None,
+    )
+
+
+def network_of(run: Run, dataset: Dataset, source: str = OWN) -> Network:
+    """The run's network with what it takes to use it on other images, and without its variables."""
+    return Network(
+        create_network(run, dataset),
+        {},
+        create_task(run, dataset),
+        source=source,
+        preprocessing=dataset.preprocessing,
+        resolution=dataset.image_shape[0],
+        class_names=dataset.class_names,
+        image_channels=dataset.image_shape[2],
+    )

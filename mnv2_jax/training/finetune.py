@@ -1,0 +1,187 @@
+"""Starting from trained weights: a network from wherever it is, fitted to a run's data.
+
+Everything of a network is taken over but its classifier where the classes are others; that one is made anew. All
+that does not fit is refused in one line before anything is trained.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jaxtyping import PyTree
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.create import create_model, model_name, model_settings
+from mnv2_jax.network import Network, from_description, variable_shapes
+from mnv2_jax.results import CONFIG, kind_of
+from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
+from mnv2_jax.training.config import Run
+from mnv2_jax.training.devices import SEED, Devices
+from mnv2_jax.training.step import Learner, TrainState
+from mnv2_jax.weights.load import SOURCES, load_weights
+
+DECIDED = ("name", "width_multiplier", "expansion", "bottleneck_activation", "convention")
+"""Settings of a run's network that its weights decide; flags may repeat them."""
+
+
+def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dict[str, Any], list[str]]:
+    """A trained network, the settings of the run that it comes from, or none, and what there is to say of it.
+
+    Args:
+        where: a run's folder, finished or not, or what `load_weights` takes.
+        averaged: of a run with a moving average of its parameters, take the average.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(where)
+    if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
+        return load_weights(where), {}, []
+    try:
+        settings = json.loads((path / CONFIG).read_text())
+    except ValueError as error:
+        raise UserError(f"{path / CONFIG} is not a run's ({error})") from error
+    if kind_of(settings) != "run":
+        raise UserError(f"{path} is a study; name one of its networks, {path / CHECKPOINTS}/ARM-SEED")
+    if (path / NETWORK).is_dir() and (averaged or not settings.get("ema_decay")):
+        return load_weights(path / NETWORK), settings, []
+    with contextlib.closing(RunCheckpoints(path / CHECKPOINTS, read_only=True)) as checkpoints:
+        saved = checkpoints.restore()
+    if saved is None:
+        raise UserError(f"{path} has no checkpoint yet that can be read; train it first")
+    state: Any = saved.state
+    averages = (state.get("ema") or {}) if averaged else {}
+    variables = {"params": {**state["params"], **averages}, "batch_stats": state["batch_stats"]}
+    said = [f"the checkpoint of step {step} cannot be read ({why})" for step, why in saved.damaged]
+    said.append(f"this is the network after step {int(state['step'][0])}, from a checkpoint of the run")
+    network = from_description(saved.notes["network"])
+    return network.replace(variables=jax.tree.map(lambda leaf: leaf[0], variables)), settings, said
+
+
+def with_settings_of(run: Run, start: Network) -> Run:
+    """The run with its network as its weights have it, but for what it says itself.
+
+    Raises:
+        UserError: where it says something else than the weights.
+    """
+    theirs, usual = model_settings(start.model), model_settings(create_model(model_name(start.model)))
+    own = {name: value for name, value in run.model.items() if value is not None}
+    has = dict(theirs)
+    if has.get("expansion", 0) is None:
+        has["expansion"] = max(stage.expansion for stage in start.model.stages)  # type: ignore[attr-defined]
+    for name in DECIDED:
+        if name in own and own[name] != has.get(name):
+            flag = "--model" if name == "name" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {own[name]} is not what {run.weights} has, {has.get(name)}; leave the flag out")
+    # Those that the data and the training decide, `create_network` sets.
+    rest = (
+        "num_classes",
+        "dropout_rate",
+        "batch_norm_momentum",
+        "batch_norm_axis",
+        "frozen_batch_norm",
+        "dtype",
+        "kernels",
+    )
+    model = {name: value for name, value in theirs.items() if name not in rest and value != usual[name]}
+    model = {"name": theirs["name"], "width_multiplier": theirs["width_multiplier"], **model, **own}
+    return dataclasses.replace(run, model=model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        variables: "params" and "batch_stats", of the layers that are taken over.
+        said: what there is to say, a sentence each.
+    """
+
+    variables: Mapping[str, PyTree]
+    said: tuple[str, ...]
+
+    @classmethod
+    def of(cls, start: Network, model: nn.Module, class_names: Sequence[str], name: str) -> "Start":
+        """Fit a trained network to a model.
+
+        Args:
+            start: the trained network.
+            model: of the run.
+            class_names: of the run's data.
+            name: what to call the weights.
+
+        Raises:
+            UserError: says which of the weights the model has no place for, or which it lacks.
+        """
+        layers = tuple(model.task_layers)  # type: ignore[attr-defined]
+        theirs = start.model.num_classes  # type: ignore[attr-defined]
+        said: tuple[str, ...] = ()
+        # Other code bases name the same classes in other words.
+        named = start.class_names is not None and start.source not in SOURCES
+        renamed = named and tuple(start.class_names or ()) != tuple(class_names)
+        anew = theirs != len(class_names) or renamed
+        if anew:
+            what = f"{theirs or 'no'} classes" if theirs != len(class_names) else "other classes"
+            said = (f"the classifier starts anew: {name} has {what}, the data {len(class_names)}",)
+        params = {layer: value for layer, value in start.variables["params"].items() if not (anew and layer in layers)}
+        variables = {"params": params, "batch_stats": start.variables["batch_stats"]}
+        wanted = variable_shapes(model, start.image_channels)
+        wanted = {**wanted, "params": {k: v for k, v in wanted["params"].items() if not (anew and k in layers)}}
+        check_fits(variables, wanted, name)
+        return cls(jax.tree.map(np.asarray, variables), said)
+
+    def overlay(self, state: TrainState, learner: Learner, devices: Devices, runs: Sequence[bool]) -> TrainState:
+        """The states before the first step, with the variables of those `runs` that start from them replaced.
+
+        What the optimizer keeps is the same whatever the parameters are.
+        """
+
+        def stacked(own: jax.Array, given: np.ndarray) -> np.ndarray:
+            if all(runs):
+                return np.broadcast_to(given, own.shape)
+            rows = np.array(own)
+            rows[np.asarray(runs)] = given
+            return rows
+
+        def replaced(own: PyTree, given: PyTree) -> PyTree:
+            return devices.put(jax.tree.map(stacked, own, given), SEED)
+
+        given = self.variables["params"]
+        params = {**state.params, **replaced({name: state.params[name] for name in given}, given)}
+        ema = state.ema
+        if learner.ema_decay:
+            averaged = {name: layer for name, layer in given.items() if name in ema}
+            # In memory of their own: a step takes over its arguments' memory.
+            ema = {**ema, **replaced({name: ema[name] for name in averaged}, averaged)}
+        batch_stats = replaced(state.batch_stats, self.variables["batch_stats"])
+        return state.replace(params=params, ema=ema, batch_stats=batch_stats)
+
+
+def check_fits(variables: PyTree, wanted: PyTree, name: str) -> None:
+    """Refuse variables that are not a model's.
+
+    Raises:
+        UserError: names what is missing, left over, or of another shape.
+    """
+
+    def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {"/".join(str(getattr(key, "key", key)) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+
+    theirs, ours = shapes(variables), shapes(wanted)
+    problems = [f"{path} is missing" for path in ours if path not in theirs]
+    problems += [f"{path} is left over" for path in theirs if path not in ours]
+    problems += [
+        f"{path} has shape {theirs[path]}, the network's has {ours[path]}"
+        for path in ours
+        if path in theirs and theirs[path] != ours[path]
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{name} does not fit the network: {'; '.join(problems[:3])}{more}")

@@ -1,0 +1,50 @@
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from mnv2_jax.data.batch import Batch
+from mnv2_jax.errors import UserError
+from mnv2_jax.tasks.classification import Classification
+
+
+def sums(logits, labels, weights=None, **task):
+    logits = jnp.asarray(logits)
+    count = len(labels)
+    weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
+    batch = Batch(jnp.zeros((count, 1, 1, 1)), jnp.asarray(labels), weights, jnp.arange(count))
+    return Classification(logits.shape[1], **task).sums(logits, batch, train=bool(task))
+
+
+def test_constant_logits_score_exactly_the_share_of_their_class():
+    """16 images, 2 of class 0, and logits that are all alike: the tie goes to class 0, and five of eight to the five."""
+    found = sums(jnp.zeros((16, 8)), [0, 0] + [1] * 9 + [5] * 5)
+    assert (float(found["correct"]), float(found["correct_top5"]), float(found["examples"])) == (2, 11, 16)
+    assert float(found["loss"]) == pytest.approx(16 * math.log(8))
+
+
+def test_padding_counts_nowhere():
+    found = sums([[0.0, 9.0], [9.0, 0.0], [0.0, 9.0]], [1, 1, 1], [1.0, 1.0, 0.0])
+    assert (float(found["correct"]), float(found["examples"])) == (1, 2)
+
+
+def test_logits_that_are_no_numbers_are_never_right():
+    found = sums([[math.nan] * 3, [0.0, math.nan, 1.0]], [0, 2])
+    assert float(found["correct"]) == 0
+
+
+def test_label_smoothing_is_of_training():
+    """0.3 over three classes leaves the target 0.8; log-softmax of (0, 0, 0) is -log 3 whatever the target."""
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    found = sums(logits, [0], label_smoothing=0.3)
+    assert float(found["loss"]) == pytest.approx(-(0.8 * math.log(0.5) + 0.2 * math.log(0.25)))
+
+
+def test_metrics_are_means_over_all_examples():
+    first, second = sums([[0.0, 9.0], [9.0, 0.0]], [1, 1]), sums(jnp.zeros((1, 2)), [0])
+    metrics = Classification(2).metrics({name: first[name] + second[name] for name in first})
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["top5_accuracy"] == 1
+    assert metrics["loss"] == pytest.approx((9 + math.log(2)) / 3, rel=1e-3)
+    with pytest.raises(UserError, match="there is not one image that counts"):
+        Classification(2).metrics(Classification(2).zeros())
