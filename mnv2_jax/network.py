@@ -3,11 +3,10 @@
 On disk it is a folder that Orbax wrote: "variables" (the arrays) and "description" (the rest, as JSON).
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,7 @@ FILES = {"variables", "description", "_CHECKPOINT_METADATA", "commit_success.txt
 """What Orbax keeps in a network's folder; the last only where it cannot rename a finished folder into place."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A trained network and what one needs to use it.
 
     Attributes:
@@ -57,7 +55,7 @@ class Network:
 
     def replace(self, **changes: Any) -> "Network":
         """The same network with other attributes."""
-        return dataclasses.replace(self, **changes)
+        return self._replace(**changes)
 
 
 @functools.cache

@@ -179,7 +179,7 @@ class Family:
         self.arms, self.names, self.owner = arms, [arm.name for arm in arms], owner
         study, whole = owner.study, owner.dataset
         self.recipe = study.run(next((arm for arm in arms if arm.started), arms[0])).training
-        self.dataset = whole if arms[0].resolution is None else whole.at(arms[0].resolution)  # type: ignore[attr-defined]
+        self.dataset = whole if arms[0].resolution is None else whole.at(arms[0].resolution)
         shared = self.dataset.train_data(self.recipe.batch_size, self.recipe.accumulation).shared
         # A stream belongs to one run, and so do the devices of several hosts.
         alone = not shared or jax.process_count() > 1

@@ -159,4 +159,5 @@ def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Excepti
     remedy = getattr(builder, "data_files_instructions", None)
     if remedy:
         return f"{line}; {remedy}"
-    return f"{line}; prepare it where the network is open (python -m mnv2_jax datasets prepare {name}), and copy the folder"
+    command = f"python -m mnv2_jax datasets prepare {name}"
+    return f"{line}; prepare it where the network is open ({command}), and copy the folder"

@@ -27,6 +27,17 @@ def evaluation_size(devices: Devices) -> int:
     return devices.per_run * max(1, EVALUATION_BATCH // devices.per_run)
 
 
+def evaluation_shapes(dataset: Dataset, size: int) -> Batch:
+    """The shapes of an evaluation batch."""
+
+    def empty() -> Batch:
+        targets = jax.tree.map(lambda leaf: jnp.zeros((size, *np.shape(leaf)), leaf.dtype), dataset.targets.empty())
+        index = jnp.zeros(size, jnp.int32)
+        return Batch(jnp.zeros((size, *dataset.image_shape)), targets, index.astype(jnp.float32), index)
+
+    return jax.eval_shape(empty)
+
+
 def describe_evaluation(learner: Learner, state: Any, batch: Batch, devices: Devices) -> Program:
     """The program that adds a batch's sums to totals, and returns what the task's evaluator asks for.
 

@@ -82,23 +82,29 @@ def train_run(
                 reporter.stop()
             (test,) = trainer.test(state)
         found: dict[str, Any] = {
-            "dataset": run.dataset,
-            "steps": steps,
-            "test": test,
-            "parameters_sha256": tree_digest(state.params),
+            **summarize(run, trainer, state, test),
             "settings": settings,
-            "train_images": dataset.train_images,
-            "skipped_images": trainer.skipped(),
-            "compile_seconds": round(programs.compile_seconds, 2),
-            "train_seconds": round(trainer.seconds, 2),
             "command": command,
             "environment": dict(environment or {}),
         }
-        if found["skipped_images"]:
-            skipped = found["skipped_images"]
+        if skipped := trainer.skipped():
             reporter.say(f"{len(skipped)} damaged images were skipped, the first of them: {skipped[0]}")
         finish(run, folder, dataset, state, found)
     return plain(found)
+
+
+def summarize(run: Run, trainer: Trainer, state: TrainState, test: Mapping[str, float]) -> dict[str, Any]:
+    """What came out of a run, for its summary."""
+    return {
+        "dataset": run.dataset,
+        "steps": trainer.steps,
+        "test": dict(test),
+        "parameters_sha256": tree_digest(state.params),
+        "train_images": trainer.dataset.train_images,
+        "skipped_images": trainer.skipped(),
+        "compile_seconds": round(trainer.programs.compile_seconds, 2),
+        "train_seconds": round(trainer.seconds, 2),
+    }
 
 
 def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Dataset, Start | None]:

@@ -26,6 +26,7 @@ from mnv2_jax.training.devices import DATA, REPLICATED, SEED, Devices, Program
 from mnv2_jax.training.evaluation import (
     describe_evaluation,
     evaluate,
+    evaluation_shapes,
     evaluation_size,
     fetch,
     metrics_of,
@@ -108,17 +109,6 @@ def describe_programs(
         "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
         "evaluate": describe_evaluation(learner, state, batch, devices),
     }
-
-
-def evaluation_shapes(dataset: Dataset, size: int) -> Batch:
-    """The shapes of an evaluation batch."""
-
-    def empty() -> Batch:
-        targets = jax.tree.map(lambda leaf: jnp.zeros((size, *np.shape(leaf)), leaf.dtype), dataset.targets.empty())
-        index = jnp.zeros(size, jnp.int32)
-        return Batch(jnp.zeros((size, *dataset.image_shape)), targets, index.astype(jnp.float32), index)
-
-    return jax.eval_shape(empty)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,23 +97,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
         else:
             tensors = files.read_safetensors(path)
 
-    found = []
-    for source in candidates:
-        named = mapping.strip_prefix(source, tensors)
-        named = {name: tensor for name, tensor in named.items() if not name.endswith(source.ignored)}
-        if source is KERAS:
-            named = _named_keras(named)
-        name, share = mapping.guess(source, named)
-        found.append((share, source, name, named))
-    share, source, name, named = max(found, key=lambda entry: entry[0])
-    if share < ENOUGH_NAMES:
-        known = ", ".join(candidate.title for candidate in candidates)
-        some = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"its tensors ({some}, ...) are not those of a MobileNet of {known}")
-    if wanted is not None and source.name != wanted:
-        raise UserError(
-            f"these are weights of {source.title}, not of {SOURCES[wanted].title}; use --source {source.name}"
-        )
+    source, name, named = _recognise(tensors, candidates, wanted)
     if keras_file is not None:
         standard = create_model(name)
         named, said = keras.adapt_head(keras_file._replace(tensors=named), standard)
@@ -137,6 +121,28 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
         tuple(notes),
         channels,
     )
+
+
+def _recognise(tensors: Tensors, candidates: Sequence[Source], wanted: str | None) -> tuple[Source, str, Tensors]:
+    """(whose tensors these are, of which model, by that source's names)."""
+    found = []
+    for source in candidates:
+        named = mapping.strip_prefix(source, tensors)
+        named = {name: tensor for name, tensor in named.items() if not name.endswith(source.ignored)}
+        if source is KERAS:
+            named = _named_keras(named)
+        name, share = mapping.guess(source, named)
+        found.append((share, source, name, named))
+    share, source, name, named = max(found, key=lambda entry: entry[0])
+    if share < ENOUGH_NAMES:
+        known = ", ".join(candidate.title for candidate in candidates)
+        some = ", ".join(sorted(tensors)[:3])
+        raise UserError(f"its tensors ({some}, ...) are not those of a MobileNet of {known}")
+    if wanted is not None and source.name != wanted:
+        raise UserError(
+            f"these are weights of {source.title}, not of {SOURCES[wanted].title}; use --source {source.name}"
+        )
+    return source, name, named
 
 
 def _named_keras(tensors: Tensors) -> Tensors:

@@ -1,0 +1,72 @@
+"""Does a start from trained weights help, and is the backbone better trained on or left as it is?
+
+Question: with few images of a new data set, how do a network from scratch, a fine-tuned one, and one whose classifier
+          alone is trained compare?
+Command:  python -m mnv2_jax train --dataset fashion_mnist --width-multiplier 0.35 --unit-strides 1 --epochs 2 --out runs/fashion_mnist
+          python experiments/transfer.py --weights runs/fashion_mnist
+Cost:     COST
+Expect:   EXPECT
+
+All three have the network that the weights are of, and see the same few images of digits in the same order for the same
+number of steps. The classifier of the clothes is made anew for the digits. "frozen" trains nothing else: the
+backbone's parameters and the statistics of its batch norm stay as they are.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from mnv2_jax import cli
+from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study
+from mnv2_jax.errors import UserError
+from mnv2_jax.settings import DataSettings, SharedSettings
+from mnv2_jax.training.config import Recipe
+
+SOURCE = (
+    "python -m mnv2_jax train --dataset fashion_mnist --width-multiplier 0.35 --unit-strides 1 --epochs 2 "
+    "--out runs/fashion_mnist"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    """Flags of this script."""
+
+    weights: str = "runs/fashion_mnist"
+    """What to start from: a run's or a network's folder, a file that `convert` takes, hf://OWNER/NAME, torchvision://FILE."""
+    data: Annotated[DataSettings, Flat] = DataSettings(train_images=320)
+    """What to train and test on."""
+    network: Annotated[SharedSettings, Flat] = SharedSettings()
+    """Flags that may repeat what the weights say."""
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=5)
+    """How parameters change."""
+
+
+def create(options: Options) -> Study:
+    """From scratch, fine-tuned, and frozen."""
+    return create_study(
+        options,
+        weights=options.weights,
+        experiment="transfer",
+        question="Does a start from trained weights help?",
+        claim="The paper starts detection and segmentation from networks that were trained to classify ImageNet (Sec. 6.2 "
+        "and 6.3); it shows no start from scratch beside them.",
+        arms=[
+            Arm("scratch"),
+            Arm("fine-tuned", started=True),
+            Arm("frozen", training={"freeze": "backbone"}, started=True),
+        ],
+    )
+
+
+def main(options: Options) -> None:
+    """Compare them."""
+    if "://" not in options.weights and not Path(options.weights).exists():
+        raise UserError(f"--weights {options.weights} is not there; train it first: {SOURCE}")
+    from mnv2_jax.ablation.study import study_command
+
+    study_command(options, create(options))
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)
