@@ -10,7 +10,7 @@ Expect:   cosine: 72.2 % (documented for the same settings by d-li14/mobilenetv2
           its released weights have 71.8 %).
 
 ImageNet has to be prepared first: python -m mnv2_jax datasets prepare imagenet2012. All flags of
-`python -m mnv2_jax train` are known here; the same command again goes on where it stopped.
+`python -m mnv2_jax train` are known here; the same command again continues where it stopped.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def default(arguments: list[str]) -> train.Options:
     """ImageNet instead of digits, and the cheaper recipe, unless another is named."""
     named = any(argument.split("=")[0] == "--recipe" for argument in arguments)
     options = train.default(arguments if named else ["--recipe", RECIPE])
-    return dataclasses.replace(options, dataset="imagenet2012")
+    return dataclasses.replace(options, data=dataclasses.replace(options.data, dataset="imagenet2012"))
 
 
 if __name__ == "__main__":

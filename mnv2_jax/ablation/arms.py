@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.data.batch import Dataset
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.create import find_model, setting_names
 from mnv2_jax.network import Network
 from mnv2_jax.training.config import Run
@@ -34,6 +35,21 @@ def run_of(study: Study, arm: Arm, seed: int = 0) -> Run:
 def network_of_arm(study: Study, arm: Arm, dataset: Dataset) -> nn.Module:
     """The network of an arm."""
     return create_network(run_of(study, arm), dataset)
+
+
+def check_arms(study: Study, dataset: Dataset) -> None:
+    """Refuse two arms that are the same: they would only tell how two runs of one thing differ.
+
+    Raises:
+        UserError: names them.
+    """
+    known: list[tuple[Any, str]] = []
+    for arm in study.arms:
+        what = (network_of_arm(study, arm, dataset), study.run(arm).training, arm.resolution, arm.started)
+        same = next((name for other, name in known if other == what), None)
+        if same is not None:
+            raise UserError(f"the arms {same} and {arm.name} are the same network, trained alike; leave one of them out")
+        known.append((what, arm.name))
 
 
 def families(study: Study) -> list[tuple[Arm, ...]]:

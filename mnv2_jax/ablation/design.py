@@ -73,6 +73,7 @@ class Study:
         resolution: side of the images in pixels; None for the data set's own.
         streamed, data_files: as of a run.
         weights: trained weights that arms may start from; all arms then have their network.
+        task: what is learnt, a name in `mnv2_jax.tasks.task.TASKS`; its metric decides.
         tune: choose a learning rate for each arm first, on the validation split.
         figure: how it is drawn.
         axis: what the arms of a sweep differ in, for the figure; of a grid, what its columns and its rows are, "X|Y".
@@ -94,6 +95,7 @@ class Study:
     streamed: bool | None = None
     data_files: Path | None = None
     weights: str | None = None
+    task: str = "classification"
     tune: bool = False
     figure: FigureKind = "arms"
     axis: str = ""
@@ -118,6 +120,7 @@ class Study:
             streamed=self.streamed,
             data_files=self.data_files,
             weights=self.weights if arm.started else None,
+            task=self.task,
         )
 
     def with_arms(self, names: Sequence[str]) -> "Study":
@@ -149,17 +152,26 @@ def identity(study: Study) -> dict[str, Any]:
         "resolution": study.resolution,
         "streamed": study.streamed,
         "weights": study.weights,
+        "task": study.task,
         "baseline": study.baseline.name,
         "tune": study.tune,
-        **study.model,
+        **named(study.model),
         **dataclasses.asdict(study.training),
         **{f"{ARM}{arm.name}": _identity_of_arm(arm) for arm in study.arms},
     }
 
 
 def _identity_of_arm(arm: Arm) -> dict[str, Any]:
-    model = {name: value if not isinstance(value, type) else value.__qualname__ for name, value in arm.model.items()}
-    return {**model, **arm.training, "resolution": arm.resolution, "started": arm.started}
+    return {**named(arm.model), **arm.training, "resolution": arm.resolution, "started": arm.started}
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings as JSON can hold them: a block or an activation of one's own by its module and name."""
+
+    def name(value: Any) -> Any:
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else value
+
+    return {setting: name(value) for setting, value in settings.items()}
 
 
 # --- From flags ------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def draw(summary: dict[str, Any], records: list[Record]) -> Figure:
 
 
 def _draw_arms(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Three panels: learning curves, test accuracy of every run, paired differences with the paper's own."""
+    """Three panels: learning curves, the test metric of every run, paired differences with the paper's own."""
     height = max(4.4, 2.4 + 0.55 * len(summary["arms"]))
     figure, axes = plt.subplots(1, 3, figsize=(13, height), width_ratios=(1.4, 1.1, 1.3), layout="constrained")
     _learning_curves(axes[0], summary, records)
@@ -112,7 +112,8 @@ def _learning_curves(axes: Axes, summary: dict[str, Any], records: list[Record])
         style = _style(index)
         points = [record for record in records if record.arm == arm and record.split == "validation"]
         by_seed = [[r for r in points if r.seed == seed] for seed in seeds]
-        images = [record.step * summary["training"]["batch_size"] for record in by_seed[0]]
+        batch_size = {**summary["training"], **summary["arms"][arm].get("training", {})}["batch_size"]
+        images = [record.step * batch_size for record in by_seed[0]]
         values = np.array([[record.metrics[metric.name] for record in run] for run in by_seed])
         axes.plot(images, values.T, linewidth=0.6, alpha=0.35, **style)
         axes.plot(images, values.mean(axis=0), linewidth=2.4, label=arm, **style)
@@ -188,7 +189,7 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
 
 
 def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Three panels: test accuracy against what is swept, against a cost, and differences to the baseline."""
+    """Three panels: the test metric against what is swept, against a cost, and differences to the baseline."""
     figure, (swept, costs, effects) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     metric = metric_of(summary)
     tested = f"test_{metric.name}"
@@ -262,7 +263,7 @@ def _swept_differences(effects: Axes, summary: dict[str, Any], names: list[str],
 
 
 def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Panels of test accuracy against multiply-adds and against parameters, and of the paper's own networks."""
+    """Panels of the test metric against multiply-adds and against parameters, and of the paper's own networks."""
     panels = 3 if summary["published"] else 2
     figure, axes = plt.subplots(1, panels, figsize=(4.9 * panels, 5.0), layout="constrained")
     arms, metric = summary["arms"], metric_of(summary)
@@ -275,7 +276,7 @@ def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
             places = [arm[cost] / 1e6 for arm in own]
             style = {**_style(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
             panel.errorbar(places, means, yerr=bars, capsize=3, linewidth=1.2, label=name, **style)
-        front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()])
+        front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()], metric.higher_is_better)
         panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.75", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
         panel.set(
             title=f"Test {metric.title} against {unit}",
@@ -314,7 +315,7 @@ def _ticks(axes: Axes, values: list[float]) -> None:
 
 
 def _draw_grid(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """A heat map of test accuracy, and every arm's difference to the baseline."""
+    """A heat map of the test metric, and every arm's difference to the baseline."""
     arms = summary["arms"]
     height = max(4.8, 2.0 + 0.5 * len(arms))
     figure, (heat, effects) = plt.subplots(1, 2, figsize=(13, height), width_ratios=(1.1, 1), layout="constrained")
@@ -326,27 +327,34 @@ def _draw_grid(summary: dict[str, Any], records: list[Record]) -> Figure:
     for arm in inside.values():
         row, column = rows.index(arm["series"]), columns.index(arm["value"])
         means[row, column] = arm["mean"]
+    metric = metric_of(summary)
+
+    def write(value: float) -> str:
+        return f"{value:.1%}" if metric.percent else metric.format(value)
+
     # From light to dark, in grey as well.
     image = heat.imshow(means, cmap="cividis_r", origin="lower", aspect="auto")
     for name, arm in inside.items():
         row, column = rows.index(arm["series"]), columns.index(arm["value"])
         low, high = arm["ci95"]
         dark = image.norm(arm["mean"]) > 0.5
-        text = f"{arm['mean']:.1%}\n{low:.1%} to {high:.1%}" + ("\n(baseline)" if name == summary["baseline"] else "")
+        baseline = "\n(baseline)" if name == summary["baseline"] else ""
+        text = f"{write(arm['mean'])}\n{write(low)} to {write(high)}{baseline}"
         heat.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=10)
     heat.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     heat.set_yticks(range(len(rows)), rows)
     across, up = summary["axis"].split("|")
-    heat.set(title=f"Test {metric_of(summary).title}, mean and 95 % interval", xlabel=across, ylabel=up)
+    heat.set(title=f"Test {metric.title}, mean and 95 % interval", xlabel=across, ylabel=up)
     heat.tick_params(length=0)
     _differences(effects, summary)
     return figure
 
 
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of points of (cost, gain), the Pareto front: those with more gain than any cheaper one, by cost."""
+def pareto(points: list[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
+    """Of points of (cost, value), the Pareto front: those with a better value than any cheaper one, by cost."""
     front: list[tuple[float, float]] = []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or gain > front[-1][1]:
-            front.append((cost, gain))
+    sign = 1 if higher_is_better else -1
+    for cost, value in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * value > sign * front[-1][1]:
+            front.append((cost, value))
     return front

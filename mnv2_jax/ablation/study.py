@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from mnv2_jax.ablation import tuning
-from mnv2_jax.ablation.arms import families, learner_of, network_of_arm, trained_network
+from mnv2_jax.ablation.arms import check_arms, families, learner_of, network_of_arm, trained_network
 from mnv2_jax.ablation.design import ARM, Arm, Study, StudyOptions, identity
 from mnv2_jax.ablation.report import arms_table, write_files
 from mnv2_jax.ablation.summary import describe, summarize
@@ -86,7 +86,9 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
             console.print(arm.note, markup=False)
     reporter = Reporter(console)
     study, start = with_weights(study, reporter)
-    dataset = create_dataset(study.run(study.baseline), start=start)
+    # The study's own, of which arms of another resolution have smaller ones.
+    whole = dataclasses.replace(study.run(study.baseline), resolution=study.resolution)
+    dataset = create_dataset(whole, start=start)
     summary, records = run_study(
         study, dataset, folder, reporter, options.overwrite, command_line(), environment(), start
     )
@@ -148,6 +150,7 @@ def run_study(
     if study.seeds < 2:
         raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
     study.training.steps(dataset.train_images)
+    check_arms(study, dataset)
     settings = identity(study)
     if start is not None:
         settings["weights_sha256"] = tree_digest(start.variables)
@@ -246,12 +249,14 @@ class Family:
                 start=self._start,
                 save_seconds=SAVE_SECONDS,
             )
-            state = trainer.train()
+            try:
+                state = trainer.train()
+            finally:
+                owner.reporter.end()
             if final:
                 self._save(group, state)
                 trainer.test(state)
         shutil.rmtree(running)
-        owner.reporter.end()
         return log.records
 
     def _save(self, group: Sequence[Member], state: TrainState) -> None:

@@ -9,7 +9,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from mnv2_jax.ablation.arms import network_of_arm
-from mnv2_jax.ablation.design import Arm, Study
+from mnv2_jax.ablation.design import Arm, Study, named
 from mnv2_jax.ablation.statistics import compare_all, mean_interval
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
@@ -58,7 +58,7 @@ def describe(
             "validation_images": dataset.count("validation"),
             "test_images": dataset.count("test"),
         },
-        "model": dict(study.model),
+        "model": named(study.model),
         "training": dataclasses.asdict(study.training),
         "command": command,
         "environment": dict(environment),
@@ -68,16 +68,18 @@ def describe(
 def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:
     side = arm.resolution or dataset.image_shape[0]
     shape = (side, side, dataset.image_shape[2])
-    network = network_of_arm(study, arm, dataset)
+    network, training = network_of_arm(study, arm, dataset), study.run(arm).training
     described: dict[str, Any] = {
         "parameters": count_parameters(network, shape),
         "multiply_adds": count_multiply_adds(network, shape),
         "resolution": side,
-        "learning_rate": study.training.learning_rate * (rates[arm.name] if rates else 1),
+        "learning_rate": training.learning_rate * (rates[arm.name] if rates else 1),
         "series": arm.series,
         "value": arm.value,
         "paper": dataclasses.asdict(arm.paper) if arm.paper else None,
     }
+    if arm.training:
+        described["training"] = {**arm.training, "steps": training.steps(dataset.train_images)}
     if study.figure == "memory":
         layers = layer_costs(network, shape)
         described["activation_bytes"] = [[layer.name, layer.activation_bytes()] for layer in layers]

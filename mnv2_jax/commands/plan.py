@@ -9,11 +9,12 @@ Needs the TPU compiler (the extra "plan"), and no TPU.
 
 import dataclasses
 import functools
-import importlib.util
 import json
+import runpy
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -22,11 +23,13 @@ from rich.table import Table
 from mnv2_jax import cli
 from mnv2_jax.ablation.design import Study, StudyOptions
 from mnv2_jax.errors import UserError
-from mnv2_jax.plan.chips import Topology, open_topology
-from mnv2_jax.plan.plan import PARTS, Plan, Step, imagenet_like, largest_batch, plan_run, plan_study
+from mnv2_jax.plan import Step
 from mnv2_jax.settings import NetworkSettings, check_resolution
 from mnv2_jax.training.config import RECIPES, Parallel, RecipeName, Run
-from mnv2_jax.training.progress import create_console
+
+if TYPE_CHECKING:
+    from mnv2_jax.plan.chips import Topology
+    from mnv2_jax.plan.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,12 +83,17 @@ def main(options: Options) -> None:
     others = [changed(options, options.compare)] if options.compare else []
     for each in (options, *others):
         check(each)
+    study = None if options.study is None else find_study(options.study)
+
+    from mnv2_jax.plan.chips import open_topology
+    from mnv2_jax.plan.plan import plan_study
+    from mnv2_jax.training.progress import create_console
+
     topologies = {each.topology: open_topology(each.topology) for each in (options, *others)}
     console = create_console()
     report = (lambda text: None) if options.json else (lambda text: console.print(text, markup=False))
 
-    if options.study is not None:
-        study = find_study(options.study)
+    if options.study is not None and study is not None:
         report(f"Compiling the programs of {options.study.stem} for {options.topology}; a minute or so each.")
         plans = plan_study(study, topologies[options.topology])
     else:
@@ -150,8 +158,10 @@ def changed(options: Options, settings: Sequence[str]) -> Options:
     return cli.parse(Options, "", arguments, "--compare", lambda _: options)
 
 
-def plan(options: Options, topology: Topology, batch_per_device: int | None = None) -> Plan:
+def plan(options: Options, topology: "Topology", batch_per_device: int | None = None) -> "Plan":
     """Compile what the flags describe, or with another batch."""
+    from mnv2_jax.plan.plan import imagenet_like, plan_run
+
     batch = batch_per_device or options.batch_per_device
     training = dataclasses.replace(
         RECIPES[options.recipe],
@@ -184,10 +194,11 @@ def title(options: Options, batch: int) -> str:
     )
 
 
-def sweep(options: Options, topology: Topology, start: Plan, report: Callable[[str], None]) -> list[Plan]:
+def sweep(options: Options, topology: "Topology", start: "Plan", report: Callable[[str], None]) -> "list[Plan]":
     """Plans up to the largest batch that fits."""
+    from mnv2_jax.plan.plan import largest_batch
 
-    def plan_of(batch: int) -> Plan:
+    def plan_of(batch: int) -> "Plan":
         report(f"Compiling with {batch} images a chip.")
         return plan(options, topology, batch)
 
@@ -202,18 +213,23 @@ def find_study(path: Path) -> Study:
     Raises:
         UserError: if there is none, or it describes no study.
     """
-    specification = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
-    if specification is None or specification.loader is None:
+    if not path.is_file():
         raise UserError(f"--study {path} is no script; name one, experiments/ablate_bottleneck.py for instance")
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    options, create = getattr(script, "Options", None), getattr(script, "create", None)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # as when it is run: it may import what lies beside it
+    try:
+        script = runpy.run_path(str(path))
+    except Exception as error:  # what may be wrong in it cannot be listed
+        raise UserError(f"--study {path} is no script that runs ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.remove(folder)
+    options, create = script.get("Options"), script.get("create")
     if not (isinstance(options, type) and issubclass(options, StudyOptions) and callable(create)):
         raise UserError(f"--study {path} describes no study: it needs Options, a StudyOptions, and create(options)")
     return create(options())
 
 
-def advice(plan: Plan) -> str:
+def advice(plan: "Plan") -> str:
     """By how much a program does not fit, and what would help."""
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
@@ -223,13 +239,15 @@ def advice(plan: Plan) -> str:
     )
 
 
-def table(plans: Sequence[Plan]) -> Table:
+def table(plans: "Sequence[Plan]") -> Table:
     """A column a plan."""
+    from mnv2_jax.plan.plan import PARTS
+
     result = Table("a chip and step", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for each in plans:
         result.add_column(each.title, justify="right", max_width=36)
 
-    def row(name: str, cell: Callable[[Plan], str], always: bool = False) -> None:
+    def row(name: str, cell: "Callable[[Plan], str]", always: bool = False) -> None:
         result.add_row(name, *(cell(each) if each.fits or always else "-" for each in plans))
 
     row("slice", lambda p: f"{p.topology.name}, {p.chips} chips used", True)
@@ -255,14 +273,14 @@ def table(plans: Sequence[Plan]) -> Table:
     return result
 
 
-def _part(part: str, plan: Plan) -> str:
+def _part(part: str, plan: "Plan") -> str:
     return f"{plan.memory[part] / 1e6:,.1f}"
 
 
-def _milliseconds(part: str, plan: Plan) -> str:
+def _milliseconds(part: str, plan: "Plan") -> str:
     return f"{plan.seconds()[part] * 1e3:,.3f}"
 
 
-def _collectives(plan: Plan) -> str:
+def _collectives(plan: "Plan") -> str:
     kinds = plan.by_kind().items()
     return "\n".join(f"{each['count']} {kind}, {each['bytes'] / 1e6:,.2f} MB" for kind, each in kinds) or "none"

@@ -7,7 +7,7 @@ out. Memory is what a layer has to hold at once, its input and its output in flo
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.cost import LayerCost, TableRow, layer_costs, table_rows, units
-from mnv2_jax.models.create import create_model
 from mnv2_jax.settings import NetworkSettings, check_resolution
+
+if TYPE_CHECKING:
+    from mnv2_jax.models.cost import LayerCost, TableRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,10 @@ def main(options: Options) -> None:
     check_resolution(options.resolution)
     if options.num_classes < 0:
         raise UserError(f"--num-classes must not be negative, got {options.num_classes}")
+
+    from mnv2_jax.models.cost import layer_costs, table_rows, units
+    from mnv2_jax.models.create import create_model
+
     size, settings = options.resolution, options.network.settings()
     settings["unit_strides"] = settings["unit_strides"] or 0
     layers = layer_costs(create_model(**settings, num_classes=options.num_classes), (size, size, 3))
@@ -76,7 +81,7 @@ def main(options: Options) -> None:
     console.print(f"largest block as one operator  {totals['peak_activation_bytes_by_block'] / 1e3:>13,.1f} KB")
 
 
-def layer_as_json(layer: LayerCost) -> dict[str, object]:
+def layer_as_json(layer: "LayerCost") -> dict[str, object]:
     """All that is known of a layer."""
     return {**dataclasses.asdict(layer), "operator": layer.operator, "activation_bytes": layer.activation_bytes()}
 
@@ -85,7 +90,7 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def paper_table(rows: Sequence[TableRow]) -> Table:
+def paper_table(rows: "Sequence[TableRow]") -> Table:
     """The network as Table 2 writes it."""
     table = Table("input", "operator", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in "tcns":
@@ -97,7 +102,7 @@ def paper_table(rows: Sequence[TableRow]) -> Table:
     return table
 
 
-def layer_table(layers: Sequence[LayerCost]) -> Table:
+def layer_table(layers: "Sequence[LayerCost]") -> Table:
     """A row a layer."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("layer", "operator", "input", "output"):

@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from mnv2_jax.data.stream import StreamedDataset
 from mnv2_jax.data.transforms import RandomCrop
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import layer_costs
+from mnv2_jax.plan import Step
 from mnv2_jax.plan.chips import Chip, Topology
 from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, traffic_bytes
 from mnv2_jax.training.config import Parallel, Recipe, Run
@@ -26,8 +27,6 @@ from mnv2_jax.training.create import create_dataset, create_learner
 from mnv2_jax.training.devices import REPLICATED, Devices, Program, group_size
 from mnv2_jax.training.step import Learner
 from mnv2_jax.training.trainer import describe_programs
-
-Step = Literal["train", "eval"]
 
 IMAGENET_IMAGES = 1_281_167
 

@@ -197,8 +197,7 @@ class Trainer:
         start: trained weights of the members that start from some.
         save_seconds: save no more often than this; then not at the last step, after which there are results.
         rates: learning rate of each step, for the log; None to leave it out.
-        notes: kept with every checkpoint.
-        trace: folder for a profiler's trace.
+        notes, trace: kept with every checkpoint; folder for a profiler's trace.
     """
 
     def __init__(
@@ -218,22 +217,20 @@ class Trainer:
         notes: dict[str, Any] | None = None,
         trace: Path | None = None,
     ):
-        self.programs, self.dataset, self.members = programs, dataset, tuple(members)
-        self.log, self.checkpoints = log, checkpoints
+        self.programs, self.dataset, self.members, self.log = programs, dataset, tuple(members), log
+        self.checkpoints = checkpoints
         self._should_stop, self._start = should_stop, start
         self._rates, self._notes, self._trace = rates, notes or {}, trace
         self.steps = recipe.steps(dataset.train_images)
         self._log_every = execution.log_every or log_interval(self.steps)
         self._evaluations = evaluation_steps(self.steps, recipe.evaluations)
-        every = execution.checkpoint_every
-        self._saves = (
-            self._evaluations if every is None else frozenset(range(every, self.steps + 1, every)) | {self.steps}
-        )
+        self._saves, every = self._evaluations, execution.checkpoint_every
+        if every is not None:
+            self._saves = frozenset(range(every, self.steps + 1, every)) | {self.steps}
         if save_seconds:
             self._saves -= {self.steps}
-        self._save_seconds = save_seconds
+        self._save_seconds, self._tracing = save_seconds, contextlib.ExitStack()
         self._first_traced, self._last_traced = execution.profiled
-        self._tracing = contextlib.ExitStack()
         self._pending: list[Interval] = []
         self._seconds_before, self._began = 0.0, time.perf_counter()
 
@@ -287,8 +284,7 @@ class Trainer:
         programs, reporter = self.programs, self.log.reporter
         state = programs.start(self.members)
         if self._start is not None:
-            started = [member.started for member in self.members]
-            state = self._start.overlay(state, programs.learner, programs.devices, started)
+            state = self._start.overlay(state, programs.learner, programs.devices, [m.started for m in self.members])
         jax.block_until_ready(state)
         sharding = NamedSharding(programs.devices.mesh, SEED)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)

@@ -5,7 +5,8 @@ position. Our layers are those of the network's own parameter tree.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -235,10 +236,15 @@ def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, 
     channels = 3
     if stem.theirs in tensors and tensors[stem.theirs].ndim == 4:
         channels = stem.layout.to_ours(tensors[stem.theirs]).shape[2]
-    expand = by_path.get(("params", "block_1", "expand", "conv", "kernel"))
-    if expand is not None and expand.theirs in tensors and tensors[expand.theirs].ndim == 4:
-        _, _, inputs, outputs = expand.layout.to_ours(tensors[expand.theirs]).shape
-        settings["expansion"] = outputs / max(inputs, 1)
+    expand = [entry for entry in standard if entry.ours[2:] == ("expand", "conv", "kernel")]
+    shapes = [
+        entry.layout.to_ours(tensors[entry.theirs]).shape
+        for entry in expand
+        if entry.theirs in tensors and tensors[entry.theirs].ndim == 4
+    ]
+    expansion = infer_expansion([shape[2:] for shape in shapes if shape[:2] == (1, 1)])
+    if expansion != infer_expansion([entry.shape[2:] for entry in expand]):  # else each stage has its own
+        settings["expansion"] = expansion
 
     # Batch norm's vectors give the widths of all blocks.
     found = {
@@ -259,6 +265,21 @@ def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, 
         sizes = ", ".join(f"{'/'.join(unit)} {size}" for unit, size in list(found.items())[:4])
         raise UserError(f"no width multiplier gives the channels of this {name} ({sizes}, ...)")
     return model, channels
+
+
+def infer_expansion(widths: Sequence[tuple[int, ...]]) -> float | None:
+    """The roundest t that gives these widths, each (of a block's input, of its expansion); None if there are none."""
+    widths = [(inputs, inner) for inputs, inner in widths if inputs and inner]
+    if not widths:
+        return None
+    lowest = max((inner - 0.5) / inputs for inputs, inner in widths)
+    highest = min((inner + 0.5) / inputs for inputs, inner in widths)
+    for digits in range(6):
+        expansion = round((lowest + highest) / 2, digits)
+        if all(round(expansion * inputs) == inner for inputs, inner in widths):
+            return expansion
+    # There is none, so that a tensor has a wrong shape, which is named later; most have the right one.
+    return statistics.median(inner / inputs for inputs, inner in widths)
 
 
 def output_widths(model: Backbone) -> dict[tuple[str, ...], int]:
@@ -308,10 +329,19 @@ def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> di
 
 
 def export(source: Source, model: Backbone, variables: Mapping[str, Any]) -> Tensors:
-    """Their tensors from our variables, in the order of the network."""
+    """Their tensors from our variables, in the order of the network.
+
+    Raises:
+        UserError: for a network without expansions, where they have names for one such block only.
+    """
     leaves = flatten(variables)
     channels = leaves["params", "stem", "conv", "kernel"].shape[2]
-    return {
-        entry.theirs: entry.layout.to_theirs(np.asarray(leaves[entry.ours], np.float32))
-        for entry in entries(source, model, channels)
-    }
+    tensors: Tensors = {}
+    for entry in entries(source, model, channels):
+        if entry.theirs in tensors:
+            block = entry.ours[1]
+            raise UserError(
+                f"{source.title} has no name for {block}: there, all blocks but the first have an expansion"
+            )
+        tensors[entry.theirs] = entry.layout.to_theirs(np.asarray(leaves[entry.ours], np.float32))
+    return tensors

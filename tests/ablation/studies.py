@@ -1,10 +1,26 @@
-"""The study that tests of studies train: two blocks instead of seventeen, compiled in seconds."""
+"""The studies that tests train: one block instead of seventeen, and each program compiled once."""
 
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+from rich.console import Console
+
+from mnv2_jax.ablation import study as study_module
 from mnv2_jax.ablation.design import Arm, PaperResult, Study
-from mnv2_jax.models.mobilenet_v2 import Stage
-from mnv2_jax.training.config import TrainConfig
-
-TINY_STAGES = (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2))
+from mnv2_jax.ablation.study import run_study
+from mnv2_jax.training import evaluation, trainer
+from mnv2_jax.training.config import Recipe
+from mnv2_jax.training.devices import Devices, group_size
+from mnv2_jax.training.metrics import Record
+from mnv2_jax.training.progress import Reporter
 
 STUDY = Study(
     experiment="test",
@@ -15,8 +31,94 @@ STUDY = Study(
         Arm("linear"),
         Arm("relu6", {"bottleneck_activation": "relu6"}, PaperResult(-0.006, "Fig. 6a", "digitized")),
     ),
-    model={"width_multiplier": 0.1, "unit_strides": 1, "stages": TINY_STAGES},
-    training=TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2),
+    model={"width_multiplier": 0.1, "unit_strides": 1, "stages": ((1, 16, 1, 1),)},
+    training=Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2),
     seeds=2,
 )
+"""Four steps of the 70 digits of `tiny`, two runs side by side."""
+
+ALONE = dataclasses.replace(STUDY, arms=(Arm("base"),))
+"""A baseline without other arms."""
+
 ENVIRONMENT = {"jax": "0", "device": "cpu", "device_count": 8, "git": "abc"}
+
+
+# --- Trained in seconds ----------------------------------------------------------------------------------
+
+_programs: dict[Any, trainer.Programs] = {}
+
+
+def _compiled_once(learner, dataset, recipe, devices):
+    """`trace_programs`; what was compiled before, for whichever study, is not compiled again."""
+    key = (learner.model, learner.task, learner.activations, learner.rated, recipe, devices, dataset.fingerprint())
+    if key not in _programs:
+        _programs[key] = trainer.trace_programs(learner, dataset, recipe, devices)()
+    return lambda: dataclasses.replace(_programs[key], data=dataset.train_data(recipe.batch_size, recipe.accumulation))
+
+
+@contextlib.contextmanager
+def quick():
+    """Two runs side by side whatever the devices, small evaluation batches, and every program compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "group_size", lambda runs, devices: group_size(runs, 2))
+        patch.setattr(study_module, "trace_programs", _compiled_once)
+        patch.setattr(evaluation, "EVALUATION_BATCH", 64)
+        yield
+
+
+class Trained(NamedTuple):
+    """What came of a study, and what was said; `runs` were trained just now."""
+
+    summary: dict[str, Any]
+    records: list[Record]
+    runs: int
+    log: str
+
+
+def run(dataset, folder: Path, study: Study = STUDY, reporter: type[Reporter] = Reporter, **options) -> Trained:
+    """Train what is missing of a study."""
+    log = io.StringIO()
+    summary, records = run_study(
+        study,
+        dataset,
+        folder,
+        reporter(Console(file=log, soft_wrap=True)),
+        command="python x",
+        environment=ENVIRONMENT,
+        **options,
+    )
+    (runs,) = re.findall(r"^(\d+) runs trained", log.getvalue(), re.MULTILINE)
+    return Trained(summary, records, int(runs), log.getvalue())
+
+
+def measured(records: list[Record]) -> list[tuple[Any, ...]]:
+    """All of the records that does not depend on the clock; a study's do not hold the learning rate."""
+    metrics = [{name: value for name, value in r.metrics.items() if name != "learning_rate"} for r in records]
+    return [(r.arm, r.seed, r.step, r.split, r.images, each) for r, each in zip(records, metrics, strict=True)]
+
+
+def stopping(step: int, stop) -> type[Reporter]:
+    """A reporter that calls `stop` when a group has logged this step."""
+
+    class Stopping(Reporter):
+        def interval(self, at, loss, examples_per_second):
+            super().interval(at, loss, examples_per_second)
+            if at == step:
+                stop()
+
+    return Stopping
+
+
+def interrupt():
+    """As Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def terminate():
+    """As whoever takes the machine away."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def one_device():
+    """The devices of a run that is trained on one alone."""
+    return Devices.create(1, 1, devices=jax.devices()[:1])

@@ -1,115 +1,130 @@
+"""A study from its settings to its files; stopped and continued; in its own folder."""
+
 import dataclasses
-import io
 import json
-import shutil
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-from ablation.studies import ENVIRONMENT, STUDY
-from rich.console import Console
+from ablation.studies import ALONE, STUDY, interrupt, measured, run, stopping, terminate
 
-from mnv2_jax.ablation import engine, plots
-from mnv2_jax.ablation.design import Arm, Run
-from mnv2_jax.ablation.engine import run_study
-from mnv2_jax.ablation.progress import Reporter
-from mnv2_jax.ablation.report import read_study, sentence, write_files
+from mnv2_jax.ablation import study as study_module
+from mnv2_jax.ablation.design import Arm
 from mnv2_jax.ablation.statistics import compare_paired
-from mnv2_jax.ablation.study import create_learner, families
-from mnv2_jax.errors import UserError
-from mnv2_jax.training.loop import Logged, compile_programs, train
+from mnv2_jax.data.stream import load_stream
+from mnv2_jax.errors import Preempted, UserError
+from mnv2_jax.network import open_network
 from mnv2_jax.training.metrics import read_records
-from mnv2_jax.training.parallel import create_mesh
-from mnv2_jax.training.progress import duration
-from mnv2_jax.weights.load import load_weights
 
 
-def run(tiny, folder, study=STUDY, devices=None, **options):
-    log = io.StringIO()
-    reporter = Reporter(Console(file=log, width=100))
-    if devices is not None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine.jax, "device_count", lambda: devices)
-            return run(tiny, folder, study, **options)
-    summary, records = run_study(study, tiny, folder, reporter, command="python x", environment=ENVIRONMENT, **options)
-    return summary, records, reporter.trained, log.getvalue()
-
-
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """A finished study; tests copy it before they change it."""
-    folder = tmp_path_factory.mktemp("study") / "out"
-    summary, records, trained, log = run(tiny, folder)
-    assert trained == 4
-    return folder, summary, records, log
+MORE = dataclasses.replace(STUDY, arms=(STUDY.arms[0], Arm("relu", {"bottleneck_activation": "relu"}), STUDY.arms[1]))
+"""With an arm between the two."""
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished[0], tmp_path / "copy")
+def saved_often(monkeypatch):
+    """State is saved at every evaluation, however short ago the last time was."""
+    monkeypatch.setattr(study_module, "SAVE_SECONDS", -1)
 
 
-def test_summary_has_what_the_readers_of_it_expect(finished):
-    folder, summary, records, _ = finished
-    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
-    assert summary["experiment"] == "test"
-    assert (summary["dataset"], summary["baseline"], summary["seeds"]) == ("digits", "linear", [0, 1])
-    assert set(summary["arms"]) == {"linear", "relu6"}
-    for arm in summary["arms"].values():
-        assert arm["parameters"] == summary["arms"]["linear"]["parameters"] > 1000
-        assert arm["multiply_adds"] > 0
-        # Fractions of 50 images
-        assert all((accuracy * 50) % 1 == pytest.approx(0, abs=1e-9) for accuracy in arm["test_accuracy"])
-        assert len(arm["test_accuracy"]) == len(arm["test_loss"]) == 2
-    (comparison,) = summary["comparisons"]
-    assert {
-        "arm",
-        "baseline",
-        "metric",
-        "n",
-        "mean_difference",
-        "ci95",
-        "p_value",
-        "p_holm",
-        "baseline_spread",
-        "verdict",
-        "paper",
-    } == set(comparison)
-    assert comparison["paper"] == {"difference": -0.006, "where": "Fig. 6a", "how": "digitized"}
-    assert comparison["n"] == 2
-    assert comparison["verdict"] == "inconclusive"
-    assert summary["environment"] == ENVIRONMENT
-    assert {record.split for record in records} == {"train", "validation", "test"}
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_arms_that_differ_in_an_activation_share_a_program():
-    arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}), Arm("c", {"expansion": 2.0}))
-    arms += (Arm("d", {"expansion": 2.0, "bottleneck_activation": "relu6"}), Arm("e", {"width_multiplier": 0.2}))
-    found = families(dataclasses.replace(STUDY, arms=arms))
-    assert [[arm.name for arm in family] for family in found] == [["a", "b"], ["c", "d"], ["e"]]
+# --- What it says and leaves -----------------------------------------------------------------------------
 
 
-def test_plain_lines_instead_of_a_bar_where_there_is_no_terminal(finished):
-    log = finished[3]
-    assert "linear seed 1 step 2/4: loss" in log
-    assert "images/s" in log
-    assert "left" in log
-    assert "relu6 seed 0: test accuracy" in log
-    assert "\x1b" not in log
+def test_plain_lines_with_the_loss_of_each_run_where_there_is_no_terminal(finished):
+    lines = finished.log.splitlines()
+    assert "\x1b" not in finished.log
+    assert lines[0] == "linear, relu6: compiling"
+    assert lines[1].startswith("linear, relu6: compiled in ")
+    assert lines[-1].startswith("4 runs trained in ")
+    # A line for each of two evaluations and for the test of each run, not for every logged step.
+    assert len(lines) == 3 + 4 * (2 + 1)
+    losses = set()
+    for record in finished.records:
+        loss, who = record.metrics["loss"], f"{record.arm} seed {record.seed}"
+        if record.split == "train" and record.step in (2, 4):
+            (line,) = [line for line in lines if line.startswith(f"{who} step {record.step}/4: loss {loss:.3f}, validation accuracy ")]  # fmt: skip
+            assert line.endswith(" left")
+            losses.add(f"{loss:.3f}")
+        if record.split == "test":
+            assert f"{who}: test accuracy {record.metrics['accuracy']:.2%}".replace("%", " %") in finished.log
+    assert len(losses) == 8
+
+
+def test_every_run_has_tensorboards_files(finished_folder):
+    from tensorboardX.proto.event_pb2 import Event
+
+    folder, finished = finished_folder
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"linear-0", "linear-1", "relu6-0", "relu6-1"}
+    (file,) = (folder / "tensorboard" / "relu6-1").iterdir()
+    # Each event has its length (8 bytes) and a checksum (4) before it, and a checksum behind.
+    content, found, at = file.read_bytes(), {}, 0
+    while at < len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        event = Event.FromString(content[at + 12 : at + 12 + size])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        at += 16 + size
+    for record in finished.records:
+        if (record.arm, record.seed) == ("relu6", 1):
+            assert found[f"{record.split}/loss", record.step] == pytest.approx(record.metrics["loss"])
+
+
+def test_trained_networks_are_kept(finished_folder):
+    network = open_network(finished_folder[0] / "checkpoints" / "relu6-1")
+    assert network.model.bottleneck_activation == "relu6"
+    assert network.class_names == tuple("0123456789")
+    assert (network.resolution, network.image_channels, network.source) == (12, 1, "test")
+    assert set(network.variables) == {"params", "batch_stats"}
+    assert network.variables["params"]["classifier"]["bias"].shape == (10,)
+
+
+def test_the_same_study_elsewhere_gives_the_same_numbers(finished, tiny, tmp_path):
+    again = run(tiny, tmp_path / "again")
+    assert again.summary == finished.summary
+    assert measured(again.records) == measured(finished.records)
+
+
+def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatch):
+    """Six runs two at a time are three groups, but the two arms have one program."""
+    calls, trace = [], study_module.trace_programs
+    monkeypatch.setattr(study_module, "trace_programs", lambda *given: calls.append(given) or trace(*given))
+    assert run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=3)).runs == 6
+    assert len(calls) == 1
+
+
+def test_arms_of_another_resolution_see_the_same_images_smaller(tiny, tmp_path):
+    study = dataclasses.replace(ALONE, arms=(Arm("12"), Arm("6", resolution=6)))
+    arms = run(tiny, tmp_path / "out", study).summary["arms"]
+    assert [arm["resolution"] for arm in arms.values()] == [12, 6]
+    assert tiny.at(6).augmentation.shift == 1
+    assert arms["6"]["multiply_adds"] < arms["12"]["multiply_adds"]
+    assert arms["6"]["parameters"] == arms["12"]["parameters"]
+    assert open_network(tmp_path / "out" / "checkpoints" / "6-0").resolution == 6
+
+
+def test_a_null_study_is_inconclusive(tiny, tmp_path):
+    """The baseline against itself with six other seeds."""
+    trained = run(tiny, tmp_path / "null", dataclasses.replace(ALONE, seeds=12))
+    accuracy = trained.summary["arms"]["base"]["test_accuracy"]
+    assert len(set(accuracy)) > 1
+    assert compare_paired(accuracy[:6], accuracy[6:]).verdict == "inconclusive"
+    assert trained.summary["comparisons"] == []
+
+
+# --- Stopped and continued -------------------------------------------------------------------------------
 
 
 def test_a_finished_study_trains_nothing_and_gives_the_same_summary(copy, tiny):
     before = {name: (copy / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "config.json")}
-    assert run(tiny, copy)[2] == 0
+    assert run(tiny, copy).runs == 0
     assert before == {name: (copy / name).read_bytes() for name in before}
-
-
-def test_the_same_study_elsewhere_gives_the_same_numbers(finished, tiny, tmp_path):
-    assert run(tiny, tmp_path / "again")[0] == finished[1]
 
 
 def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tiny):
@@ -119,207 +134,141 @@ def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tin
     part = [line for line in lines if '"arm": "linear", "seed": 0' in line][:2]
     (copy / "metrics.jsonl").write_text("".join([*whole, *part, lines[0][:30]]))
     (copy / "summary.json").unlink()
-    summary, _, trained, log = run(tiny, copy)
-    assert trained == 3
-    assert "1 of 4 runs were finished before" in log
-    assert summary == finished[1]
+    again = run(tiny, copy)
+    assert again.runs == 3
+    assert "1 of 4 runs were finished before" in again.log
+    assert again.summary == finished.summary
     assert len(read_records(copy / "metrics.jsonl")) == len(lines)
 
 
-def test_a_study_killed_inside_a_run_goes_on_there_and_ends_the_same(finished, tiny, tmp_path):
+def test_a_study_killed_inside_a_run_continues_there_and_ends_the_same(finished_folder, tiny, tmp_path):
     """Killed in the second half of its first runs, whose state it had saved at half-time."""
-    script = Path(__file__).parent / "killed_study.py"
-    killed = subprocess.run([sys.executable, script, tmp_path / "out", "3"], timeout=300, check=False)
+    out, script = tmp_path / "out", Path(__file__).parent / "killed_study.py"
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    killed = subprocess.run([sys.executable, script, out, "3"], env=environment, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out" / "summary.json").exists()
-    summary, records, trained, _ = run(tiny, tmp_path / "two", devices=2)
-    again = run(tiny, tmp_path / "out", devices=2)
-    assert "going on from step 2" in again[3]
-    assert again[2] == trained == 4
-    assert (tmp_path / "out" / "summary.json").read_bytes() == (tmp_path / "two" / "summary.json").read_bytes()
+    assert not (out / "summary.json").exists()
+    again = run(tiny, out)
+    assert "resuming from step 2" in again.log
+    assert again.runs == 4
+    folder, finished = finished_folder
+    assert (out / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
     # Every record is there once, also those from before it was killed.
-    keys = [(r.arm, r.seed, r.step, r.split) for r in again[1]]
-    assert len(set(keys)) == len(keys)
-    assert sorted(keys) == sorted((r.arm, r.seed, r.step, r.split) for r in records)
-    assert not (tmp_path / "out" / "running").exists()
-    # And it is the study that eight devices train, to rounding.
-    for name, arm in finished[1]["arms"].items():
-        assert summary["arms"][name]["test_loss"] == pytest.approx(arm["test_loss"], rel=1e-5)
+    assert measured(again.records) == measured(finished.records)
+    assert not (out / "running").exists()
 
 
-def test_a_damaged_state_inside_a_run_is_named_and_the_run_begins_anew(finished, tiny, tmp_path, monkeypatch):
-    class Stop(Reporter):
-        def step(self, logged):
-            super().step(logged)
-            if logged.step == 3:
-                raise KeyboardInterrupt
+def test_sigterm_saves_and_the_same_command_ends_the_same(finished_folder, tiny, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="SIGTERM: saved after step 3; the same command continues from there"):
+        run(tiny, tmp_path / "out", reporter=stopping(2, terminate))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / "out" / "summary.json").exists()
+    again = run(tiny, tmp_path / "out")
+    assert "resuming from step 3" in again.log
+    folder, finished = finished_folder
+    assert (tmp_path / "out" / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
+    assert measured(again.records) == measured(finished.records)
 
-    monkeypatch.setattr(engine, "SAVE_SECONDS", -1)
+
+def test_a_damaged_state_is_named_in_one_line_and_its_runs_start_from_their_beginning(
+    finished, tiny, tmp_path, saved_often
+):
     with pytest.raises(KeyboardInterrupt):
-        run_study(STUDY, tiny, tmp_path / "out", Stop(Console(file=io.StringIO())))
-    for path in (tmp_path / "out" / "running" / "state").rglob("*"):
+        run(tiny, tmp_path / "out", reporter=stopping(3, interrupt))
+    (state,) = (tmp_path / "out" / "running").glob("*/state")
+    for path in state.rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
-    summary, _, _, log = run(tiny, tmp_path / "out")
-    assert "these runs begin anew" in " ".join(log.split())
-    assert summary == finished[1]
+    again = run(tiny, tmp_path / "out")
+    (line,) = [line for line in again.log.splitlines() if "these runs start from their beginning" in line]
+    assert "of steps 2) can be read" in line
+    assert again.summary == finished.summary
+    assert measured(again.records) == measured(finished.records)
+
+
+def test_a_state_is_only_its_own_runs(copy, tiny, tmp_path, saved_often):
+    """The same runs in a study of more arms have other numbers in its program, and do not take the state."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path / "out", reporter=stopping(3, interrupt))
+    # As if the arm between had been trained.
+    records = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    of_relu = "".join(line.replace('"relu6"', '"relu"') for line in records if '"relu6"' in line)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + of_relu)
+    again = run(tiny, tmp_path / "out", MORE)
+    assert again.runs == 4
+    assert "resuming" not in again.log
+    assert not (tmp_path / "out" / "running").exists()
 
 
 def test_more_arms_extend_a_study_and_fewer_leave_the_others_alone(copy, finished, tiny):
-    more = dataclasses.replace(STUDY, arms=(*STUDY.arms, Arm("relu", {"bottleneck_activation": "relu"})))
-    summary, _, trained, _ = run(tiny, copy, more)
-    assert trained == 2
-    assert list(summary["arms"]) == ["linear", "relu6", "relu"]
-    assert summary["arms"]["relu6"]["test_loss"] == finished[1]["arms"]["relu6"]["test_loss"]
-    assert {comparison["p_holm"] for comparison in summary["comparisons"]} == {1.0}
-    summary, _, trained, _ = run(tiny, copy, more.with_arms(["relu"]))
-    assert (trained, list(summary["arms"])) == (0, ["linear", "relu"])
-    assert run(tiny, copy)[2] == 0
+    extended = run(tiny, copy, MORE)
+    assert extended.runs == 2
+    assert list(extended.summary["arms"]) == ["linear", "relu", "relu6"]
+    assert extended.summary["arms"]["relu6"]["test_loss"] == finished.summary["arms"]["relu6"]["test_loss"]
+    assert {comparison["p_holm"] for comparison in extended.summary["comparisons"]} == {1.0}
+    fewer = run(tiny, copy, MORE.with_arms(["relu"]))
+    assert (fewer.runs, list(fewer.summary["arms"])) == (0, ["linear", "relu"])
+    assert run(tiny, copy).runs == 0
     other = dataclasses.replace(STUDY, arms=(STUDY.arms[0], Arm("relu", {"bottleneck_activation": "elu"})))
     with pytest.raises(UserError, match="arm relu is .*'relu'.* there and .*'elu'.* here"):
         run(tiny, copy, other)
 
 
-def test_an_unknown_arm_is_named():
-    with pytest.raises(UserError, match="there is no arm 'relu7'; this study has linear, relu6"):
-        STUDY.with_arms(["relu7"])
+def test_more_seeds_extend_a_study(copy, finished, tiny):
+    extended = run(tiny, copy, dataclasses.replace(STUDY, seeds=3))
+    assert extended.runs == 2
+    for name, arm in extended.summary["arms"].items():
+        assert arm["test_accuracy"][:2] == finished.summary["arms"][name]["test_accuracy"]
+        assert len(arm["test_accuracy"]) == 3
+
+
+# --- On streamed data ------------------------------------------------------------------------------------
+
+
+def test_a_study_of_streamed_data_trains_and_resumes(digits, data_dir, tmp_path, saved_often):
+    """One run at a time, over all devices."""
+    stream = load_stream("digits", data_dir=data_dir, train_images=64, validation_images=20, resolution=12)
+    study = dataclasses.replace(ALONE, streamed=True)
+    whole = run(stream, tmp_path / "whole", study)
+    assert whole.runs == 2
+    assert "base seed 1 step 4/4: loss" in whole.log
+    with pytest.raises(KeyboardInterrupt):
+        run(stream, tmp_path / "out", study, stopping(3, interrupt))
+    again = run(stream, tmp_path / "out", study)
+    assert "resuming from step 2" in again.log
+    assert (tmp_path / "out" / "summary.json").read_bytes() == (tmp_path / "whole" / "summary.json").read_bytes()
+    assert measured(again.records) == measured(whole.records)
+    assert open_network(tmp_path / "out" / "checkpoints" / "base-1").resolution == 12
+
+
+# --- In its own folder -----------------------------------------------------------------------------------
+
+
+def test_another_study_is_not_overwritten_unless_asked(copy, tiny):
+    other = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, learning_rate=0.03))
+    before = files_of(copy)
+    with pytest.raises(
+        UserError, match=r"holds another study: learning_rate is 0.02 there and 0.03 here; .*--overwrite"
+    ):
+        run(tiny, copy, other)
+    assert files_of(copy) == before
+    # Of the old study nothing is left.
+    assert run(tiny, copy, ALONE, overwrite=True).runs == 2
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"base-0", "base-1"}
+    assert {record.arm for record in read_records(copy / "metrics.jsonl")} == {"base"}
+    assert not (copy / "figure.png").exists()
 
 
 def test_a_folder_of_another_version_is_named_and_kept(copy, tiny):
     config = json.loads((copy / "config.json").read_text())
     del config["format"]
     (copy / "config.json").write_text(json.dumps(config))
-    before = (copy / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="format is None there and 2 here"):
+    before = files_of(copy)
+    with pytest.raises(UserError, match="format is None there and 3 here"):
         run(tiny, copy)
-    assert (copy / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_learning_rate_is_chosen_for_each_arm_without_the_test_split(tiny, tmp_path):
-    study = dataclasses.replace(STUDY, tune=True)
-    summary, _, _, log = run(tiny, tmp_path / "out", study)
-    tried = [json.loads(line) for line in (tmp_path / "out" / "tuning.jsonl").read_text().splitlines()]
-    assert len(tried) == 2 * len(engine.RATES) * len(engine.TUNING_SEEDS)
-    assert "linear at learning rate 0.01, seed 1000: validation accuracy" in log
-    for name, arm in summary["arms"].items():
-        means = {}
-        for trial in tried:
-            if trial["arm"] == name:
-                means.setdefault(trial["rate"], []).append(trial["accuracy"])
-        best = max(sum(values) for values in means.values())
-        assert sum(means[round(arm["learning_rate"] / study.training.learning_rate, 6)]) == best
-    # Nothing is tried twice.
-    assert run(tiny, tmp_path / "out", study)[2] == 0
-    assert len((tmp_path / "out" / "tuning.jsonl").read_text().splitlines()) == len(tried)
-
-
-def test_a_factor_of_the_learning_rate_is_the_learning_rate(finished, tiny):
-    """A run at twice the rate is the run whose rate is twice as high, to rounding."""
-    results = []
-    twice = dataclasses.replace(STUDY.training, learning_rate=0.04)
-    for config, rates in ((STUDY.training, [2.0]), (twice, None), (STUDY.training, [1.0])):
-        study = dataclasses.replace(STUDY, training=config, tune=rates is not None)
-        learner = create_learner(study, STUDY.arms[:1], tiny)
-        programs = compile_programs(learner, tiny, config, create_mesh(1, 1))
-        state = programs.start([0], None, rates)
-        events = list(train(programs, state, 0, range(4), 1, ()))
-        results.append([event.metrics[0]["loss"] for event in events if isinstance(event, Logged)])
-    assert results[0] == pytest.approx(results[1], rel=1e-4)
-    # The rate shows from the third step on: the first warms up from nothing.
-    assert abs(results[0][3] - results[2][3]) > 1e-3
-
-
-def test_a_learning_rate_that_diverges_is_one_not_to_choose(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "RATES", (1.0, 1e30))
-    monkeypatch.setattr(engine, "TUNING_SEEDS", (1000,))
-    study = dataclasses.replace(STUDY, tune=True, arms=STUDY.arms[:1])
-    summary, _, _, log = run(tiny, tmp_path / "out", study)
-    assert "linear at learning rate 2e+28, seed 1000: diverged" in log
-    assert summary["arms"]["linear"]["learning_rate"] == 0.02
-
-
-def test_a_state_is_only_its_own_runs(tiny, tmp_path):
-    """Where a run's choice is a number among other arms, it is another network."""
-    runs = [Run("b", 0), Run("c", 0)]
-    mine, other = engine.State(tmp_path / "s", ["a", "b", "c"], runs), engine.State(tmp_path / "s", ["b", "c"], runs)
-    learner = create_learner(STUDY, STUDY.arms, tiny)
-    state = compile_programs(learner, tiny, STUDY.training, create_mesh(2, 1)).start([0, 1], [0, 1])
-    reporter = Reporter(Console(file=io.StringIO()))
-    reporter.start(4, 1, 2, 2)
-    mine.save(state, 3, 1.5, [])
-    restored = mine.restore(state, reporter)
-    assert (restored.step, restored.seconds, restored.records) == (3, 1.5, [])
-    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
-    assert other.restore(state, reporter) is None
-    assert not (tmp_path / "s").exists()
-
-
-def test_arms_of_another_resolution_see_the_same_images_smaller(tiny, tmp_path):
-    arms = (Arm("12"), Arm("6", resolution=6))
-    summary = run(tiny, tmp_path / "out", dataclasses.replace(STUDY, arms=arms))[0]
-    assert [arm["resolution"] for arm in summary["arms"].values()] == [12, 6]
-    assert tiny.at(6).augmentation.shift == 1
-    assert summary["arms"]["6"]["multiply_adds"] < summary["arms"]["12"]["multiply_adds"]
-    assert summary["arms"]["6"]["parameters"] == summary["arms"]["12"]["parameters"]
-
-
-def test_a_budget_of_images_takes_whole_batches(tiny, tmp_path):
-    study = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, images=47))
-    assert run(tiny, tmp_path / "out", study)[0]["budget"]["images"] == 32
-    with pytest.raises(UserError, match="--images 15 do not fill a batch of 16; take 16 or more"):
-        dataclasses.replace(STUDY.training, images=15)
-
-
-def test_everything_is_made_again_from_the_records(copy):
-    names = ("summary.json", "figure.png", "figure.svg", "report.html")
-    summary, records = read_study(copy)
-    write_files(summary, records, copy)
-    before = {name: (copy / name).read_bytes() for name in names}
-    for name in names[1:]:
-        (copy / name).unlink()
-    again, records = read_study(copy)
-    assert json.dumps(again, indent=2) + "\n" == before["summary.json"].decode()
-    write_files(again, records, copy)
-    assert {name: (copy / name).read_bytes() for name in names} == before
-
-
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("summary.json", "{", "holds no finished study"),
-    ("summary.json", "{}", "holds no study: its summary.json is of something else"),
-    ("summary.json", '{"comparisons": []}', "was written by another version: arms is missing"),
-    ("metrics.jsonl", "", "the test result of linear, seed 0, is missing"),
-])  # fmt: skip
-def test_what_is_half_written_is_named(copy, name, content, says):
-    (copy / name).write_text(content)
-    with pytest.raises(UserError, match=says):
-        read_study(copy)
-
-
-def test_more_seeds_extend_a_study(copy, finished, tiny):
-    summary, _, trained, _ = run(tiny, copy, dataclasses.replace(STUDY, seeds=3))
-    assert trained == 2
-    assert summary["arms"]["linear"]["test_accuracy"][:2] == finished[1]["arms"]["linear"]["test_accuracy"]
-
-
-def test_trained_networks_are_kept(finished):
-    weights = load_weights(finished[0] / "checkpoints" / "relu6-1")
-    assert weights.model.bottleneck_activation == "relu6"
-    assert weights.class_names == tuple("0123456789")
-    assert set(weights.variables) == {"params", "batch_stats"}
-    assert weights.variables["params"]["classifier"]["bias"].shape == (10,)
-
-
-def test_another_study_is_not_overwritten_unless_asked(copy, tiny):
-    other = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, learning_rate=0.03))
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"holds another study: learning_rate is 0.02 there and 0.03 here; .*--overwrite"
-    ):
-        run(tiny, copy, other)
-    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    summary, _, trained, _ = run(tiny, copy, other, overwrite=True)
-    assert trained == 4
-    assert summary["training"]["learning_rate"] == 0.03
+    assert files_of(copy) == before
 
 
 def test_a_folder_of_something_else_is_never_touched(tiny, tmp_path):
@@ -345,75 +294,18 @@ def test_out_that_cannot_be_written(tiny, tmp_path):
         run(tiny, tmp_path / "file" / "below")
 
 
-def test_a_single_seed_shows_no_spread(tiny, tmp_path):
-    with pytest.raises(UserError, match="--seeds must be 2 or more"):
-        run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=1))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_null_study_is_inconclusive(tiny, tmp_path):
-    """The baseline against itself with six other seeds."""
-    study = dataclasses.replace(STUDY, arms=STUDY.arms[:1], seeds=12)
-    accuracy = run(tiny, tmp_path / "null", study)[0]["arms"]["linear"]["test_accuracy"]
-    assert len(set(accuracy)) > 1
-    assert compare_paired(accuracy[:6], accuracy[6:]).verdict == "inconclusive"
-
-
-def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatch):
-    """Eighteen runs on eight devices are three groups, but the two arms have one program."""
-    calls = []
-    monkeypatch.setattr(engine, "trace_programs", lambda *a, f=engine.trace_programs: calls.append(a) or f(*a))
-    run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=9))
-    assert len(calls) == 1
-
-
-# --- What people look at ---------------------------------------------------------------------------------
-
-
-def test_figure_and_report_are_made_from_the_files_and_twice_the_same(finished, tmp_path):
-    _, summary, records, _ = finished
-    contents = []
-    for name in ("a", "b"):
-        folder = tmp_path / name
-        folder.mkdir()
-        write_files(summary, records, folder)
-        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert contents[0] == contents[1]
-    assert set(contents[0]) == {"figure.png", "figure.svg", "report.html"}
-    page = contents[0]["report.html"].decode()
-    assert "Is &lt;linear&gt; better?" in page
-    assert "Inconclusive" in page
-    assert "<svg" in page
-    for word in ("http://", "https://"):
-        # Names of XML vocabularies in the SVG are no links.
-        outside = [part.split('"')[0] for part in page.split(word)[1:]]
-        assert all(address.startswith(("www.w3.org", "purl.org", "creativecommons.org")) for address in outside)
-    assert "<script" not in page
-    assert " src=" not in page
-
-
-def test_figure_marks_the_paper_and_every_run(finished):
-    figure = plots.draw(finished[1], finished[2])
-    curves, runs, effects = figure.axes
-    assert len(curves.lines) == 2 * (2 + 1)
-    assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][:1] == [2]
-    labels = [text.get_text() for text in effects.get_legend().get_texts()]
-    assert any("Fig. 6a (digitized)" in label for label in labels)
-    assert "−0.6" in [text.get_text() for text in effects.texts]
-    plots.plt.close(figure)
-
-
 @pytest.mark.parametrize(
-    ("difference", "verdict", "expected"),
-    [(-0.05, "worse", "relu6 is worse than linear"), (-0.05, "worse", "direction is the same"),
-     (0.05, "better", "direction is the opposite"), (0.001, "inconclusive", "Inconclusive")],
-)  # fmt: skip
-def test_plain_words(difference, verdict, expected):
-    comparison = {"arm": "relu6", "baseline": "linear", "n": 6, "mean_difference": difference, "ci95": [-0.1, 0.1],
-                  "p_value": 0.03, "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper)}  # fmt: skip
-    assert expected in sentence(comparison)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3725, "1:02:05")])
-def test_duration(seconds, text):
-    assert duration(seconds) == text
+    ("changes", "says"),
+    [
+        ({"seeds": 1}, "--seeds must be 2 or more"),
+        ({"arms": (Arm("a"), Arm("b", {"bottleneck_activation": "linear"}))}, "the arms a and b are the same network"),
+        (
+            {"training": dataclasses.replace(STUDY.training, batch_size=71)},
+            "--batch-size 71 is more than the 70 images",
+        ),
+    ],
+)
+def test_a_study_that_cannot_tell_anything_is_refused_before_anything_is_written(tiny, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        run(tiny, tmp_path / "out", dataclasses.replace(STUDY, **changes))
+    assert not (tmp_path / "out").exists()

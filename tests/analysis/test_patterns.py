@@ -15,14 +15,13 @@ from mnv2_jax import cli
 from mnv2_jax.analysis import patterns
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.backbone import Stage
+from mnv2_jax.models.blocks import ExpansionShortcut, InvertedResidual, LinearInside, NoShortcut, TwoDepthwise
 from mnv2_jax.models.create import create_model
-from mnv2_jax.models.mobilenet_v2 import Stage
+from mnv2_jax.network import Network, save_network, variable_shapes
 from mnv2_jax.tasks.classification import Classification
-from mnv2_jax.training.config import TrainConfig
-from mnv2_jax.training.run import Run
+from mnv2_jax.training.config import Recipe, Run
 from mnv2_jax.training.step import Learner
-from mnv2_jax.weights.load import Weights, save_weights
-from mnv2_jax.weights.mapping import variable_shapes
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "activation_patterns.py"
 TINY = {"width_multiplier": 0.1, "stages": (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2)), "expansion": 2.0}
@@ -133,26 +132,6 @@ def test_expansions_that_can_and_cannot_be_inverted(network, counter):
     assert (cut.share(), cut.share("positive")) == ((0, 0), (1, 1))
 
 
-def test_findings_are_computed():
-    def state(expansion, others):
-        def layer(name, counts):
-            histogram = np.bincount(counts, minlength=13)
-            return patterns.Layer(name, histogram, histogram)
-
-        layers = [
-            layer("stem", others),
-            *(layer(f"block_{i}/expand", expansion) for i in range(3)),
-            layer("head", others),
-        ]
-        return patterns.Patterns(layers, [patterns.Block(f"block_{i}", 2, 12) for i in range(3)])
-
-    tight, wide, low = state([6, 6, 5, 7], [6, 6]), state([2, 6, 10], [4, 8]), state([1, 6, 11], [6, 6])
-    assert [finding.agrees for finding in patterns.compare(tight, wide)] == [True, True, True]
-    assert [finding.agrees for finding in patterns.compare(wide, tight)] == [False, False, True]
-    third = patterns.compare(tight, low)[2]
-    assert (third.agrees, third.measured["below"]) == (False, [f"block_{i}/expand" for i in range(3)])
-
-
 @pytest.fixture
 def script(monkeypatch, tmp_path, digits):
     """The script with a tiny network to train, its exit code, and what it wrote."""
@@ -161,8 +140,8 @@ def script(monkeypatch, tmp_path, digits):
     specification.loader.exec_module(module)
 
     def tiny_run(options, dataset):
-        config = TrainConfig(epochs=1, batch_size=16, learning_rate=0.02, evaluations=1, images=32)
-        return Run(dataset, {"name": "mobilenet_v2", **TINY}, config, seed=options.seed)
+        recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=1, images=32)
+        return Run(dataset, {"name": "mobilenet_v2", **TINY}, recipe, seed=options.seed)
 
     monkeypatch.setattr(module, "create_run", tiny_run)
     # These change the process for good.
@@ -210,7 +189,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, capsys):
     def checkpoint(name, kind, resolution=28, **settings):
         model = create_model(kind, num_classes=10, **settings)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 1))
-        save_weights(tmp_path / name, Weights(model, zeros, "test", "keras", resolution, image_channels=1))
+        network = Network(model, zeros, Classification(10), "test", "keras", resolution, image_channels=1)
+        save_network(tmp_path / name, network)
         return name
 
     (tmp_path / "empty").mkdir()
@@ -249,6 +229,20 @@ def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
-def test_shortcuts_between_expansions_are_refused():
-    with pytest.raises(UserError, match="sum of several activations"):
-        patterns.check_network(create_model("mobilenet_v2", shortcut="expansion"))
+@pytest.mark.parametrize("block", [ExpansionShortcut, LinearInside, type("Mine", (InvertedResidual,), {})])
+def test_blocks_whose_layers_may_output_more_than_one_activation_are_refused(block):
+    with pytest.raises(UserError, match="channels are counted in InvertedResidual, NoShortcut, TwoDepthwise only"):
+        patterns.check_network(create_model("mobilenet_v2", block=block))
+
+
+@pytest.mark.parametrize("block", [InvertedResidual, NoShortcut, TwoDepthwise])
+def test_every_layer_with_an_activation_is_counted(block):
+    model = create_model("mobilenet_v2", block=block, **TINY)
+    patterns.check_network(model)
+    layers = patterns.relu_layers(variable_shapes(model)["params"])
+    inner = ["depthwise", "depthwise_2"] if block is TwoDepthwise else ["depthwise"]
+    assert layers == [
+        "stem", *(f"block_0/{layer}" for layer in inner), *(f"block_1/{layer}" for layer in ["expand", *inner]), "head"
+    ]  # fmt: skip
+    body = variable_shapes(model.clone(head=False))["params"]
+    assert patterns.relu_layers(body) == layers[:-1]

@@ -17,7 +17,7 @@ def sums(logits, labels, weights=None, **task):
 
 
 def test_constant_logits_score_exactly_the_share_of_their_class():
-    """16 images, 2 of class 0, and logits that are all alike: the tie goes to class 0, and five of eight to the five."""
+    """16 images, 2 of class 0, all logits alike: the tie goes to class 0, and to the first five of eight classes."""
     found = sums(jnp.zeros((16, 8)), [0, 0] + [1] * 9 + [5] * 5)
     assert (float(found["correct"]), float(found["correct_top5"]), float(found["examples"])) == (2, 11, 16)
     assert float(found["loss"]) == pytest.approx(16 * math.log(8))

@@ -1,4 +1,4 @@
-"""A run that is killed again and again, for `test_resume.py`: a process of its own, since it forks.
+"""A run that is killed again and again, for `test_run.py`: a process of its own, since it forks.
 
     python killed.py FOLDER INPUT SEED KILLS
 
@@ -29,7 +29,8 @@ def attempt(folder: Path, streamed: bool, seconds: float | None) -> dict:
     child = os.fork()
     if child == 0:
         try:
-            run_tiny(folder / "run", streamed, began.touch, training=LONG, checkpoint_every=1)
+            every_step = {"checkpoint_every": 1}
+            run_tiny(folder / "run", began.touch, streamed=streamed, training=LONG, execution=every_step)
         except BaseException as error:
             print(json.dumps({"failed": repr(error)}), flush=True)
             os._exit(1)

@@ -1,41 +1,154 @@
-"""A run that is over in seconds, for the tests of what happens to runs."""
+"""Runs that are over in seconds, for the tests of what happens to runs."""
 
+import contextlib
+import dataclasses
+import functools
 import io
 from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
 
-STAGES = ((1, 16, 1, 1), (2, 24, 1, 2))
+from rich.console import Console
+
+from mnv2_jax.models.backbone import Stage
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
+from mnv2_jax.training import run as run_module
+from mnv2_jax.training.checkpoint import RunCheckpoints
+from mnv2_jax.training.config import Execution, Recipe, Run
+from mnv2_jax.training.devices import Devices
+from mnv2_jax.training.log import Log
+from mnv2_jax.training.metrics import Record, read_records
+from mnv2_jax.training.optimizer import create_optimizer
+from mnv2_jax.training.progress import Reporter
+from mnv2_jax.training.step import Learner, TrainState
+from mnv2_jax.training.trainer import Programs, Trainer, trace_programs
+
+# One block instead of seventeen, with all that a block has: compiled in seconds.
+STAGES = (Stage(2, 8, 1, 1),)
+NETWORK = MobileNetV2(10, 0.1, stages=STAGES)
 STEPS = 60
 # Of these some would be left if it were killed twelve times on a machine that is several times faster.
 LONG = {"epochs": 20}
+NEVER = 1e9
+"""Seconds between two checkpoints, where none are wanted."""
+
+
+def results(records):
+    """What is the same whoever computes it: all of a record but its times."""
+    return [(r.arm, r.seed, r.step, r.split, dict(r.metrics), r.images) for r in records]
+
+
+# --- A run and its folder --------------------------------------------------------------------------------
+
+_PROGRAMS: dict[Any, Programs] = {}
+
+
+def _compile_once(learner, dataset, recipe, devices):
+    """`trace_programs`, but one compilation serves all runs of a process that differ in nothing that is compiled."""
+    what = learner.model, learner.task, learner.trained_layers, recipe, devices
+    key = (*what, type(dataset), dataset.preprocessing, dataset.image_shape, dataset.train_images)
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = trace_programs(learner, dataset, recipe, devices)()
+    data = dataset.train_data(recipe.batch_size, recipe.accumulation)
+    programs = dataclasses.replace(_PROGRAMS[key], learner=learner, data=data)
+    return lambda: programs
+
+
+class _Starting(Reporter):
+    """Calls a function when the training begins."""
+
+    def __init__(self, log, on_start):
+        super().__init__(Console(file=log, width=200))
+        self._on_start = on_start
+
+    def begin(self, label, done):
+        super().begin(label, done)
+        self._on_start()
+
+
+def tiny_run(training=None, model=None, **settings) -> Run:
+    """One block on digits at 12 pixels with all that a run can have."""
+    usual = dict(
+        epochs=4, batch_size=16, learning_rate=0.05, ema_decay=0.9, accumulation=2, dropout_rate=0.2, evaluations=3
+    )
+    network = {"name": "mobilenet_v2", "width_multiplier": 0.1, "stages": STAGES, "unit_strides": 0}
+    return Run(
+        **{
+            "dataset": "digits",
+            "model": network if model is None else model,
+            "training": Recipe(**{**usual, **(training or {})}),
+            "seed": 5,
+            "resolution": 12,
+            "train_images": 240,
+            **settings,
+        }
+    )
 
 
 def run_tiny(
-    folder: Path, streamed: bool = False, on_start=lambda: None, log=None, training=None, model=None, **execution
-):
-    """Train two blocks on digits at 12 pixels with all that a run can have; returns the summary."""
-    from rich.console import Console
+    folder: Path, on_start=lambda: None, log=None, devices=None, overwrite=False, execution=None, **settings
+) -> dict[str, Any]:
+    """Train `tiny_run(**settings)`, on so many devices; returns the summary."""
+    create = functools.partial(Devices.create, per_run=devices)
+    with mock.patch.object(run_module, "trace_programs", _compile_once), mock.patch.object(Devices, "create", create):
+        return run_module.train_run(
+            tiny_run(**settings),
+            Execution(**{"log_every": 7, **(execution or {})}),
+            folder,
+            _Starting(log or io.StringIO(), on_start),
+            overwrite,
+        )
 
-    from mnv2_jax.training.config import TrainConfig
-    from mnv2_jax.training.progress import RunReporter
-    from mnv2_jax.training.run import Execution, Run, execute
 
-    class Reporter(RunReporter):
-        def start(self, done, steps):
-            super().start(done, steps)
-            on_start()
+# --- A group of runs -------------------------------------------------------------------------------------
 
-    settings = dict(
-        epochs=4, batch_size=16, learning_rate=0.05, ema_decay=0.9, accumulation=2, dropout_rate=0.2, evaluations=3
+
+def learner_of(network, task, recipe, train_images, **changes) -> Learner:
+    """What the steps of a recipe need."""
+    return Learner(
+        network, task, create_optimizer(recipe, train_images), recipe.accumulation, recipe.ema_decay, **changes
     )
-    run = Run(
-        dataset="digits",
-        model={"name": "mobilenet_v2", "width_multiplier": 0.1, "unit_strides": 1, "stages": STAGES, **(model or {})},
-        training=TrainConfig(**{**settings, **(training or {})}),
-        seed=5,
-        resolution=12,
-        train_images=240,
-        streamed=streamed,
-    )
-    reporter = Reporter(Console(file=log or io.StringIO(), width=200))
-    overwrite = execution.pop("overwrite", False)
-    return execute(run, Execution(**{"log_every": 7, **execution}), folder, reporter, overwrite)
+
+
+def compile_programs(network, task, dataset, recipe, devices, **changes) -> Programs:
+    """Compile all that a group of runs needs."""
+    return trace_programs(learner_of(network, task, recipe, dataset.train_images, **changes), dataset, recipe, devices)()
+
+
+class Trained(NamedTuple):
+    """What a group of runs leaves."""
+
+    state: TrainState
+    records: list[Record]
+    trainer: Trainer
+
+
+def train(
+    programs,
+    dataset,
+    recipe,
+    members,
+    folder: Path,
+    execution=None,
+    disposable=False,
+    said=None,
+    tested=False,
+    **options,
+) -> Trained:
+    """Train a group of runs whose files are in `folder`.
+
+    `tested` reads the test split too; `said` is a file that gets what is printed, `options` are the trainer's.
+    """
+    reporter = Reporter(Console(file=said or io.StringIO(), width=200))
+    folder.mkdir(parents=True, exist_ok=True)
+    log = Log(folder / "metrics.jsonl", {(member.arm, member.seed): None for member in members}, reporter)
+    checkpoints = RunCheckpoints(folder / "checkpoints", disposable=disposable)
+    with contextlib.closing(checkpoints), contextlib.closing(log):
+        reporter.expect(recipe.steps(dataset.train_images), programs.learner.task.metric)
+        trainer = Trainer(
+            programs, dataset, recipe, members, log, checkpoints, Execution(**(execution or {})), **options
+        )
+        state = trainer.train()
+        if tested:
+            trainer.test(state)
+    return Trained(state, read_records(folder / "metrics.jsonl"), trainer)

@@ -1,125 +1,97 @@
 """Reading and writing weights without the packages that they are of: `tests/peers` has those."""
 
-import zipfile
+import json
 
-import h5py
-import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
-from mnv2_jax import create_model
+from mnv2_jax import InvertedResidual, MobileNetV2, create_model
 from mnv2_jax.errors import UserError
+from mnv2_jax.models import names
+from mnv2_jax.models.backbone import Stage
+from mnv2_jax.models.blocks import LinearInside, NoShortcut, TwoDepthwise
+from mnv2_jax.network import save_network
 from mnv2_jax.weights import mapping
-from mnv2_jax.weights.load import SOURCES, Weights, export_weights, load_weights, save_weights
+from mnv2_jax.weights.load import SOURCES, export_weights, load_weights
 from mnv2_jax.weights.torchvision import TORCHVISION
+from mnv2_jax.weights.transformers import TRANSFORMERS
 
-
-def random_weights(source, model="mobilenet_v2", **settings):
-    convention = SOURCES[source].convention
-    network = create_model(model, **{"width_multiplier": 0.25, "num_classes": 7, "convention": convention, **settings})
-    generator = np.random.default_rng(0)
-    shapes = mapping.variable_shapes(network)
-    variables = jax.tree.map(lambda leaf: generator.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
-    return Weights(network, variables, source, SOURCES[source].preprocessing[model], 224)
+from .networks import assert_equal, random_network, write
 
 
 @pytest.fixture(scope="module")
-def weights():
-    return random_weights("torchvision")
+def network():
+    return random_network("torchvision")
 
 
 @pytest.fixture(scope="module")
-def tensors(weights):
-    return mapping.export(TORCHVISION, weights.model, weights.variables)
+def tensors(network):
+    return mapping.export(TORCHVISION, network.model, network.variables)
 
 
-def write(path, tensors):
-    safetensors.numpy.save_file(tensors, path)
-    return path
+# --- What is read ----------------------------------------------------------------------------------------
 
 
-def assert_equal(ours, theirs):
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+def test_a_network_or_a_run_s_folder_is_weights(network, tmp_path):
+    save_network(tmp_path / "run" / "network", network)
+    for path in (tmp_path / "run", tmp_path / "run" / "network", str(tmp_path / "run")):
+        restored = load_weights(path)
+        assert restored.replace(variables={}) == network.replace(variables={})
+    assert_equal(restored.variables, network.variables)
+    with pytest.raises(UserError, match="a network of this package, not weights of timm; leave --source out"):
+        load_weights(tmp_path / "run", "timm")
 
 
-# --- One table, both ways --------------------------------------------------------------------------------
+class Mine(InvertedResidual):
+    """A block of somebody's own."""
 
 
-@pytest.mark.parametrize(
-    ("source", "model"), [(source, model) for source in SOURCES for model in SOURCES[source].tables]
-)
-def test_every_table_names_every_variable_once_and_leads_back(source, model):
-    weights = random_weights(source, model)
-    theirs = mapping.export(SOURCES[source], weights.model, weights.variables)
-    assert len(theirs) == len(jax.tree.leaves(weights.variables))
-    network, channels = mapping.infer_model(SOURCES[source], model, theirs)
-    assert network == weights.model
-    assert_equal(mapping.fill(SOURCES[source], network, channels, theirs), weights.variables)
-
-
-def test_names_of_all_sources_are_told_apart():
-    for source in SOURCES.values():
-        for model in source.tables:
-            names = mapping.export(source, *random_weights(source.name, model)[:2])
-            shares = {
-                (other.name, kind): mapping.guess(other, names) for other in SOURCES.values() for kind in other.tables
-            }
-            full = {other for (other, _), (kind, share) in shares.items() if share == 1 and kind == model}
-            assert full == {source.name}
-
-
-@pytest.mark.parametrize("width", [0.1, 0.35, 0.6, 1.1, 1.4, 2.0])
-def test_width_expansion_and_classes_are_told_from_the_shapes(width):
-    weights = random_weights("torchvision", width_multiplier=width, num_classes=11, expansion=4.0)
-    theirs = mapping.export(TORCHVISION, weights.model, weights.variables)
-    network, channels = mapping.infer_model(TORCHVISION, "mobilenet_v2", theirs)
-    assert channels == 3
-    # Rounding makes some multipliers the same network.
-    assert mapping.variable_shapes(network) == mapping.variable_shapes(weights.model)
-    assert (network.num_classes, network.expansion) == (11, 4.0)
-
-
-def test_channels_of_no_width_are_refused(tensors, tmp_path):
-    odd = {name: np.resize(tensor, tensor.size + 3) if tensor.ndim == 1 else tensor for name, tensor in tensors.items()}
-    with pytest.raises(UserError, match="no width multiplier gives the channels"):
-        load_weights(write(tmp_path / "x.safetensors", odd))
-
-
-# --- Checkpoints -----------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_needs_no_further_arguments(weights, tmp_path):
-    named = weights._replace(class_names=tuple("abcdefg"), resolution=96)
-    save_weights(tmp_path / "x", named)
-    restored = load_weights(tmp_path / "x")
-    assert restored[0] == named.model
-    assert restored[2:] == named[2:]
-    assert_equal(restored.variables, named.variables)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint(weights, tmp_path):
-    save_weights(tmp_path / "x", weights)
-    for file in (tmp_path / "x" / "variables").rglob("*"):
-        if file.is_file() and file.stat().st_size > 1000:
-            file.write_bytes(b"")
-    with pytest.raises(UserError, match="checkpoint .*x cannot be read"):
+def test_a_network_of_one_s_own_blocks_needs_their_classes(tmp_path):
+    network = random_network("torchvision", block=Mine, stages=(Stage(1, 16, 1, 1),))
+    save_network(tmp_path / "x", network)
+    with pytest.raises(UserError, match="x: .*has to be handed in as a class"):
         load_weights(tmp_path / "x")
+    assert load_weights(tmp_path / "x", blocks=[Mine]).model == network.model
 
 
-def test_keras_without_keras(tmp_path):
-    weights = random_weights("keras")
-    for name in ("x.weights.h5", "x.h5"):
-        export_weights(tmp_path / name, weights, "keras")
-        restored = load_weights(tmp_path / name)
-        assert restored.model == weights.model
-        assert_equal(restored.variables, weights.variables)
+def test_a_folder_of_hugging_face_s_has_labels_and_size(tmp_path):
+    network = random_network("transformers", num_classes=3)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "mobilenet_v2", "image_size": 96, "id2label": {"0": "cat", "1": "dog", "2": "bird"}})
+    )
+    write(tmp_path / "model.safetensors", mapping.export(TRANSFORMERS, network.model, network.variables))
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        restored = load_weights(path)
+        assert restored.model == network.model
+        assert (restored.class_names, restored.resolution) == (("cat", "dog", "bird"), 96)
+        assert restored.preprocessing == "transformers"
+
+
+def test_what_a_file_is_read_as_is_said(tensors, tmp_path):
+    assert load_weights(write(tmp_path / "x.safetensors", tensors)).notes == ("the classifier has 7 classes",)
+    headless = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}
+    restored = load_weights(write(tmp_path / "y_96.safetensors", headless))
+    assert restored.notes == ("there is no classifier: the output is the pooled features",)
+    assert (restored.model.num_classes, restored.resolution) == (0, 96)
+
+
+def test_only_a_network_with_a_background_loses_it(network, tensors, tmp_path):
+    with pytest.raises(UserError, match="has 7 classes, and only 1001 hold a background"):
+        load_weights(write(tmp_path / "x.safetensors", tensors), drop_background=True)
+    larger = random_network("torchvision", num_classes=1001)
+    tensors = mapping.export(TORCHVISION, larger.model, larger.variables)
+    restored = load_weights(write(tmp_path / "y.safetensors", tensors), drop_background=True)
+    assert (restored.model.num_classes, restored.task.num_classes) == (1000, 1000)
+    assert restored.class_names[0] == "tench, Tinca tinca"
+    np.testing.assert_array_equal(
+        restored.variables["params"]["classifier"]["bias"], larger.variables["params"]["classifier"]["bias"][1:]
+    )
 
 
 # --- Faults ----------------------------------------------------------------------------------------------
 
 KERNEL = "features.3.conv.1.0.weight"
+EXPAND = "features.2.conv.0.0.weight"
 
 
 def renamed(tensors):
@@ -134,6 +106,7 @@ def renamed(tensors):
         (lambda t: {**t, "extra.weight": np.ones(3, np.float32)}, "left over that belong to no layer: extra.weight"),
         (renamed, f"tensors are missing: {KERNEL}"),
         (lambda t: {**t, KERNEL: t[KERNEL][:, :, :2]}, rf"{KERNEL} has shape \(48, 1, 2, 3\), expected \(48, 1, 3, 3\)"),
+        (lambda t: {**t, EXPAND: t[EXPAND][:9]}, rf"{EXPAND} has shape \(9, 8, 1, 1\), expected \(48, 8, 1, 1\)"),
         (lambda t: {**t, "classifier.1.bias": t["classifier.1.bias"][:3]}, r"classifier.1.bias has shape \(3,\), expected \(7,\)"),
         (lambda t: {**t, KERNEL: t[KERNEL] * np.nan}, f"{KERNEL} holds values that are not finite"),
         (lambda t: {**t, KERNEL: (9 * t[KERNEL]).astype(np.int32)}, f"{KERNEL} holds int32, expected floating-point"),
@@ -156,70 +129,106 @@ def test_the_wrong_source_is_corrected(tensors, tmp_path):
         load_weights(path, "caffe")
 
 
-@pytest.mark.parametrize("length", [0, 7, 1000, 100_000])
-@pytest.mark.parametrize("name", ["x.safetensors", "x.weights.h5", "x.h5"])
-def test_a_truncated_file(name, length, tmp_path):
-    weights = random_weights("torchvision" if name == "x.safetensors" else "keras")
-    export_weights(tmp_path / name, weights, weights.source)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
-    with pytest.raises(UserError, match="cannot be read as|holds no weights known here") as error:
-        load_weights(tmp_path / name)
-    assert name in str(error.value)
+# --- What is written -------------------------------------------------------------------------------------
+
+FILES = {"torchvision": "x.safetensors", "keras": "x.weights.h5"}
 
 
-def test_files_that_declare_more_than_they_hold(tmp_path):
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file.create_dataset("Conv1/Conv1/kernel:0", (1 << 20, 1 << 12), "f4")
-    with pytest.raises(UserError, match="declares 16.0 GiB of tensors"):
-        load_weights(tmp_path / "x.h5")
-    (tmp_path / "secret").write_bytes(bytes(12))
-    with h5py.File(tmp_path / "y.h5", "w") as file:
-        file.create_dataset("Conv1/Conv1/kernel:0", (3,), "f4", external=[(str(tmp_path / "secret"), 0, 12)])
-    with pytest.raises(UserError, match="y.h5 takes Conv1/Conv1/kernel:0 from another file"):
-        load_weights(tmp_path / "y.h5")
-    with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("config.json", "{}")
-        with archive.open("model.weights.h5", "w", force_zip64=True) as member:
-            for _ in range(1100):
-                member.write(bytes(1 << 20))
-    assert (tmp_path / "x.keras").stat().st_size < 1 << 22
-    with pytest.raises(UserError, match="declares 1.1 GiB"):
-        load_weights(tmp_path / "x.keras")
+@pytest.mark.parametrize("target", FILES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"width_multiplier": 0.1},
+        {"width_multiplier": 1.4},
+        {"width_multiplier": 0.5, "expansion": 3.0},
+        {"expansion": 2.2, "num_classes": 1000},
+        {"num_classes": 0},
+    ],
+    ids=str,
+)
+def test_a_published_network_comes_back_to_the_bit(target, settings, tmp_path):
+    network = random_network(target, **settings)
+    export_weights(tmp_path / FILES[target], network, target)
+    restored = load_weights(tmp_path / FILES[target])
+    assert restored.model == network.model
+    assert restored.task == network.task
+    assert_equal(restored.variables, network.variables)
 
 
-def test_what_is_nothing(tmp_path):
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        load_weights(tmp_path / "nowhere")
-    (tmp_path / "notes.txt").write_text("to do")
-    with pytest.raises(UserError, match=r"notes.txt holds no weights known here"):
-        load_weights(tmp_path / "notes.txt")
-    with pytest.raises(UserError, match="is a folder, but no checkpoint"):
-        load_weights(tmp_path)
+def test_what_does_not_change_inference_is_no_hindrance(tmp_path):
+    network = random_network("torchvision")
+    trained = network.model.clone(dropout_rate=0.2, batch_norm_momentum=0.5, dtype="bfloat16", kernels="xla")
+    export_weights(tmp_path / "x.safetensors", network.replace(model=trained, source="mnv2_jax"), "torchvision")
+    assert_equal(load_weights(tmp_path / "x.safetensors").variables, network.variables)
 
 
-def test_only_a_network_with_a_background_loses_it(tensors, tmp_path):
-    with pytest.raises(UserError, match="has 7 classes, and only 1001 hold a background"):
-        load_weights(write(tmp_path / "x.safetensors", tensors), drop_background=True)
+@pytest.mark.parametrize("target", FILES)
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"block": LinearInside}, "block"),
+        ({"block": TwoDepthwise}, "block"),
+        ({"block": NoShortcut}, "block"),
+        ({"block": Mine}, "block"),
+        ({"channel_divisor": 1}, "channel_divisor"),
+        ({"unit_strides": 1}, "unit_strides"),
+        ({"output_stride": 16}, "output_stride"),
+        ({"activation": "relu"}, "activation"),
+        ({"bottleneck_activation": "relu6"}, "bottleneck_activation"),
+        ({"head": False}, "head"),
+        ({"stages": (Stage(1, 16, 1, 1), Stage(6, 24, 2, 2))}, "stages"),
+        ({"unit_strides": 1, "activation": "swish"}, "unit_strides, activation"),
+    ],
+    ids=str,
+)
+def test_what_would_be_another_function_is_not_written(target, settings, named, tmp_path):
+    with pytest.raises(UserError, match=f"not the published mobilenet_v2 but differs in {named}: ") as error:
+        export_weights(tmp_path / FILES[target], random_network(target, **settings), target)
+    assert "\n" not in str(error.value)
+    assert f"read by {SOURCES[target].title} it would be another function" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Gained(MobileNetV2):
+    """A network of somebody's own, with one more setting than there ever was."""
+
+    gain: float = 1.0
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_a_setting_that_is_new_is_a_difference_by_itself(target, monkeypatch, tmp_path):
+    monkeypatch.setitem(names.MODELS, "mobilenet_v2", Gained)
+    with pytest.raises(UserError, match="differs in gain: "):
+        export_weights(tmp_path / FILES[target], random_network(target, gain=2.0), target)
+    export_weights(tmp_path / FILES[target], random_network(target), target)
+    monkeypatch.setitem(names.MODELS, "gained", Gained)
+    monkeypatch.setitem(names.MODELS, "mobilenet_v2", "mnv2_jax.models.mobilenet_v2.MobileNetV2")
+    with pytest.raises(UserError, match=f"{SOURCES[target].title} has no gained; it has mobilenet_v"):
+        export_weights(tmp_path / FILES[target], random_network(target, "gained"), target)
 
 
 @pytest.mark.parametrize(
-    ("source", "settings", "name", "target", "says"),
+    ("source", "name", "target", "says"),
     [
-        ("torchvision", {}, "x.pkl", "torchvision", "x.pkl should end in .safetensors or .pth"),
-        ("torchvision", {}, "x.safetensors", "timm", "no target 'timm'; known are torchvision, keras"),
-        ("keras", {}, "x.safetensors", "torchvision", "of the tensorflow convention, and torchvision computes with the"),
-        ("torchvision", {}, "x.h5", "keras", "of the pytorch convention, and Keras computes with the tensorflow one"),
-        ("torchvision", {"bottleneck_activation": "relu6"}, "x.safetensors", "torchvision", "no setting bottleneck_activation"),
-        ("torchvision", {"unit_strides": 1}, "x.safetensors", "torchvision", "no setting unit_strides"),
+        ("torchvision", "x.pkl", "torchvision", "x.pkl should end in .safetensors or .pth"),
+        ("torchvision", "x.safetensors", "timm", "no target 'timm'; known are torchvision, keras"),
+        ("keras", "x.safetensors", "torchvision", "of the tensorflow convention, and torchvision computes with the"),
+        ("torchvision", "x.h5", "keras", "of the pytorch convention, and Keras computes with the tensorflow one"),
     ],
-)  # fmt: skip
-def test_what_would_be_another_function_is_not_written(source, settings, name, target, says, tmp_path):
+)
+def test_targets_that_a_network_has_no_place_in(source, name, target, says, tmp_path):
     with pytest.raises(UserError, match=says):
-        export_weights(tmp_path / name, random_weights(source, **settings), target)
+        export_weights(tmp_path / name, random_network(source), target)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_mobilenet_v1_is_not_torchvision_s(tmp_path):
-    weights = random_weights("timm", "mobilenet_v1")
-    with pytest.raises(UserError, match="torchvision has no mobilenet_v1"):
-        export_weights(tmp_path / "x.safetensors", weights, "torchvision")
+    with pytest.raises(UserError, match="torchvision has no mobilenet_v1; it has mobilenet_v2"):
+        export_weights(tmp_path / "x.safetensors", random_network("timm", "mobilenet_v1"), "torchvision")
+
+
+def test_a_classic_network_is_nobody_else_s(tmp_path):
+    for target, name in FILES.items():
+        with pytest.raises(UserError, match="has no classic_residual; it has "):
+            export_weights(tmp_path / name, random_network(target, "classic_residual"), target)
+    assert create_model("classic_residual", width_multiplier=0.25)

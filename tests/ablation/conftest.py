@@ -1,0 +1,37 @@
+"""A finished study, and what makes studies quick."""
+
+import shutil
+
+import pytest
+from ablation import studies
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    with studies.quick():
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tiny, tmp_path_factory):
+    """A finished study, its figure and report included: (its folder, what came of it)."""
+    from mnv2_jax.ablation.report import write_files
+
+    folder = tmp_path_factory.mktemp("study") / "out"
+    with studies.quick():
+        trained = studies.run(tiny, folder)
+    assert trained.runs == 4
+    write_files(trained.summary, trained.records, folder)
+    return folder, trained
+
+
+@pytest.fixture(scope="session")
+def finished(finished_folder):
+    """What came of a finished study."""
+    return finished_folder[1]
+
+
+@pytest.fixture
+def copy(finished_folder, tmp_path):
+    """The folder of a finished study, to change."""
+    return shutil.copytree(finished_folder[0], tmp_path / "copy")

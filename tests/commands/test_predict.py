@@ -1,0 +1,119 @@
+"""`python -m mnv2_jax predict`."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+from mnv2_jax.network import save_network
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    generator = np.random.default_rng(1)
+    for name, mode in [("a.png", "RGB"), ("b.jpg", "L"), ("c.webp", "RGBA")]:
+        Image.fromarray(generator.integers(0, 255, (40, 50, 3), np.uint8)).convert(mode).save(folder / name)
+    return folder
+
+
+def test_images_in_every_way(run, saved, network, images, tmp_path):
+    code, output, errors = run("predict", "--weights", saved, "--image", images, "--json")
+    assert code == 0
+    assert (
+        errors
+        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)\n"
+    )
+    predictions = json.loads(output)["predictions"]
+    assert [entry["input"] for entry in predictions] == [str(images / name) for name in ("a.png", "b.jpg", "c.webp")]
+    batch = np.stack(
+        [preprocess(read_image(path), PREPROCESSING["torchvision"], 32) for path in sorted(images.iterdir())]
+    )
+    expected = np.asarray(jax.jit(network.model.apply)(network.variables, batch))
+    np.testing.assert_allclose([entry["logits"] for entry in predictions], expected, rtol=1e-5)
+    for entry, logits in zip(predictions, expected, strict=True):
+        assert [guess["class"] for guess in entry["top"]] == list(np.argsort(-logits))
+        assert entry["top"][0]["label"] == ("cat", "dog", "bird")[int(np.argmax(logits))]
+        assert sum(guess["probability"] for guess in entry["top"]) == pytest.approx(1)
+
+    np.save(tmp_path / "batch.npy", batch)
+    code, output, errors = run("predict", "--weights", saved, "--array", tmp_path / "batch.npy", "--json")
+    assert code == 0
+    assert "none: --array is taken as it is" in errors
+    arrays = json.loads(output)["predictions"]
+    assert [entry["logits"] for entry in arrays] == [entry["logits"] for entry in predictions]
+    assert arrays[1]["input"].endswith("batch.npy[1]")
+
+    code, output, errors = run("predict", "--weights", saved, "--image", images / "b.jpg", images / "a.png", "--top", 1)
+    assert (code, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0].startswith("preprocessing torchvision: ")
+    assert [line for line in lines if line.endswith((".jpg", ".png"))] == [str(images / "b.jpg"), str(images / "a.png")]
+    assert sum("%" in line for line in lines) == 2
+
+
+def test_published_weights_by_reference(run, hub_network, images):
+    reference, network = hub_network
+    code, output, errors = run("predict", "--weights", reference, "--image", images / "a.png", "--json")
+    assert code == 0
+    assert errors.startswith("preprocessing transformers: ")
+    (entry,) = json.loads(output)["predictions"]
+    batch = preprocess(read_image(images / "a.png"), PREPROCESSING["transformers"], 32)[None]
+    expected = np.asarray(jax.jit(network.model.apply)(network.variables, batch))
+    np.testing.assert_allclose(entry["logits"], expected[0], rtol=1e-5)
+    assert entry["top"][0]["label"] in network.class_names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "name the images with --image, or a preprocessed batch with --array"),
+        (["--image", "a.png", "--array", "a.npy"], "one of the two"),
+        (["--image", "nowhere.png"], "--image nowhere.png does not exist"),
+        (["--image", "."], "--image . is a folder without images"),
+        (["--array", "a.npy", "--top", "0"], "--top must be 1 or more, got 0"),
+        (["--image", ".", "--resolution", "99999"], "--resolution must be from 1 to 4096 pixels"),
+    ],
+)
+def test_images_that_are_not_named_or_not_there(refused, arguments, says):
+    assert says in refused("predict", "--weights", "x", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("gs://bucket/x", "gs://bucket/x names no weights known here; known are hf://OWNER/NAME"),
+        ("hf://mobilenet", "hf://mobilenet is no repository"),
+    ],
+)
+def test_weights_that_are_not_there(refused, weights, says, images):
+    assert says in refused("predict", "--weights", weights, "--image", images)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((2, 8, 8), np.float32), r"holds (2, 8, 8), expected (images, height, width, 3) of float32"),
+        (np.zeros((2, 3, 8, 8), np.float32), "holds (2, 3, 8, 8), expected"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "holds uint8, expected"),
+        (np.full((1, 8, 8, 3), np.nan, np.float32), "holds values that are not finite numbers"),
+        (np.array([{"a": 1}], object), "cannot be read as a NumPy file"),
+    ],
+)
+def test_arrays_that_are_no_batch(refused, saved, array, says, tmp_path):
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    assert says in refused("predict", "--weights", saved, "--array", tmp_path / "x.npy")
+
+
+def test_no_classifier_no_prediction(refused, network, tmp_path, images):
+    headless = network.model.clone(num_classes=0)
+    params = {name: value for name, value in network.variables["params"].items() if name != "classifier"}
+    save_network(tmp_path / "x", network.replace(model=headless, variables={**network.variables, "params": params}))
+    assert "has no classifier, so it predicts no classes" in refused(
+        "predict", "--weights", tmp_path / "x", "--image", images
+    )

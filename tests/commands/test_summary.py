@@ -1,0 +1,47 @@
+"""`python -m mnv2_jax summary`."""
+
+import json
+
+import pytest
+
+
+def test_numbers_as_json(run):
+    code, output, errors = run(
+        "summary", "--model", "mobilenet_v2", "--width-multiplier", "0.5", "--resolution", 160, "--json"
+    )
+    assert (code, errors) == (0, "")
+    summary = json.loads(output)
+    assert summary["parameters"] == 1_968_680
+    assert summary["parameters_without_batch_norm"] == 1_950_136
+    assert round(summary["multiply_adds"] / 1e6, 2) == 50.18
+    assert sum(layer["multiply_adds"] for layer in summary["layers"]) == summary["multiply_adds"]
+    first = summary["layers"][0]
+    assert (first["name"], first["input_shape"], first["output_shape"]) == ("stem", [160, 160, 3], [80, 80, 16])
+    assert first["activation_bytes"] == 4 * (160 * 160 * 3 + 80 * 80 * 16)
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v1", "mobilenet_v2"])
+def test_tables_of_operators_and_layers(run, model):
+    code, output, _ = run("summary", "--model", model, "--resolution", 64, "--num-classes", 0)
+    assert code == 0
+    assert "…" not in output
+    assert ("bottleneck" if model == "mobilenet_v2" else "depthwise separable") in output
+    assert "block_12/depthwise" in output
+    assert f"{(2_223_872 if model == 'mobilenet_v2' else 3_206_976):,}" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "resnet"], "invalid choice 'resnet' for argument '--model'. Expected one of"),
+        (["--bottleneck-activation", "relu7"], "invalid choice 'relu7'"),
+        (["--width-multiplier", "0"], "--width-multiplier must be greater than 0"),
+        (["--resolution", "-1"], "--resolution must be from 1 to 4096 pixels, got -1"),
+        (["--num-classes", "-1"], "--num-classes must not be negative, got -1"),
+        (["--output-stride", "12"], "invalid choice '12'"),
+        (["--unit-strides", "6"], "--unit-strides must be from 0 to 5, got 6"),
+        (["--model", "mobilenet_v1", "--expansion", "3"], "mobilenet_v1 has no --expansion; mobilenet_v2 has"),
+    ],
+)
+def test_a_network_that_there_is_not(refused, arguments, says):
+    assert says in refused("summary", *arguments)

@@ -1,0 +1,227 @@
+"""A folder of results: whose it is, and what may be done to it."""
+
+import dataclasses
+import json
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+
+from mnv2_jax import results
+from mnv2_jax.errors import UserError
+from mnv2_jax.results import (
+    append_line,
+    check_folder,
+    claim_folder,
+    command_line,
+    kind_of,
+    open_results,
+    read_lines,
+    save_figure,
+    settings_of,
+    write_atomically,
+    write_results,
+)
+
+RUN = {"dataset": "digits", "seed": 0, "stages": ((1, 16, 1, 1),)}
+STUDY = {"experiment": "ablate", "baseline": "linear", "arm linear": {}}
+COMPUTATION = {"experiment": "count"}
+KINDS = {"run": RUN, "study": STUDY, "computation": COMPUTATION}
+
+
+def refusal(*arguments, **options):
+    with pytest.raises(UserError) as error:
+        check_folder(*arguments, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def claimed(folder, kind, contents=()):
+    claim_folder(KINDS[kind], folder, False, contents)
+    return folder
+
+
+# --- Whose a folder is -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_told_from_the_settings(kind):
+    assert kind_of(KINDS[kind]) == kind
+
+
+@pytest.mark.parametrize("content", [{}, {"compilerOptions": {}}, {"seed": 0}, ["dataset", "seed"], "run", None])
+def test_a_config_of_something_else_has_no_kind(content):
+    assert kind_of(content) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_settings_continue_and_nothing_is_written(kind, tmp_path):
+    check_folder(KINDS[kind], tmp_path / "new", False, kind)
+    assert list(tmp_path.iterdir()) == []
+    folder = claimed(tmp_path / "new", kind)
+    before = (folder / "config.json").read_bytes()
+    check_folder(KINDS[kind], folder, False, kind)
+    claim_folder(KINDS[kind], folder, False, ())
+    assert (folder / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("there", KINDS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_of_another_kind_are_never_replaced(kind, there, overwrite, tmp_path):
+    folder = claimed(tmp_path / "x", there)
+    if kind == there:
+        check_folder(KINDS[kind], folder, overwrite, kind)
+    else:
+        assert f"holds no {kind}: its config.json is of something else" in refusal(KINDS[kind], folder, overwrite, kind)
+
+
+def test_other_settings_are_named_and_replaced_if_asked(tmp_path):
+    folder = claimed(tmp_path / "x", "run")
+    other = {**RUN, "seed": 1, "weights": "x"}
+    message = refusal(other, folder, False, "run")
+    assert "holds another run: seed is 0 there and 1 here; weights is None there and 'x' here; name another" in message
+    assert "seed is 1 there" not in message
+    check_folder(other, folder, True, "run")
+
+
+def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
+    folder = claimed(tmp_path / "x", "study")
+    both = {**STUDY, "arm relu6": {"seeds": 2}}
+    assert "holds another study: arm relu6 is None there" in refusal(both, folder, False, "study")
+    check_folder(both, folder, False, "study", extends="arm ")
+    claim_folder(both, folder, False, (), extends="arm ")
+    # The one that this study leaves out stays.
+    check_folder(STUDY, folder, False, "study", extends="arm ")
+    claim_folder(STUDY, folder, False, (), extends="arm ")
+    assert json.loads((folder / "config.json").read_text()) == both
+    # What is there and here has to be the same.
+    changed = {**both, "arm relu6": {"seeds": 3}}
+    assert "arm relu6 is {'seeds': 2} there" in refusal(changed, folder, False, "study", extends="arm ")
+    claim_folder(STUDY, folder, True, (), extends="arm ")
+    assert json.loads((folder / "config.json").read_text()) == STUDY
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_something_else_are_left_alone(overwrite, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    assert "holds files of something else (thesis.tex)" in refusal(RUN, tmp_path, overwrite, "run")
+    assert f"--out {tmp_path / 'thesis.tex'} is a file" in refusal(RUN, tmp_path / "thesis.tex", overwrite, "run")
+
+
+def test_an_empty_folder_and_one_that_an_interruption_left_are_taken(tmp_path):
+    check_folder(RUN, tmp_path, False, "run")
+    (tmp_path / ".config.json.new").write_text('{"data')
+    check_folder(RUN, tmp_path, False, "run")
+
+
+def test_a_damaged_config_is_only_overwritten(tmp_path):
+    (tmp_path / "config.json").write_text('{"dataset": ')
+    assert "config.json is not a run's" in refusal(RUN, tmp_path, False, "run")
+    check_folder(RUN, tmp_path, True, "run")
+
+
+def test_overwriting_removes_what_such_a_folder_holds_and_nothing_else(tmp_path):
+    folder, elsewhere = claimed(tmp_path / "x", "run"), tmp_path / "elsewhere"
+    (folder / "checkpoints" / "3").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("")
+    (folder / "network").symlink_to(elsewhere)
+    for name in ("summary.json", "notes.txt"):
+        (folder / name).write_text("x")
+    claim_folder({**RUN, "seed": 1}, folder, True, ("checkpoints", "network", "summary.json", "figure.png"))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "notes.txt"}
+    assert (elsewhere / "kept").exists()
+    assert json.loads((folder / "config.json").read_text())["seed"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out .*/file/x cannot be written"):
+        claim_folder(RUN, tmp_path / "file" / "x", False, ())
+
+
+# --- Files -----------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "x", "old")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(results.os, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+
+
+def test_lines_survive_one_that_was_cut_short(tmp_path):
+    path = tmp_path / "x.jsonl"
+    assert read_lines(path) == []
+    append_line(path, {"step": 1})
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert read_lines(path) == [{"step": 1}]
+    append_line(path, {"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"x.jsonl is damaged .* --overwrite starts anew"):
+        read_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["/x/mnv2_jax/__main__.py", "train", "--out", "a b"], "python -m mnv2_jax train --out 'a b'"),
+        (["experiments/ablate.py", "--seeds", "2"], "python experiments/ablate.py --seeds 2"),
+    ],
+)
+def test_the_command_can_be_typed_again(arguments, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert command_line() == command
+
+
+# --- Computations ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    resolution: int = 32
+    out: str = "runs/x"
+    overwrite: bool = False
+
+
+def figure():
+    drawn, axes = plt.subplots(figsize=(1, 1))
+    axes.plot([1, 2])
+    return drawn
+
+
+def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
+    folder = tmp_path / "x"
+    settings = settings_of(Options(), "count")
+    assert settings == {"experiment": "count", "resolution": 32}
+    open_results(settings, folder, False)
+    write_results(folder, {"layers": 3}, figure())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "summary.json", "figure.png", "figure.svg"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["layers"] == 3
+    assert {"command", "environment"} < summary.keys()
+    with pytest.raises(UserError, match="holds another computation: resolution is 32 there and 64 here"):
+        open_results(settings_of(Options(64), "count"), folder, False)
+    (folder / "plans.json").write_text("{}")
+    open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_figure(figure(), tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["figure.png", "figure.svg"]
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert plt.get_fignums() == []

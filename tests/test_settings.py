@@ -1,0 +1,104 @@
+"""Flags that become a network or data: what they stand for, and what they refuse."""
+
+from pathlib import Path
+
+import pytest
+
+from mnv2_jax import MobileNetV2, create_model
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.create import setting_names
+from mnv2_jax.settings import DataSettings, NetworkSettings, SharedSettings, check_resolution, check_size
+
+
+@pytest.mark.parametrize("resolution", [1, 224, 4096, None])
+def test_resolutions_that_networks_take(resolution):
+    check_resolution(resolution)
+    assert DataSettings(resolution=resolution).settings()["resolution"] == resolution
+
+
+@pytest.mark.parametrize("resolution", [0, -1, 4097])
+def test_resolutions_that_they_do_not(resolution):
+    with pytest.raises(UserError, match=f"^--resolution must be from 1 to 4096 pixels, got {resolution}$"):
+        check_resolution(resolution)
+    with pytest.raises(UserError, match="--resolution must be"):
+        DataSettings(resolution=resolution)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 100, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["width_multiplier", "expansion"])
+def test_sizes_that_no_network_has(name, value):
+    flag = name.replace("_", "-")
+    with pytest.raises(UserError, match=f"^--{flag} must be greater than 0 and below 100, got {value:g}$"):
+        check_size(name, value)
+    for settings in (SharedSettings, NetworkSettings):
+        with pytest.raises(UserError, match=f"--{flag} must be"):
+            settings(**{name: value})
+
+
+@pytest.mark.parametrize("unit_strides", [-1, 6])
+def test_unit_strides_are_at_most_the_strided_layers(unit_strides):
+    with pytest.raises(UserError, match=f"^--unit-strides must be from 0 to 5, got {unit_strides}$"):
+        SharedSettings(unit_strides=unit_strides)
+    assert SharedSettings(unit_strides=5).unit_strides == 5
+
+
+@pytest.mark.parametrize(("name", "value"), [("expansion", 3.0), ("bottleneck_activation", "relu6")])
+def test_what_only_mobilenet_v2_has_is_refused_for_others(name, value):
+    flag = name.replace("_", "-")
+    with pytest.raises(UserError, match=f"^mobilenet_v1 has no --{flag}; mobilenet_v2 has$"):
+        NetworkSettings(model="mobilenet_v1", **{name: value})
+    for model in (None, "mobilenet_v2"):
+        assert NetworkSettings(model=model, **{name: value}).settings()[name] == value
+
+
+def created(settings):
+    """The network, with the data's part left to its own default."""
+    return create_model(**{name: value for name, value in settings.items() if value is not None})
+
+
+def test_no_flag_is_the_published_network():
+    assert created(NetworkSettings().settings()) == MobileNetV2()
+
+
+def test_every_flag_reaches_the_network():
+    settings = NetworkSettings(
+        model="mobilenet_v2",
+        width_multiplier=0.5,
+        expansion=3.0,
+        unit_strides=2,
+        kernels="xla",
+        bottleneck_activation="relu",
+        convention="pytorch",
+        output_stride=16,
+        dtype="bfloat16",
+    ).settings()
+    assert settings.keys() - {"name"} <= set(setting_names(MobileNetV2))
+    model = created(settings)
+    for name, value in settings.items():
+        assert name == "name" or getattr(model, name) == value
+    assert (model.output_stride, model.unit_strides, model.width_multiplier) == (16, 2, 0.5)
+
+
+def test_what_no_flag_says_is_left_to_weights():
+    found = NetworkSettings().settings(from_weights=True)
+    # How it is computed is the run's own choice, whatever the weights.
+    assert {name: value for name, value in found.items() if value is not None} == {
+        "kernels": "tuned",
+        "dtype": "float32",
+    }
+    given = NetworkSettings(model="mobilenet_v1", width_multiplier=0.5, convention="pytorch").settings(
+        from_weights=True
+    )
+    assert (given["name"], given["width_multiplier"], given["convention"]) == ("mobilenet_v1", 0.5, "pytorch")
+
+
+@pytest.mark.parametrize(("flag", "streamed"), [("auto", None), ("resident", False), ("stream", True)])
+def test_how_data_are_read(flag, streamed):
+    settings = DataSettings(dataset="folder", data_files=Path("pets"), input=flag, train_images=10).settings()
+    assert settings == {
+        "dataset": "folder",
+        "data_files": Path("pets"),
+        "streamed": streamed,
+        "train_images": 10,
+        "resolution": None,
+    }

@@ -1,0 +1,31 @@
+"""Records: a JSON object a line, which a reader meets whole or not at all."""
+
+import dataclasses
+
+import pytest
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.training.metrics import Record, from_line, read_records, to_line, write_records
+
+RECORD = Record("linear", 0, 10, "train", 1.5, {"loss": 0.25, "accuracy": 0.75}, 160, 99.0)
+
+
+def test_records_survive_the_file_and_a_line_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_records(path) == []
+    write_records(path, [RECORD, dataclasses.replace(RECORD, seed=1)])
+    with path.open("a") as file:
+        file.write(to_line(RECORD)[:20])
+    assert read_records(path) == [RECORD, dataclasses.replace(RECORD, seed=1)]
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(to_line(RECORD) + "{}\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is no record"):
+        read_records(path)
+
+
+def test_metrics_are_the_task_s_whatever_they_are_called():
+    record = dataclasses.replace(RECORD, metrics={"loss": 1.0, "distance": 2.5, "ap": 0.3})
+    assert from_line(to_line(record)) == record
