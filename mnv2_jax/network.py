@@ -62,7 +62,7 @@ class Network(NamedTuple):
 def variable_shapes(model: nn.Module, channels: int = 3) -> dict[str, Any]:
     """A model's variables as `jax.ShapeDtypeStruct`s."""
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    return dict(jax.eval_shape(lambda: model.lazy_init(jax.random.key(0), images)))
+    return dict(jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images))
 
 
 # --- The description -------------------------------------------------------------------------------------

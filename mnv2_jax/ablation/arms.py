@@ -48,7 +48,9 @@ def check_arms(study: Study, dataset: Dataset) -> None:
         what = (network_of_arm(study, arm, dataset), study.run(arm).training, arm.resolution, arm.started)
         same = next((name for other, name in known if other == what), None)
         if same is not None:
-            raise UserError(f"the arms {same} and {arm.name} are the same network, trained alike; leave one of them out")
+            raise UserError(
+                f"the arms {same} and {arm.name} are the same network, trained alike; leave one of them out"
+            )
         known.append((what, arm.name))
 
 

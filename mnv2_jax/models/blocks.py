@@ -42,9 +42,6 @@ class Block(nn.Module):
     dilation: int = 1
     conv_norm: Callable[..., ConvNorm] = ConvNorm
 
-    can_split: ClassVar[bool] = False
-    """Whether inference can be computed in parts of the inner channels."""
-
     def __post_init__(self) -> None:
         if not self.expansion > 0:
             raise ValueError(f"the expansion must be greater than 0, got {self.expansion}")
@@ -71,11 +68,11 @@ class Block(nn.Module):
         """Apply the block."""
         return self.endpoints(x, train, split=split)["output"]
 
-    def check_split(self, split: int, train: bool) -> None:
+    def check_split(self, split: int, train: bool, can_split: bool = False) -> None:
         """Refuse a split that cannot be computed; see `endpoints`."""
         if split < 1:
             raise ValueError(f"a block is computed in 1 part or more, got split={split}")
-        if split > 1 and not self.can_split:
+        if split > 1 and not can_split:
             raise ValueError(f"{block_name(type(self))} cannot be split, got split={split}")
         if split > 1 and train:
             raise ValueError(f"training needs a block's batch statistics, so it cannot be split, got split={split}")
@@ -101,17 +98,19 @@ class InvertedResidual(Block):
     expansion: float = 6.0
     bottleneck_activation: Activation | Function = "linear"
 
-    can_split = True
-
     @nn.compact
     def endpoints(
         self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
     ) -> dict[str, Array]:
         """The outputs of "expand" (not with an expansion of 1) and "depthwise", and "output"; see `Block.endpoints`."""
-        self.check_split(split, train)
         inputs = x.shape[-1]
         inner = inputs if self.expansion == 1 else max(1, round(self.expansion * inputs))
         layers = self.inner_layers(inner)
+        # The parts of the inner channels must not need each other.
+        apart = all(
+            isinstance(layer, ConvNorm) and (name == "expand" or layer.depthwise) for name, layer in layers.items()
+        )
+        self.check_split(split, train, apart and type(self).join_inner is InvertedResidual.join_inner)
         project = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")
         ends: dict[str, Array] = {}
         # Where parameters are made, the layers make them.
@@ -159,8 +158,6 @@ class ExpansionShortcut(NoShortcut):
 
     It adds the output of the depthwise layer of the block before to that of this one, where they are of one shape.
     """
-
-    can_split = False
 
     def join_inner(self, name: str, y: Float[Array, "n h w c"], before: Ends) -> Float[Array, "n h w c"]:
         """The output of an inner layer; of the depthwise one the sum."""

@@ -234,6 +234,29 @@ def test_what_cannot_be_split_is_refused(block, train, split, says):
         block.apply(variables, X, train, split, mutable=["batch_stats"])
 
 
+class JoinedInside(InvertedResidual):
+    """A variant of somebody's own: what comes before is joined inside."""
+
+    def join_inner(self, name, y, before):
+        return y + 1
+
+
+class MixedInside(InvertedResidual):
+    """A variant of somebody's own: a layer inside that mixes channels."""
+
+    def inner_layers(self, inner):
+        return {**super().inner_layers(inner), "mix": self.conv_norm(inner, name="mix")}
+
+
+@pytest.mark.parametrize("variant", [JoinedInside, MixedInside])
+def test_a_variant_whose_inner_channels_need_each_other_cannot_be_split(variant):
+    """In parts it would silently be another function."""
+    block = variant(8)
+    variables = block.init(jax.random.key(1), X, False)
+    with pytest.raises(ValueError, match="cannot be split"):
+        block.apply(variables, X, False, 2)
+
+
 # --- Names -----------------------------------------------------------------------------------------------
 
 
