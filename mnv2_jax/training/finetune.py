@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import PyTree
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.create import create_model, model_name, model_settings
+from mnv2_jax.models.create import NOT_IN_INFERENCE, create_model, model_name, model_settings
 from mnv2_jax.network import Network, from_description, variable_shapes
 from mnv2_jax.results import CONFIG, kind_of
 from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
@@ -80,17 +80,10 @@ def with_settings_of(run: Run, start: Network) -> Run:
             flag = "--model" if name == "name" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {own[name]} is not what {run.weights} has, {has.get(name)}; leave the flag out")
     # Those that the data and the training decide, `create_network` sets.
-    rest = (
-        "num_classes",
-        "dropout_rate",
-        "batch_norm_momentum",
-        "batch_norm_axis",
-        "frozen_batch_norm",
-        "dtype",
-        "kernels",
-    )
+    rest = ("num_classes", *NOT_IN_INFERENCE)
     model = {name: value for name, value in theirs.items() if name not in rest and value != usual[name]}
-    model = {"name": theirs["name"], "width_multiplier": theirs["width_multiplier"], **model, **own}
+    always = {name: theirs[name] for name in ("name", "width_multiplier", "unit_strides")}
+    model = {**always, **model, **own}
     return dataclasses.replace(run, model=model)
 
 

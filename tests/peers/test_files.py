@@ -18,7 +18,8 @@ import transformers
 from safetensors.torch import save_file
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.weights.load import export_weights, load_weights, save_weights
+from mnv2_jax.network import save_network, variable_shapes
+from mnv2_jax.weights.load import export_weights, load_weights
 
 from .conftest import randomize_keras, randomize_torch, randomized
 
@@ -52,7 +53,7 @@ def test_ours_to_torchvision_and_back_is_bit_exact(torch_network, tmp_path):
     weights = load_weights(tmp_path / "theirs.pth")
     assert weights.model.num_classes == 7
     assert weights.notes == ("the classifier has 7 classes",)
-    save_weights(tmp_path / "ours", weights)
+    save_network(tmp_path / "ours", weights)
     ours = load_weights(tmp_path / "ours")
     for name in ("back.pth", "back.safetensors"):
         export_weights(tmp_path / name, ours, "torchvision")
@@ -365,7 +366,6 @@ def slim_checkpoint(path, variables, averages):
 @pytest.fixture(scope="module")
 def slim_variables():
     from mnv2_jax import create_model
-    from mnv2_jax.weights.mapping import variable_shapes
 
     model = create_model("mobilenet_v2", width_multiplier=0.35, num_classes=1001)
     shapes = variable_shapes(model)
@@ -408,11 +408,11 @@ def test_convert_and_predict_give_the_peer_s_logits(torch_network, tmp_path, cap
     from mnv2_jax.commands import convert, predict
 
     torch.save(torch_network.state_dict(), tmp_path / "theirs.pth")
-    convert.main(convert.Options(input=tmp_path / "theirs.pth", output=tmp_path / "ours", source="torchvision"))
+    convert.main(convert.Options(input=str(tmp_path / "theirs.pth"), output=tmp_path / "ours", source="torchvision"))
     x = np.random.default_rng(0).normal(size=(3, 64, 64, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     capsys.readouterr()
-    predict.main(predict.Options(weights=tmp_path / "ours", array=tmp_path / "x.npy", json=True))
+    predict.main(predict.Options(weights=str(tmp_path / "ours"), array=tmp_path / "x.npy", json=True))
     predictions = json.loads(capsys.readouterr().out)["predictions"]
     with torch.no_grad():
         theirs = torch_network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))

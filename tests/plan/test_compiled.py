@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, shape_bytes, traffic_bytes
-from mnv2_jax.training.parallel import create_mesh
+from mnv2_jax.training.devices import Devices
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_bytes_of_shapes(shapes, size):
 
 def test_collectives_of_a_program():
     """Of XLA's own text for eight devices."""
-    mesh = create_mesh(2, 4)
+    mesh = Devices.create(2, 4).mesh
 
     def on_device(x):
         total = lax.psum(x, "data")

@@ -15,8 +15,8 @@ from mnv2_jax.plan import chips, plan
 from mnv2_jax.plan.chips import CHIPS, Topology, check_compiler, open_topology
 from mnv2_jax.plan.compiled import Collective
 from mnv2_jax.plan.plan import Plan, activation_bytes, imagenet_like, largest_batch, plan_run
-from mnv2_jax.training.config import RECIPES
-from mnv2_jax.training.run import Run, create_learner, create_network
+from mnv2_jax.training.config import RECIPES, Run
+from mnv2_jax.training.create import create_learner, create_network
 
 V5E = CHIPS["v5e"]
 
