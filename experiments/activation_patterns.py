@@ -49,8 +49,8 @@ BATCH = 32
 class Options:
     """Flags of this script."""
 
-    weights: Path | None = None
-    """A trained MobileNetV2: a study's checkpoints/ARM-SEED, a run's folder, or a file of weights; trained here if not given."""
+    weights: str | None = None
+    """A trained MobileNetV2: a study's checkpoints/ARM-SEED, a run's folder, a file or a reference; trained here if not given."""
     dataset: str | None = None
     """Whose test images are looked at; the run's own if not given, and digits where a network is trained here."""
     data_files: Path | None = None

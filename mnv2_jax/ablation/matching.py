@@ -64,7 +64,7 @@ class Matching:
                 best, error = tried, abs(found / target - 1)
             if error < TOLERANCE / 4:
                 break
-            width *= math.sqrt(target / found)
+            width = max(width * math.sqrt(target / found), 1e-4)
         if error > TOLERANCE:
             what = cost.replace("_", "-")
             raise UserError(

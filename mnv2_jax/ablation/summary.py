@@ -15,6 +15,7 @@ from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs
+from mnv2_jax.results import plain
 from mnv2_jax.tasks.task import TASKS, Metric
 from mnv2_jax.training.metrics import Record
 
@@ -34,7 +35,7 @@ def describe(
         command, environment: as they are to be read there.
     """
     steps = study.training.steps(dataset.train_images)
-    return {
+    described = {
         "experiment": study.experiment,
         "question": study.question,
         "claim": study.claim,
@@ -63,6 +64,7 @@ def describe(
         "command": command,
         "environment": dict(environment),
     }
+    return plain(described)  # as it reads back, so that what is made of it again is the same
 
 
 def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ablation.studies import quick, run, stopping
 from samples import tiny_of
 
+from ablation.studies import quick, run, stopping
 from mnv2_jax.ablation import study
 from mnv2_jax.data.resident import load
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,15 +47,16 @@ ENVIRONMENT = {"jax": "0", "device": "cpu", "device_count": 8, "git": "abc"}
 
 # --- Trained in seconds ----------------------------------------------------------------------------------
 
-_programs: dict[Any, trainer.Programs] = {}
+_programs: dict[Any, Callable[[], trainer.Programs]] = {}
 
 
 def _compiled_once(learner, dataset, recipe, devices):
     """`trace_programs`; what was compiled before, for whichever study, is not compiled again."""
     key = (learner.model, learner.task, learner.activations, learner.rated, recipe, devices, dataset.fingerprint())
     if key not in _programs:
-        _programs[key] = trainer.trace_programs(learner, dataset, recipe, devices)()
-    return lambda: dataclasses.replace(_programs[key], data=dataset.train_data(recipe.batch_size, recipe.accumulation))
+        _programs[key] = functools.cache(trainer.trace_programs(learner, dataset, recipe, devices))
+    data = dataset.train_data(recipe.batch_size, recipe.accumulation)
+    return lambda: dataclasses.replace(_programs[key](), data=data)
 
 
 @contextlib.contextmanager

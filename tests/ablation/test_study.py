@@ -10,16 +10,16 @@ from pathlib import Path
 
 import jax
 import pytest
-from ablation.studies import ALONE, STUDY, interrupt, measured, run, stopping, terminate
 
+from ablation.studies import ALONE, STUDY, interrupt, measured, run, stopping, terminate
 from mnv2_jax.ablation import study as study_module
 from mnv2_jax.ablation.design import Arm
 from mnv2_jax.ablation.statistics import compare_paired
 from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.network import open_network
+from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.metrics import read_records
-
 
 MORE = dataclasses.replace(STUDY, arms=(STUDY.arms[0], Arm("relu", {"bottleneck_activation": "relu"}), STUDY.arms[1]))
 """With an arm between the two."""
@@ -227,12 +227,16 @@ def test_more_seeds_extend_a_study(copy, finished, tiny):
 # --- On streamed data ------------------------------------------------------------------------------------
 
 
-def test_a_study_of_streamed_data_trains_and_resumes(digits, data_dir, tmp_path, saved_often):
-    """One run at a time, over all devices."""
+def test_a_study_of_streamed_data_trains_and_resumes(digits, data_dir, tmp_path, saved_often, monkeypatch):
+    """One run at a time, over all devices: two of them here."""
+    meshes, create = [], Devices.create
+    two = lambda *given: meshes.append(create(*given, devices=jax.devices()[:2])) or meshes[-1]  # noqa: E731
+    monkeypatch.setattr(study_module.Devices, "create", two)
     stream = load_stream("digits", data_dir=data_dir, train_images=64, validation_images=20, resolution=12)
     study = dataclasses.replace(ALONE, streamed=True)
     whole = run(stream, tmp_path / "whole", study)
     assert whole.runs == 2
+    assert (meshes[0].runs, meshes[0].per_run) == (1, 2)
     assert "base seed 1 step 4/4: loss" in whole.log
     with pytest.raises(KeyboardInterrupt):
         run(stream, tmp_path / "out", study, stopping(3, interrupt))

@@ -1,19 +1,13 @@
 """Appendix A: Theorem 1 against samples, and Lemma 2 both ways."""
 
-import importlib.util
 import itertools
-import json
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import scipy.stats
 
-from mnv2_jax import cli
-from mnv2_jax.analysis import invertibility
 from mnv2_jax.analysis.invertibility import (
     BOUNDS,
     another_solution,
@@ -26,19 +20,6 @@ from mnv2_jax.analysis.invertibility import (
     relu_image,
     third_follows,
 )
-
-SCRIPT = Path(__file__).parents[2] / "experiments" / "relu_invertibility.py"
-TINY = {"n": (1, 2), "m": (2, 3), "samples": 2000, "examples": 40}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("relu_invertibility", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclass looks its module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_fractions_that_a_person_can_count():
@@ -142,53 +123,3 @@ def test_the_exception_to_lemma_2_has_no_volume():
     assert all(relu_image(matrix, np.array([x])).any() for x in (-1e-9, 1e-9))
     with pytest.raises(ValueError, match="an element of Bx is 0"):
         another_solution(matrix, np.zeros(1))
-
-
-def test_the_script_twice_gives_the_same(script, tmp_path, capsys):
-    options = script.Options(**TINY, out=tmp_path)
-    script.main(options)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "summary.json", "figure.png", "figure.svg"}
-    again = {
-        "results": script.try_theorem(options),
-        "bounds": script.check_bounds(options),
-        "lemma_2": script.try_lemma(options),
-    }
-    assert {name: summary[name] for name in again} == again
-    assert summary["points"] == summary["points_that_agree"] == 4
-    assert summary["results"][3]["theorem_1_exact"] == "1/2"
-    lemma = summary["lemma_2"]
-    assert lemma["determined"] == lemma["recovered"] > 0
-    assert lemma["undetermined"] == lemma["second_x_found"] > 0
-    assert {"experiment", "environment", "command"} <= summary.keys()
-    assert "agrees with the samples at 4 of 4 points" in capsys.readouterr().out
-
-
-def test_a_wrong_theorem_is_seen(script, monkeypatch):
-    monkeypatch.setattr(invertibility, "preserved_fraction", lambda n, m: preserved_fraction(n + 1, m))
-    results = script.try_theorem(script.Options(n=(1, 2), m=(2, 3), samples=2000))
-    assert not any(row["agrees"] for row in results)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--n", "0"], "--n must be numbers from 1 to 16, rising, got 0"),
-        (["--m", "3", "2"], "--m must be numbers from 1 to 128, rising, got 3 2"),
-        (["--samples", "1"], "--samples must be from 100 to 1000000, got 1"),
-        (["--examples", "0"], "--examples must be from 10 to 100000, got 0"),
-        (["--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1"),
-        (["--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
-    ],
-)
-def test_bad_input_is_one_line(script, capsys, tmp_path, monkeypatch, arguments, says):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "silence_libraries", lambda: None)
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    with pytest.raises(SystemExit) as stop:
-        cli.run(script.main, script.Options, "", arguments)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert says in line
-    assert list(tmp_path.iterdir()) == []

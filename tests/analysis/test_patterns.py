@@ -1,29 +1,21 @@
 """What is counted behind an activation, and where an expansion can be inverted."""
 
-import importlib.util
-import json
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mnv2_jax import cli
 from mnv2_jax.analysis import patterns
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.models.blocks import ExpansionShortcut, InvertedResidual, LinearInside, NoShortcut, TwoDepthwise
 from mnv2_jax.models.create import create_model
-from mnv2_jax.network import Network, save_network, variable_shapes
+from mnv2_jax.network import variable_shapes
 from mnv2_jax.tasks.classification import Classification
-from mnv2_jax.training.config import Recipe, Run
 from mnv2_jax.training.step import Learner
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "activation_patterns.py"
 TINY = {"width_multiplier": 0.1, "stages": (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2)), "expansion": 2.0}
 """A block without an expansion, and one that expands 8 channels to 16."""
 
@@ -130,103 +122,6 @@ def test_expansions_that_can_and_cannot_be_inverted(network, counter):
     # ReLU would invert what ReLU6 cuts off above.
     cut = block(np.hstack([identity, identity]), 9.0)
     assert (cut.share(), cut.share("positive")) == ((0, 0), (1, 1))
-
-
-@pytest.fixture
-def script(monkeypatch, tmp_path, digits):
-    """The script with a tiny network to train, its exit code, and what it wrote."""
-    specification = importlib.util.spec_from_file_location("activation_patterns", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-
-    def tiny_run(options, dataset):
-        recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=1, images=32)
-        return Run(dataset, {"name": "mobilenet_v2", **TINY}, recipe, seed=options.seed)
-
-    monkeypatch.setattr(module, "create_run", tiny_run)
-    # These change the process for good.
-    for name in ("silence_libraries", "use_compilation_cache", "leave_absent_tpus_alone"):
-        monkeypatch.setattr(cli, name, lambda: None)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags])
-        try:
-            cli.run(module.main, module.Options, module.__doc__, list(flags))
-        except SystemExit as stop:
-            return stop.code
-        return 0
-
-    return run
-
-
-def test_from_flags_to_files_and_again(script, tmp_path, capsys):
-    assert script("--images", "20") == 0
-    folder = tmp_path / "runs" / "activation_patterns"
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", "figure.png", "figure.svg", "summary.json", "training"
-    }  # fmt: skip
-    summary = json.loads((folder / "summary.json").read_text())
-    assert {"experiment", "environment", "command", "findings", "before", "after"} <= summary.keys()
-    assert summary["before"]["blocks"]["block_1"]["bottleneck"] == 8
-    assert summary["after"]["layers"]["stem"]["positive"]["minimum"] >= 0
-    assert "after training all but two layers stay above the threshold" in capsys.readouterr().out
-
-    assert script("--images", "20") == 0
-    assert "This run was finished before." in capsys.readouterr().out
-    again = json.loads((folder / "summary.json").read_text())
-    assert again == summary
-
-    assert script("--images", "21") == 2
-    assert "images is 20 there and 21 here" in capsys.readouterr().err
-    # The network that was trained, by its own path: it knows its data set. It began with the same weights.
-    assert script("--weights", str(folder / "training"), "--images", "20", "--out", "other") == 0
-    other = json.loads((tmp_path / "other" / "summary.json").read_text())
-    assert (other["before"], other["after"]) == (summary["before"], summary["after"])
-
-
-def test_bad_input_is_one_line_and_nothing_is_written(script, tmp_path, capsys):
-    def checkpoint(name, kind, resolution=28, **settings):
-        model = create_model(kind, num_classes=10, **settings)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(model, 1))
-        network = Network(model, zeros, Classification(10), "test", "keras", resolution, image_channels=1)
-        save_network(tmp_path / name, network)
-        return name
-
-    (tmp_path / "empty").mkdir()
-    v2 = checkpoint("v2", "mobilenet_v2", **TINY)
-    cases = [
-        (("--weights", "empty", "--dataset", "digits"), "empty"),
-        (("--weights", "nowhere", "--dataset", "digits"), "nowhere does not exist"),
-        (("--weights", v2), "v2 does not say what it was trained on"),
-        (("--weights", v2, "--dataset", "digits", "--images", "500"), "--images must be between 1 and the 454"),
-        (
-            ("--weights", checkpoint("v1", "mobilenet_v1", width_multiplier=0.1), "--dataset", "digits"),
-            "the network is a MobileNetV1",
-        ),
-        (
-            ("--weights", checkpoint("t1", "mobilenet_v2", **{**TINY, "expansion": 1.0}), "--dataset", "digits"),
-            "has no expansions",
-        ),
-        (
-            ("--weights", checkpoint("tanh", "mobilenet_v2", **TINY, activation="tanh"), "--dataset", "digits"),
-            "the network's activation is tanh",
-        ),
-        (
-            ("--weights", checkpoint("small", "mobilenet_v2", 12, **TINY), "--dataset", "digits"),
-            "the images of digits have 28 pixels a side and the network's 12",
-        ),
-        (("--dataset", "imagenette"), "a network is trained here on one of digits"),
-        (("--images", "0"), "--images must be 1 or more"),
-        (("--seed", "-1"), "--seed must be from 0"),
-        (("--width-multiplier", "0"), "--width-multiplier must be greater than 0"),
-    ]
-    for flags, message in cases:
-        assert script(*flags, "--out", "out") == 2, flags
-        errors = capsys.readouterr().err
-        assert message in errors, errors
-        assert errors.count("\n") == 1
-        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("block", [ExpansionShortcut, LinearInside, type("Mine", (InvertedResidual,), {})])

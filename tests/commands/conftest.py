@@ -1,19 +1,27 @@
 """What the commands' tests share: a command in this process, and networks that compile in seconds."""
 
+import dataclasses
+import functools
 import json
 import os
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from mnv2_jax import MobileNetV2, Network, cli
 from mnv2_jax.__main__ import main
+from mnv2_jax.commands import train
 from mnv2_jax.models import names
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.network import save_network, variable_shapes
 from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.training import run as run_module
+from mnv2_jax.training.devices import Devices
+from mnv2_jax.training.trainer import Programs, trace_programs
 from mnv2_jax.weights import mapping
 from mnv2_jax.weights.files import write_safetensors
 from mnv2_jax.weights.transformers import TRANSFORMERS
@@ -27,12 +35,10 @@ class TwoBlocks(MobileNetV2):
     stages: tuple[Stage, ...] = STAGES
 
 
-@pytest.fixture(scope="module")
-def two_blocks():
-    """Whatever a command calls mobilenet_v2 has two blocks: stages cannot be named on the command line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
-        yield TwoBlocks
+@pytest.fixture
+def two_blocks(monkeypatch):
+    """What a command calls mobilenet_v2 has two blocks: stages cannot be named on the command line."""
+    monkeypatch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
 
 
 @pytest.fixture
@@ -79,13 +85,13 @@ def random_network(model, source="mnv2_jax", preprocessing="keras", class_names=
     return Network(model, variables, task, source, preprocessing, 32, class_names, **changes)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def network():
     """Three classes by two blocks, of random weights."""
     return random_network(MobileNetV2(3, 0.1, stages=STAGES), preprocessing="torchvision")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def saved(network, tmp_path_factory):
     """The folder of that network."""
     folder = tmp_path_factory.mktemp("networks") / "three"
@@ -94,7 +100,7 @@ def saved(network, tmp_path_factory):
 
 
 @pytest.fixture
-def hub_network(monkeypatch, tmp_path):
+def hub_network(two_blocks, monkeypatch, tmp_path):
     """A reference to a network with the two blocks, found in the cache of the Hugging Face hub, and the network."""
     modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "huggingface_hub"}
     for name in modules:  # it reads its environment when it is imported
@@ -104,7 +110,6 @@ def hub_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    monkeypatch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
     network = random_network(TwoBlocks(3, 0.35), "transformers", "transformers")
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hf" / "hub" / "models--somebody--mobilenet"
@@ -121,3 +126,48 @@ def hub_network(monkeypatch, tmp_path):
     yield "hf://somebody/mobilenet", network
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
+
+
+# --- Runs ------------------------------------------------------------------------------------------------
+
+FLAGS = ["--width-multiplier", "0.1", "--epochs", "1", "--batch-size", "16", "--train-images", "80",
+         "--evaluations", "2", "--resolution", "12", "--ema-decay", "0.5"]  # fmt: skip
+"""Of a run of five steps on digits."""
+
+_programs: dict[Any, Programs] = {}
+
+
+def compiled_once(learner, dataset, recipe, devices):
+    """`trace_programs`, but what was compiled before is not compiled again."""
+    what = learner.model, learner.task, learner.trained_layers, recipe, devices
+    key = (*what, type(dataset), dataset.preprocessing, dataset.image_shape, dataset.train_images)
+    if key not in _programs:
+        _programs[key] = trace_programs(learner, dataset, recipe, devices)()
+    data = dataset.train_data(recipe.batch_size, recipe.accumulation)
+    return lambda: dataclasses.replace(_programs[key], learner=learner, data=data)
+
+
+def make_quick(patch):
+    """Runs of two blocks on one device, whose programs are compiled once."""
+    patch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
+    patch.setattr(run_module, "trace_programs", compiled_once)
+    patch.setattr(Devices, "create", functools.partial(Devices.create, per_run=1))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """See `make_quick`."""
+    make_quick(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def finished(digits, tmp_path_factory):
+    """The folder of a run, which is trained by the first process that needs it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "finished_run"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        if not (folder / "summary.json").exists():
+            make_quick(patch)
+            train.main(cli.parse(train.Options, "", [*FLAGS, "--out", str(folder)]))
+    return folder

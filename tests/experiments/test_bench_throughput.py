@@ -1,43 +1,22 @@
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mnv2_jax import cli
+from experiments.scripts import load
 from mnv2_jax.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "bench_throughput.py"
 TINY = ["--width-multiplier", "0.1", "--resolution", "32", "--batch-size", "2", "--rounds", "2", "--steps", "1"]
 
 
 @pytest.fixture(scope="module")
 def script():
-    # Where Python looks when it runs the script: its other half is there.
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("bench_throughput", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclass looks its module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    sys.path.remove(str(SCRIPT.parent))
-    return module
+    return load("bench_throughput")
 
 
-def command(*arguments, **options):
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": os.environ.get("MNV2_TEST_CACHE", "")}
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment, **options
-    )
-
-
-def test_rates_of_ours_alone(tmp_path):
-    done = command(*TINY, "--tasks", "train,evaluate", "--json", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def check(found, folder):
+    """What is measured of ours alone, in two rounds."""
     assert [result["task"] for result in found["results"]] == ["train", "evaluate"]
     for result in found["results"]:
         assert (result["width_multiplier"], result["resolution"], result["batch_size"]) == (0.1, 32, 2)
@@ -45,11 +24,25 @@ def test_rates_of_ours_alone(tmp_path):
         assert 0 < low <= result["images_per_second"]["ours"] <= high
         assert result["ratio"] == {}
     assert "memory_mb" in found["results"][0]
-    assert json.loads((tmp_path / "results.json").read_text()) == found
+    assert json.loads((folder / "results.json").read_text()) == found
     assert found["versions"]["ours"].keys() == {"jax", "flax", "python"}
     assert found["device"] == {"ours": "cpu"}
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "figure.png", "figure.svg"}
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert {path.name for path in folder.iterdir()} == {"results.json", "figure.png", "figure.svg"}
+    assert (folder / "figure.png").stat().st_size > 1000
+
+
+def test_rates_of_ours_alone(script, command, capsys, tmp_path, monkeypatch):
+    """Of two blocks, and compiled fast."""
+    monkeypatch.setattr(script, "NETWORKS", Path(__file__).with_name("tiny_throughput.py"))
+    assert command("bench_throughput", *TINY, "--json", "--out", "out") == 0
+    check(json.loads(capsys.readouterr().out), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_rates_of_the_network_as_it_is_compiled_for_speed(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert command("bench_throughput", *TINY, "--json", "--out", "out") == 0
+    check(json.loads(capsys.readouterr().out), tmp_path / "out")
 
 
 def test_a_ratio_is_of_the_same_round(script):
@@ -93,14 +86,5 @@ def test_networks_that_compute_something_else_are_not_compared(script):
         (["--peers", "torch", "--unit-strides", "2"], "--unit-strides must be 0 to 1 beside peers"),
     ],
 )
-def test_bad_input_is_one_line(script, capsys, tmp_path, monkeypatch, arguments, says):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "silence_libraries", lambda: None)
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    with pytest.raises(SystemExit) as stop:
-        cli.run(script.main, script.Options, "", arguments)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert says in line
-    assert list(tmp_path.iterdir()) == []
+def test_bad_input_is_one_line(refused, arguments, says):
+    assert says in refused("bench_throughput", *arguments)

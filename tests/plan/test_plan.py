@@ -7,15 +7,16 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from mnv2_jax.errors import UserError
+from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.models.cost import count_parameters, layer_costs
-from mnv2_jax.plan import chips, plan
-from mnv2_jax.plan.chips import CHIPS, Topology, check_compiler, open_topology
+from mnv2_jax.plan import plan
+from mnv2_jax.plan.chips import CHIPS, Topology, open_topology
 from mnv2_jax.plan.compiled import Collective
-from mnv2_jax.plan.plan import Plan, activation_bytes, imagenet_like, largest_batch, plan_run
-from mnv2_jax.training.config import RECIPES, Run
+from mnv2_jax.plan.plan import Plan, activation_bytes, imagenet_like, largest_batch, plan_run, plan_study
+from mnv2_jax.training.config import RECIPES, Recipe, Run
 from mnv2_jax.training.create import create_learner, create_network
 
 V5E = CHIPS["v5e"]
@@ -72,50 +73,17 @@ def test_where_nothing_fits_the_sweep_ends():
     assert [found.images // 8 for found in plans] == [1, 2, 4]
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v9:2x4", "v5e:3x3", "v5e:2x2x2", "v5p:2x2", "v5e:32x32"])
-def test_slices_that_are_not_offered(name):
-    with pytest.raises(UserError, match=r"of v4, v5e, v5p, v6e|(v5e|v5p) has \dx\d"):
-        open_topology(name)
-
-
-def test_the_compiler_has_to_be_the_one_that_belongs_to_jax(monkeypatch):
-    required = chips.required_libtpu()
-    assert re.fullmatch(r"\d+\.\d+\.\d+\.\*", required)
-
-    def missing(name):
-        raise chips.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(chips.metadata, "version", missing)
-    with pytest.raises(UserError, match=rf"not installed; .*pip install 'libtpu=={re.escape(required)}'"):
-        check_compiler()
-    monkeypatch.setattr(chips.metadata, "version", lambda name: "0.0.1.3")
-    with pytest.raises(UserError, match=rf"is libtpu 0\.0\.1\.3; .*pip install 'libtpu=={re.escape(required)}'"):
-        check_compiler()
-    monkeypatch.setattr(chips.metadata, "version", lambda name: required.replace("*", "1"))
-    assert check_compiler() == required.replace("*", "1")
-
-
-# --- Compiled for TPUs -----------------------------------------------------------------------------------
-
+# --- What is compiled ------------------------------------------------------------------------------------
 
 SIDE, BATCH = 32, 16
+HERE = Topology("the devices that are here", V5E, jax.devices())
+"""Eight CPU devices in the place of eight chips."""
 
 
 def small_run(**training):
     """A network with each kind of block, compiled in seconds."""
     model = {"name": "mobilenet_v2", "stages": [(1, 16, 1, 1), (6, 24, 1, 2)], "dtype": "bfloat16", "unit_strides": 0}
     return Run("plan", model, dataclasses.replace(RECIPES["cosine"], **training), resolution=SIDE)
-
-
-def planned(topology, monkeypatch, parallel="jit", step="train", **training):
-    """The plan, and the compiled text."""
-    texts = []
-    real = plan.collectives
-    monkeypatch.setattr(plan, "collectives", lambda text, devices: texts.append(text) or real(text, devices))
-    opened = open_topology(topology)
-    run = small_run(batch_size=BATCH * len(opened.devices), **training)
-    dataset = imagenet_like(SIDE, 10, run.training, "tensorflow")
-    return plan_run(run, dataset, opened, step, parallel, "small"), texts[0]
 
 
 def test_activations_are_what_the_backward_pass_needs():
@@ -130,6 +98,65 @@ def test_activations_are_what_the_backward_pass_needs():
     assert activation_bytes(learner, dataset, training, 8, "eval") == 2 * 2 * largest
     parts = dataclasses.replace(training, accumulation=2)
     assert activation_bytes(learner, dataset, parts, 8, "train") == 2 * outputs
+
+
+def test_a_plan_is_of_the_trainer_s_own_programs():
+    run = small_run(batch_size=BATCH * 8)
+    run = dataclasses.replace(run, model={**run.model, "stages": [(2, 8, 1, 2)], "dtype": "float32"})
+    dataset = imagenet_like(SIDE, 10, run.training, "tensorflow")
+    found = plan_run(run, dataset, HERE, "train", "jit", "small")
+    assert found.fits
+    assert (found.title, found.chips, found.images) == ("small", 8, 8 * BATCH)
+    # Gradients, statistics and metrics are summed, and nothing else is exchanged.
+    assert set(found.by_kind()) == {"all-reduce"}
+    assert {collective.group for collective in found.collectives} == {8}
+    parameters = count_parameters(create_network(run, dataset), (SIDE, SIDE, 3))
+    assert found.memory["params"] == 4 * parameters
+    assert found.memory["opt_state"] == pytest.approx(4 * parameters, abs=16)
+    assert found.memory["batch"] == BATCH * (SIDE * SIDE * 3 + 4)  # images as bytes, and their labels
+    assert sum(found.memory.values()) == found.hbm_bytes
+    evaluation = plan_run(run, dataset, HERE, "eval", "jit", "small")
+    assert evaluation.flops < 0.5 * found.flops
+    assert evaluation.memory["params"] == found.memory["params"]
+
+
+def test_the_programs_of_a_study_are_planned_with_its_runs_side_by_side(monkeypatch, digits):
+    asked = []
+
+    def plan_programs(learner, dataset, training, topology, devices, step, title):
+        asked.append((title, devices.runs, learner.model.width_multiplier, dataset.image_shape, training.epochs, step))
+        return by_hand(title=title)
+
+    monkeypatch.setattr(plan, "plan_programs", plan_programs)
+    arms = (
+        Arm("linear"),
+        Arm("relu6", {"bottleneck_activation": "relu6"}),
+        Arm("wide", {"width_multiplier": 0.2}),
+        Arm("small", resolution=14),
+    )
+    recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.02)
+    study = Study("test", "?", "Yes.", "digits", arms, model={"width_multiplier": 0.1}, training=recipe, seeds=2)
+    plan_study(study, HERE)
+    # Two seeds of two arms that share a program, and twice two seeds.
+    assert asked == [
+        ("linear, relu6", 4, 0.1, (28, 28, 1), 3, "train"),
+        ("wide", 2, 0.2, (28, 28, 1), 3, "train"),
+        ("small", 2, 0.1, (14, 14, 1), 3, "train"),
+    ]
+
+
+# --- Compiled for TPUs -----------------------------------------------------------------------------------
+
+
+def planned(topology, monkeypatch, parallel="jit", step="train", **training):
+    """The plan, and the compiled text."""
+    texts = []
+    real = plan.collectives
+    monkeypatch.setattr(plan, "collectives", lambda text, devices: texts.append(text) or real(text, devices))
+    opened = open_topology(topology)
+    run = small_run(batch_size=BATCH * len(opened.devices), **training)
+    dataset = imagenet_like(SIDE, 10, run.training, "tensorflow")
+    return plan_run(run, dataset, opened, step, parallel, "small"), texts[0]
 
 
 @pytest.mark.tpu_compiler

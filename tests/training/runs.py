@@ -10,11 +10,13 @@ from unittest import mock
 
 from rich.console import Console
 
+from mnv2_jax.data.batch import Dataset
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
 from mnv2_jax.training import run as run_module
 from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.config import Execution, Recipe, Run
+from mnv2_jax.training.create import create_dataset
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.log import Log
 from mnv2_jax.training.metrics import Record, read_records
@@ -26,9 +28,9 @@ from mnv2_jax.training.trainer import Programs, Trainer, trace_programs
 # One block instead of seventeen, with all that a block has: compiled in seconds.
 STAGES = (Stage(2, 8, 1, 1),)
 NETWORK = MobileNetV2(10, 0.1, stages=STAGES)
-STEPS = 60
+STEPS = 24
 # Of these some would be left if it were killed twelve times on a machine that is several times faster.
-LONG = {"epochs": 20}
+LONG = {"epochs": 50}
 NEVER = 1e9
 """Seconds between two checkpoints, where none are wanted."""
 
@@ -41,9 +43,21 @@ def results(records):
 # --- A run and its folder --------------------------------------------------------------------------------
 
 _PROGRAMS: dict[Any, Programs] = {}
+_DATASETS: dict[Any, Dataset] = {}
 
 
-def _compile_once(learner, dataset, recipe, devices):
+def open_once(run, on_bad_image="stop", start=None):
+    """`create_dataset`, but resident data are read once."""
+    if run.streamed:
+        return create_dataset(run, on_bad_image, start)
+    key = run.dataset, run.resolution, run.train_images, run.validation_images
+    if key not in _DATASETS:
+        _DATASETS[key] = create_dataset(run, on_bad_image)
+    dataset = _DATASETS[key]
+    return dataset if start is None else dataset.prepared_as(start.preprocessing, start.image_channels)
+
+
+def compile_once(learner, dataset, recipe, devices):
     """`trace_programs`, but one compilation serves all runs of a process that differ in nothing that is compiled."""
     what = learner.model, learner.task, learner.trained_layers, recipe, devices
     key = (*what, type(dataset), dataset.preprocessing, dataset.image_shape, dataset.train_images)
@@ -79,18 +93,32 @@ def tiny_run(training=None, model=None, **settings) -> Run:
             "training": Recipe(**{**usual, **(training or {})}),
             "seed": 5,
             "resolution": 12,
-            "train_images": 240,
+            "train_images": 96,
+            "validation_images": 40,
             **settings,
         }
     )
 
 
 def run_tiny(
-    folder: Path, on_start=lambda: None, log=None, devices=None, overwrite=False, execution=None, **settings
+    folder: Path,
+    on_start=lambda: None,
+    log=None,
+    devices=2,
+    overwrite=False,
+    drawn=False,
+    execution=None,
+    **settings,
 ) -> dict[str, Any]:
-    """Train `tiny_run(**settings)`, on so many devices; returns the summary."""
+    """Train `tiny_run(**settings)` on so many devices, or on all; returns the summary.
+
+    Runs of a process share what takes longer than their steps: images and programs, and only `drawn` ones have a figure.
+    """
+    changes = {"create_dataset": open_once, "trace_programs": compile_once}
+    if not drawn:
+        changes["save_run"] = lambda *arguments: None
     create = functools.partial(Devices.create, per_run=devices)
-    with mock.patch.object(run_module, "trace_programs", _compile_once), mock.patch.object(Devices, "create", create):
+    with mock.patch.multiple(run_module, **changes), mock.patch.object(Devices, "create", create):
         return run_module.train_run(
             tiny_run(**settings),
             Execution(**{"log_every": 7, **(execution or {})}),
@@ -112,7 +140,9 @@ def learner_of(network, task, recipe, train_images, **changes) -> Learner:
 
 def compile_programs(network, task, dataset, recipe, devices, **changes) -> Programs:
     """Compile all that a group of runs needs."""
-    return trace_programs(learner_of(network, task, recipe, dataset.train_images, **changes), dataset, recipe, devices)()
+    return trace_programs(
+        learner_of(network, task, recipe, dataset.train_images, **changes), dataset, recipe, devices
+    )()
 
 
 class Trained(NamedTuple):

@@ -122,7 +122,9 @@ def test_runs_with_the_same_settings_are_the_same_run():
 def test_what_is_done_to_trained_weights_needs_some(change, flag):
     training = dataclasses.replace(RECIPE, **change)
     assert run_of(training=training, weights="x").training == training
-    with pytest.raises(UserError, match=f"{flag} is for a run that starts from trained weights; name them with --weights"):
+    with pytest.raises(
+        UserError, match=f"{flag} is for a run that starts from trained weights; name them with --weights"
+    ):
         run_of(training=training)
 
 

@@ -39,7 +39,7 @@ def test_a_file_without_names_is_read_by_the_order_of_layers(model, tmp_path):
 @pytest.mark.parametrize(
     ("behind", "outputs", "says"),
     [
-        ([("GlobalAveragePooling2D", "pool"), ("Dropout", "drop"), ("Dense", "mine")], 5, "dense layer 'mine' with 5"),
+        ([("GlobalAveragePooling2D", "pool"), ("Dropout", "drop"), ("Dense", "mine")], 7, "dense layer 'mine' with 7"),
         ([("GlobalMaxPooling2D", "pool"), ("Dense", "mine")], 0, "not taken, behind the network: GlobalMaxPooling2D"),
     ],
 )
@@ -48,7 +48,7 @@ def test_a_backbone_comes_out_of_a_larger_model(behind, outputs, says):
     network = random_network("keras", num_classes=0)
     tensors = mapping.export(KERAS, network.model, network.variables)
     names = dict.fromkeys(name.split("/")[0] for name in tensors)
-    head = {"mine/kernel": np.ones((1280, 5), np.float32), "mine/bias": np.zeros(5, np.float32)}
+    head = {"mine/kernel": np.ones((1280, 7), np.float32), "mine/bias": np.zeros(7, np.float32)}
     layers = (("InputLayer", "input"), ("Rescaling", "scale"), *(("Layer", name) for name in names), *behind)
     found, notes = adapt_head(KerasFile({**tensors, **head}, layers, None), create_model("mobilenet_v2"))
     assert mapping.infer_model(KERAS, "mobilenet_v2", found)[0].num_classes == outputs

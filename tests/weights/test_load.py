@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from mnv2_jax import InvertedResidual, MobileNetV2, create_model
+from mnv2_jax import InvertedResidual, MobileNetV1, MobileNetV2, Network
 from mnv2_jax.errors import UserError
 from mnv2_jax.models import names
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.models.blocks import LinearInside, NoShortcut, TwoDepthwise
+from mnv2_jax.models.classic_residual import ClassicResidualNet
 from mnv2_jax.network import save_network
+from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.weights import mapping
 from mnv2_jax.weights.load import SOURCES, export_weights, load_weights
 from mnv2_jax.weights.torchvision import TORCHVISION
@@ -55,15 +57,15 @@ def test_a_network_of_one_s_own_blocks_needs_their_classes(tmp_path):
 
 
 def test_a_folder_of_hugging_face_s_has_labels_and_size(tmp_path):
-    network = random_network("transformers", num_classes=3)
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "mobilenet_v2", "image_size": 96, "id2label": {"0": "cat", "1": "dog", "2": "bird"}})
-    )
+    network = random_network("transformers")
+    labels = {str(index): name for index, name in enumerate("abcdefg")}
+    config = {"model_type": "mobilenet_v2", "image_size": 96, "id2label": labels}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     write(tmp_path / "model.safetensors", mapping.export(TRANSFORMERS, network.model, network.variables))
     for path in (tmp_path, tmp_path / "model.safetensors"):
         restored = load_weights(path)
         assert restored.model == network.model
-        assert (restored.class_names, restored.resolution) == (("cat", "dog", "bird"), 96)
+        assert (restored.class_names, restored.resolution) == (tuple("abcdefg"), 96)
         assert restored.preprocessing == "transformers"
 
 
@@ -131,18 +133,17 @@ def test_the_wrong_source_is_corrected(tensors, tmp_path):
 
 # --- What is written -------------------------------------------------------------------------------------
 
+REST = ("mnv2_jax", "keras", 224)  # source, preprocessing and resolution
 FILES = {"torchvision": "x.safetensors", "keras": "x.weights.h5"}
 
 
-@pytest.mark.parametrize("target", FILES)
 @pytest.mark.parametrize(
-    "settings",
+    ("target", "settings"),
     [
-        {"width_multiplier": 0.1},
-        {"width_multiplier": 1.4},
-        {"width_multiplier": 0.5, "expansion": 3.0},
-        {"expansion": 2.2, "num_classes": 1000},
-        {"num_classes": 0},
+        ("torchvision", {"width_multiplier": 0.1, "expansion": 2.2}),
+        ("torchvision", {"width_multiplier": 1.4}),
+        ("torchvision", {"num_classes": 0}),
+        ("keras", {"width_multiplier": 0.5, "expansion": 3.0}),
     ],
     ids=str,
 )
@@ -182,8 +183,10 @@ def test_what_does_not_change_inference_is_no_hindrance(tmp_path):
     ids=str,
 )
 def test_what_would_be_another_function_is_not_written(target, settings, named, tmp_path):
+    # Refused whatever its arrays.
+    network = Network(MobileNetV2(convention=SOURCES[target].convention, **settings), {}, Classification(1000), *REST)
     with pytest.raises(UserError, match=f"not the published mobilenet_v2 but differs in {named}: ") as error:
-        export_weights(tmp_path / FILES[target], random_network(target, **settings), target)
+        export_weights(tmp_path / FILES[target], network, target)
     assert "\n" not in str(error.value)
     assert f"read by {SOURCES[target].title} it would be another function" in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -195,16 +198,24 @@ class Gained(MobileNetV2):
     gain: float = 1.0
 
 
-@pytest.mark.parametrize("target", FILES)
-def test_a_setting_that_is_new_is_a_difference_by_itself(target, monkeypatch, tmp_path):
+def test_a_setting_that_is_new_is_a_difference_by_itself(network, monkeypatch, tmp_path):
+    path, settings = tmp_path / "x.safetensors", (7, 0.25)
+    model = Gained(*settings, convention="pytorch", gain=2.0)
     monkeypatch.setitem(names.MODELS, "mobilenet_v2", Gained)
-    with pytest.raises(UserError, match="differs in gain: "):
-        export_weights(tmp_path / FILES[target], random_network(target, gain=2.0), target)
-    export_weights(tmp_path / FILES[target], random_network(target), target)
+    with pytest.raises(UserError, match="the network is not the published mobilenet_v2 but differs in gain: "):
+        export_weights(path, network.replace(model=model), "torchvision")
+    export_weights(path, network.replace(model=model.clone(gain=1.0)), "torchvision")
+    assert_equal(load_weights(path).variables, network.variables)
+
+
+def test_a_network_that_others_have_not_is_not_theirs(network, monkeypatch, tmp_path):
     monkeypatch.setitem(names.MODELS, "gained", Gained)
-    monkeypatch.setitem(names.MODELS, "mobilenet_v2", "mnv2_jax.models.mobilenet_v2.MobileNetV2")
-    with pytest.raises(UserError, match=f"{SOURCES[target].title} has no gained; it has mobilenet_v"):
-        export_weights(tmp_path / FILES[target], random_network(target, "gained"), target)
+    for model, name in [(Gained(7, 0.25), "gained"), (ClassicResidualNet(7), "classic_residual")]:
+        for target, file in FILES.items():
+            with pytest.raises(UserError, match=f"^{SOURCES[target].title} has no {name}; it has mobilenet_v"):
+                export_weights(tmp_path / file, network.replace(model=model), target)
+    with pytest.raises(UserError, match="^torchvision has no mobilenet_v1; it has mobilenet_v2$"):
+        export_weights(tmp_path / "x.safetensors", network.replace(model=MobileNetV1(7)), "torchvision")
 
 
 @pytest.mark.parametrize(
@@ -220,15 +231,3 @@ def test_targets_that_a_network_has_no_place_in(source, name, target, says, tmp_
     with pytest.raises(UserError, match=says):
         export_weights(tmp_path / name, random_network(source), target)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_mobilenet_v1_is_not_torchvision_s(tmp_path):
-    with pytest.raises(UserError, match="torchvision has no mobilenet_v1; it has mobilenet_v2"):
-        export_weights(tmp_path / "x.safetensors", random_network("timm", "mobilenet_v1"), "torchvision")
-
-
-def test_a_classic_network_is_nobody_else_s(tmp_path):
-    for target, name in FILES.items():
-        with pytest.raises(UserError, match="has no classic_residual; it has "):
-            export_weights(tmp_path / name, random_network(target, "classic_residual"), target)
-    assert create_model("classic_residual", width_multiplier=0.25)

@@ -1,0 +1,264 @@
+"""What an arm changes in its runs: the network, the training, what they start from. And which arms share a program."""
+
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ablation.studies import ALONE, STUDY, measured, one_device, run
+from mnv2_jax.ablation.arms import check_arms, families, network_of_arm, run_of, with_shared
+from mnv2_jax.ablation.design import Arm
+from mnv2_jax.ablation.study import with_weights
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.blocks import InvertedResidual
+from mnv2_jax.models.cost import count_multiply_adds, count_parameters
+from mnv2_jax.models.create import create_model
+from mnv2_jax.network import open_network
+from mnv2_jax.training import run as run_module
+from mnv2_jax.training.config import Execution
+from mnv2_jax.training.evaluation import evaluate_network
+from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.progress import Reporter
+from mnv2_jax.weights.load import export_weights, load_weights
+
+
+class HalfShortcut(InvertedResidual):
+    """A user's own variant: half of the shortcut."""
+
+    def join(self, x, y):
+        return x / 2 + y if self.stride == 1 and x.shape[-1] == self.features else y
+
+
+def silent():
+    return Reporter(Console(file=io.StringIO()))
+
+
+def names(study):
+    return [[arm.name for arm in family] for family in families(study)]
+
+
+# --- Programs --------------------------------------------------------------------------------------------
+
+
+def test_arms_that_differ_in_an_activation_share_a_program():
+    arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}), Arm("c", {"expansion": 2.0}))
+    arms += (Arm("d", {"expansion": 2.0, "bottleneck_activation": "relu6"}), Arm("e", {"width_multiplier": 0.2}))
+    assert names(dataclasses.replace(STUDY, arms=arms)) == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_arms_that_start_from_weights_share_a_program_with_those_that_do_not_unless_they_are_trained_otherwise():
+    arms = (Arm("scratch"), Arm("tuned", started=True), Arm("frozen", training={"freeze": "backbone"}, started=True))
+    assert names(dataclasses.replace(STUDY, arms=arms)) == [["scratch", "tuned"], ["frozen"]]
+
+
+def test_arms_of_other_blocks_resolutions_or_training_have_programs_of_their_own():
+    arms = (Arm("a"), Arm("b", {"block": HalfShortcut}), Arm("c", resolution=6), Arm("d", training={"batch_size": 8}))
+    assert names(dataclasses.replace(STUDY, arms=arms)) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_an_arm_has_the_shared_settings_that_its_network_knows():
+    shared = {"width_multiplier": 0.35, "expansion": 6.0, "unit_strides": 1}
+    own = with_shared(shared, {"name": "mobilenet_v1", "width_multiplier": 0.3})
+    assert own == {"name": "mobilenet_v1", "width_multiplier": 0.3, "unit_strides": 1}
+    assert with_shared(shared, {}) == {"name": "mobilenet_v2", **shared}
+
+
+def test_two_arms_that_are_the_same_are_refused(tiny):
+    arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}), Arm("c", {"bottleneck_activation": "linear"}))
+    with pytest.raises(UserError, match="the arms a and c are the same network, trained alike; leave one of them out"):
+        check_arms(dataclasses.replace(STUDY, arms=arms), tiny)
+    for same in (Arm("c", training={"momentum": 0.8}), Arm("c", resolution=6), Arm("c", {"block": HalfShortcut})):
+        check_arms(dataclasses.replace(STUDY, arms=(*arms[:2], same)), tiny)
+
+
+# --- Training --------------------------------------------------------------------------------------------
+
+CHANGES = {
+    "label smoothing": {"label_smoothing": 0.1},
+    "dropout": {"dropout_rate": 0.5},
+    "moving average": {"ema_decay": 0.9},
+    "accumulation": {"accumulation": 2},
+    "optimizer": {"optimizer": "rmsprop", "rmsprop_epsilon": 0.1},
+}
+TOGETHER = {name: value for change in CHANGES.values() for name, value in change.items()} | {"batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def changed(tiny, tmp_path_factory):
+    """A study whose arms differ in how they are trained: (its folder, what came of it, records by arm and split)."""
+    arms = (Arm("base"), *(Arm(name, training=change) for name, change in CHANGES.items()))
+    study = dataclasses.replace(STUDY, arms=(*arms, Arm("together", training=TOGETHER)))
+    folder = tmp_path_factory.mktemp("changed") / "out"
+    trained = run(tiny, folder, study)
+    records = {}
+    for record in trained.records:
+        records.setdefault((record.arm, record.split), []).append((record.seed, record.step, record.metrics))
+    return folder, trained, records
+
+
+@pytest.mark.parametrize("name", ["label smoothing", "dropout", "accumulation", "optimizer"])
+def test_what_an_arm_changes_in_its_training_is_applied(changed, name):
+    _, _, records = changed
+    for split in ("train", "validation", "test"):
+        assert len(records[name, split]) == len(records["base", split])
+        assert records[name, split] != records["base", split], split
+
+
+def test_the_moving_average_is_what_is_evaluated_and_saved(changed, tiny):
+    folder, _, records = changed
+    assert records["moving average", "train"] == records["base", "train"]
+    for split in ("validation", "test"):
+        assert records["moving average", split] != records["base", split]
+    found = evaluate_network(open_network(folder / "checkpoints" / "moving average-1"), tiny, "test")
+    (expected,) = [metrics for seed, _, metrics in records["moving average", "test"] if seed == 1]
+    assert found == pytest.approx({**expected, "examples": 50}, rel=1e-5)
+
+
+def test_a_studys_run_is_the_run_that_train_makes_of_the_same_settings(changed, tiny, tmp_path, monkeypatch):
+    """All of it, and on one device as a study's runs are, to the bit."""
+    _, trained, _ = changed
+    study = dataclasses.replace(ALONE, training=dataclasses.replace(STUDY.training, **TOGETHER))
+    monkeypatch.setattr(run_module, "create_dataset", lambda *given: tiny)
+    devices = one_device()
+    monkeypatch.setattr(run_module.Devices, "create", lambda **given: devices)
+    run_module.train_run(run_of(study, study.baseline, seed=1), Execution(), tmp_path / "out", silent())
+    alone = [dataclasses.replace(r, arm="together") for r in read_records(tmp_path / "out" / "metrics.jsonl")]
+    assert measured(alone) == measured([r for r in trained.records if (r.arm, r.seed) == ("together", 1)])
+    saved = [open_network(path).variables for path in (tmp_path / "out" / "network", changed[0] / "checkpoints" / "together-1")]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *saved)
+
+
+def test_an_arm_may_have_batches_and_steps_of_its_own(changed):
+    _, trained, records = changed
+    assert [step for seed, step, _ in records["together", "validation"] if seed == 0] == [4, 8]
+    arms = trained.summary["arms"]
+    assert arms["together"]["training"] == {**TOGETHER, "steps": 8}
+    assert "training" not in arms["base"]
+    assert trained.summary["budget"]["steps"] == 4
+
+
+def test_the_learning_rate_of_an_arm_is_its_own(tiny):
+    from mnv2_jax.ablation.summary import describe
+
+    study = dataclasses.replace(STUDY, arms=(Arm("base"), Arm("slow", training={"learning_rate": 0.01})))
+    arms = describe(study, tiny, {"base": 2.0, "slow": 0.5}, "", {})["arms"]
+    assert [arm["learning_rate"] for arm in arms.values()] == [0.04, 0.005]
+
+
+# --- Trained weights -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transferred(changed, tiny, tmp_path_factory):
+    """Arms from scratch, from trained weights, and with a frozen backbone: (the weights, the folder, what came of it)."""
+    weights = changed[0] / "checkpoints" / "base-0"
+    arms = (Arm("scratch"), Arm("tuned", started=True), Arm("frozen", training={"freeze": "backbone"}, started=True))
+    asked = dataclasses.replace(STUDY, arms=arms, model={"unit_strides": None}, weights=str(weights))
+    study, start = with_weights(asked, silent())
+    folder = tmp_path_factory.mktemp("transferred") / "out"
+    return open_network(weights), folder, run(tiny, folder, study, start=start)
+
+
+def test_arms_take_the_network_of_the_weights(transferred, changed):
+    _, _, trained = transferred
+    base = changed[1].summary["arms"]["base"]
+    for arm in trained.summary["arms"].values():
+        assert (arm["parameters"], arm["multiply_adds"]) == (base["parameters"], base["multiply_adds"])
+    # From scratch it is the network that was trained before, to the bit.
+    assert trained.summary["arms"]["scratch"]["test_loss"] == base["test_loss"]
+    assert trained.summary["arms"]["tuned"]["test_loss"] != base["test_loss"]
+
+
+def test_an_arm_from_trained_weights_goes_on_from_them(transferred, changed):
+    _, _, trained = transferred
+    first = {r.arm: r.metrics["loss"] for r in trained.records if (r.seed, r.step, r.split) == (0, 1, "train")}
+    assert first["scratch"] == changed[2]["base", "train"][0][2]["loss"]
+    assert len({first["tuned"], first["scratch"]}) == 2
+
+
+def test_a_frozen_backbone_stays_as_it_is_to_the_bit(transferred):
+    weights, folder, _ = transferred
+    frozen, tuned = (open_network(folder / "checkpoints" / f"{arm}-1").variables for arm in ("frozen", "tuned"))
+    jax.tree.map(np.testing.assert_array_equal, frozen["batch_stats"], weights.variables["batch_stats"])
+    for layer, own in weights.variables["params"].items():
+        if layer == "classifier":
+            assert not np.array_equal(frozen["params"][layer]["kernel"], own["kernel"])
+        else:
+            jax.tree.map(np.testing.assert_array_equal, frozen["params"][layer], own)
+    assert not np.array_equal(tuned["params"]["stem"]["conv"]["kernel"], weights.variables["params"]["stem"]["conv"]["kernel"])  # fmt: skip
+
+
+def test_other_weights_are_another_study(transferred, changed, tiny):
+    _, folder, _ = transferred
+    arms = (Arm("scratch"), Arm("tuned", started=True), Arm("frozen", training={"freeze": "backbone"}, started=True))
+    other = str(changed[0] / "checkpoints" / "base-1")
+    study, start = with_weights(dataclasses.replace(STUDY, arms=arms, model={"unit_strides": None}, weights=other), silent())  # fmt: skip
+    with pytest.raises(UserError, match="holds another study: weights is .*base-0.* there .*base-1.* here; weights_sha256 is"):  # fmt: skip
+        run(tiny, folder, study, start=start)
+
+
+def test_a_backbone_is_not_frozen_without_weights(tiny, tmp_path):
+    study = dataclasses.replace(STUDY, arms=(Arm("base"), Arm("frozen", training={"freeze": "backbone"})))
+    with pytest.raises(UserError, match="--freeze is for a run that starts from trained weights"):
+        run(tiny, tmp_path / "out", study)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_the_weights_do_not_have_are_refused(changed):
+    weights = str(changed[0] / "checkpoints" / "base-0")
+    study = dataclasses.replace(STUDY, arms=(Arm("base", started=True),), model={"width_multiplier": 0.2}, weights=weights)  # fmt: skip
+    with pytest.raises(UserError, match="--width-multiplier 0.2 is not what .*base-0 has, 0.1; leave the flag out"):
+        with_weights(study, silent())
+
+
+# --- A user's own network --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own(tiny, tmp_path_factory):
+    """A study of a block that the test defines: (its folder, what came of it, the study)."""
+    model = {**STUDY.model, "convention": "pytorch", "stages": ((1, 8, 2, 1),)}
+    study = dataclasses.replace(STUDY, arms=(Arm("own", {"block": HalfShortcut}),), model=model)
+    folder = tmp_path_factory.mktemp("own") / "out"
+    return folder, run(tiny, folder, study), study
+
+
+def test_a_block_of_ones_own_is_trained_and_counted(own, tiny):
+    _, trained, study = own
+    assert trained.runs == 2
+    plain = network_of_arm(study, Arm("plain"), tiny)
+    arm = trained.summary["arms"]["own"]
+    # Half a shortcut costs what a whole one costs.
+    assert arm["parameters"] == count_parameters(plain, (12, 12, 1)) > 1000
+    assert arm["multiply_adds"] == count_multiply_adds(plain, (12, 12, 1)) > 0
+    assert trained.summary["model"]["stages"] == [[1, 8, 2, 1]]
+
+
+def test_a_study_of_ones_own_blocks_continues(own, tiny):
+    folder, trained, study = own
+    again = run(tiny, folder, study)
+    assert (again.runs, again.summary) == (0, trained.summary)
+
+
+def test_a_saved_network_says_that_its_block_has_to_be_handed_in(own):
+    path = own[0] / "checkpoints" / "own-0"
+    with pytest.raises(UserError, match="HalfShortcut.*a block of one's own has to be handed in as a class"):
+        load_weights(path)
+    network = load_weights(path, blocks=[HalfShortcut])
+    assert network.model.block is HalfShortcut
+    assert network.variables["params"]["classifier"]["bias"].shape == (10,)
+
+
+def test_a_network_of_ones_own_blocks_is_not_written_as_another_code_bases(own, tmp_path):
+    network = load_weights(own[0] / "checkpoints" / "own-0", blocks=[HalfShortcut])
+    with pytest.raises(UserError, match="the network is not the published mobilenet_v2 but differs in .*block") as error:  # fmt: skip
+        export_weights(tmp_path / "own.safetensors", network, "torchvision")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    # Were the block all that differs, it would be no less so.
+    published = create_model("mobilenet_v2", convention="pytorch", block=HalfShortcut, num_classes=10)
+    with pytest.raises(UserError, match="differs in block"):
+        export_weights(tmp_path / "own.safetensors", network.replace(model=published), "torchvision")

@@ -1,0 +1,73 @@
+"""The figure of a study, of each kind."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mnv2_jax.ablation import figures
+from mnv2_jax.ablation.report import read_study
+from mnv2_jax.results import save_figure
+
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
+
+
+@pytest.fixture
+def draw():
+    """Draws, and closes behind the test."""
+    drawn = []
+
+    def of(*given):
+        drawn.append(figures.draw(*given))
+        return drawn[-1]
+
+    yield of
+    for figure in drawn:
+        figures.plt.close(figure)
+
+
+def test_a_figure_marks_the_paper_and_every_run(finished, draw):
+    curves, runs, effects = draw(finished.summary, finished.records).axes
+    assert len(curves.lines) == 2 * (2 + 1)
+    assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][:1] == [2]
+    labels = [text.get_text() for text in effects.get_legend().get_texts()]
+    assert any("Fig. 6a (digitized)" in label for label in labels)
+    assert "−0.6" in [text.get_text() for text in effects.texts]
+
+
+def test_a_curve_is_drawn_against_the_images_of_the_arms_own_batches(finished, draw):
+    summary = json.loads(json.dumps(finished.summary))
+    summary["arms"]["relu6"]["training"] = {"batch_size": 8}
+    curves = draw(summary, finished.records).axes[0]
+    assert [list(line.get_xdata()) for line in curves.lines[::3]] == [[32, 64], [16, 32]]
+
+
+def test_the_same_figure_gives_the_same_bytes(finished, draw, tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_figure(draw(finished.summary, finished.records), tmp_path / name)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {"figure.png", "figure.svg"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "panels"),
+    [
+        ("ablate_expansion_width_digits", ["Test accuracy", "Against cost", "Difference to t=6"]),
+        ("compare_v1_v2_digits", ["Validation accuracy", "Test accuracy", "Difference in test accuracy", "Memory of each layer"]),
+        ("width_resolution_digits", ["Test accuracy against multiply-adds", "Test accuracy against parameters", "The paper's"]),
+        ("expressiveness_digits", ["Test accuracy, mean", "Difference in test accuracy"]),
+    ],
+)  # fmt: skip
+def test_each_kind_of_figure_has_its_panels(folder, panels, draw):
+    figure = draw(*read_study(RESULTS / folder))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [title[: len(panel)] for title, panel in zip(titles, panels, strict=True)] == panels
+
+
+def test_the_pareto_front_has_no_point_with_a_cheaper_one_that_is_as_good():
+    points = [(1, 0.5), (2, 0.4), (2, 0.6), (3, 0.6), (4, 0.9)]
+    assert figures.pareto(points) == [(1, 0.5), (2, 0.6), (4, 0.9)]
+    assert figures.pareto(points, higher_is_better=False) == [(1, 0.5), (2, 0.4)]

@@ -1,0 +1,165 @@
+"""What a summary holds, whichever the task's metric is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import toy
+
+import mnv2_jax.ablation
+from ablation.studies import ENVIRONMENT, STUDY, run
+from mnv2_jax.ablation.design import Arm, PaperResult
+from mnv2_jax.ablation.report import arms_table, read_study, sentence, write_files
+from mnv2_jax.ablation.study import study_metric
+from mnv2_jax.ablation.summary import describe, metric_of, speeds, summarize
+from mnv2_jax.errors import UserError
+from mnv2_jax.network import open_network
+from mnv2_jax.tasks.task import TASKS
+from mnv2_jax.training.metrics import Record
+
+
+def test_a_summary_has_what_the_readers_of_it_expect(finished_folder):
+    folder, (summary, records, _, _) = finished_folder
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert (summary["experiment"], summary["task"]) == ("test", "classification")
+    assert (summary["dataset"], summary["baseline"], summary["seeds"]) == ("digits", "linear", [0, 1])
+    assert set(summary["arms"]) == {"linear", "relu6"}
+    for arm in summary["arms"].values():
+        assert arm["parameters"] == summary["arms"]["linear"]["parameters"] > 1000
+        assert arm["multiply_adds"] > 0
+        # Fractions of 50 images
+        assert all((accuracy * 50) % 1 == pytest.approx(0, abs=1e-9) for accuracy in arm["test_accuracy"])
+        assert len(arm["test_accuracy"]) == len(arm["test_loss"]) == 2
+    (comparison,) = summary["comparisons"]
+    assert set(comparison) == {
+        "arm", "baseline", "metric", "n", "mean_difference", "ci95", "p_value", "p_holm", "baseline_spread", "verdict", "paper"
+    }  # fmt: skip
+    assert comparison["metric"] == "test_accuracy"
+    assert comparison["paper"] == {"difference": -0.006, "where": "Fig. 6a", "how": "digitized"}
+    assert (comparison["n"], comparison["verdict"]) == (2, "inconclusive")
+    assert summary["environment"] == ENVIRONMENT
+    assert {record.split for record in records} == {"train", "validation", "test"}
+
+
+def test_the_budget_is_of_whole_batches(tiny):
+    study = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, images=47))
+    budget = describe(study, tiny, None, "", {})["budget"]
+    assert budget == {
+        "epochs": None, "steps": 2, "images": 32, "train_images": 70, "validation_images": 30, "test_images": 50
+    }  # fmt: skip
+
+
+def test_a_run_without_a_test_is_named(finished):
+    records = [r for r in finished.records if (r.arm, r.seed, r.split) != ("relu6", 1, "test")]
+    with pytest.raises(UserError, match="the test result of relu6, seed 1, is missing; the study is not finished"):
+        summarize(finished.summary, records)
+
+
+def test_a_summary_is_made_again_of_itself_and_the_records(finished):
+    assert summarize(finished.summary, finished.records) == finished.summary
+
+
+def test_speeds_are_as_far_as_known():
+    records = [Record("a", seed, 1, "train", 0.0, {}, 16, speed) for seed, speed in ((0, 10.0), (1, 30.0), (2, None))]
+    timings = [{"arms": ["a", "b"], "compile_seconds": 3.0}]
+    assert speeds(records, timings) == {
+        "a": {"images_per_second": 20.0, "compile_seconds": 3.0},
+        "b": {"compile_seconds": 3.0},
+    }
+
+
+# --- Another task ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointing(toy.Pointing):
+    """As tasks are made of a data set's classes."""
+
+    num_classes: int
+    label_smoothing: float = 0.0
+
+
+@pytest.fixture(scope="module")
+def pointing(tmp_path_factory):
+    """A study of a task whose metric is a distance, lower being better: (folder, what came of it)."""
+    arms = (
+        Arm("linear", value=1.0, series="1"),
+        Arm("relu6", {"bottleneck_activation": "relu6"}, PaperResult(0.5, "Fig. 0", "guessed"), value=2.0, series="1"),
+    )
+    study = dataclasses.replace(STUDY, dataset="bright", task="pointing", arms=arms)
+    folder = tmp_path_factory.mktemp("pointing") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "pointing", Pointing)
+        assert study_metric(study) is Pointing.metric
+        trained = run(toy.pointing_dataset(), folder, study)
+        write_files(trained.summary, trained.records, folder)
+        yield folder, trained
+
+
+def test_the_metric_of_another_task_decides(pointing):
+    folder, (summary, records, _, log) = pointing
+    assert summary["task"] == "pointing"
+    tests = {(r.arm, r.seed): r.metrics for r in records if r.split == "test"}
+    for name, arm in summary["arms"].items():
+        assert arm["test_distance"] == [tests[name, seed]["distance"] for seed in (0, 1)]
+        assert arm["mean"] == pytest.approx(sum(arm["test_distance"]) / 2)
+        assert "test_accuracy" not in arm
+    assert summary["comparisons"][0]["metric"] == "test_distance"
+    # What is no sum comes from the evaluator.
+    assert all("median_distance" in metrics for metrics in tests.values())
+    assert f"linear seed 0: test distance in pixels {tests['linear', 0]['distance']:.3f}, loss" in log
+    assert "validation distance in pixels" in log
+    assert "%" not in log
+    network = open_network(folder / "checkpoints" / "relu6-0")
+    assert network.task == Pointing(2)
+
+
+def test_figure_and_report_speak_of_another_tasks_metric(pointing):
+    folder, (summary, records, _, _) = pointing
+    page = (folder / "report.html").read_text()
+    assert "distance in pixels" in page
+    assert read_study(folder)[0] == json.loads((folder / "summary.json").read_text())
+    assert "distance in pixels" in [column.header.removeprefix("test ") for column in arms_table(summary).columns]
+    for text in (page, sentence(summary["comparisons"][0], metric_of(summary))):
+        # Of percents, only those of an interval; and of CSS.
+        percents = text.replace("95 %", "").replace("width: 100%", "")
+        assert "%" not in percents
+        assert "percentage" not in text
+        assert "ccuracy" not in text
+    from mnv2_jax.ablation import figures
+
+    for kind, axis in (("arms", ""), ("sweep", "t"), ("tradeoff", ""), ("grid", "a|b")):
+        figure = figures.draw({**summary, "figure": kind, "axis": axis}, records)
+        figure.draw_without_rendering()
+        texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+        assert any("distance in pixels" in text for text in texts), kind
+        assert not [text for text in texts if "%" in text.replace("95 %", "") or "ccuracy" in text], kind
+        figures.plt.close(figure)
+
+
+@pytest.mark.parametrize(("higher", "verdict"), [(True, "better"), (False, "worse")])
+def test_the_verdict_goes_by_which_way_is_better(finished, monkeypatch, higher, verdict):
+    metric = dataclasses.replace(Pointing.metric, higher_is_better=higher)
+    monkeypatch.setitem(TASKS, "pointing", type("Task", (), {"metric": metric}))
+    described = {**finished.summary, "task": "pointing", "seeds": list(range(6))}
+    records = [
+        Record(arm, seed, 4, "test", 0.0, {"distance": seed / 10 + (arm == "relu6"), "loss": 1.0}, 50)
+        for arm in ("linear", "relu6")
+        for seed in range(6)
+    ]
+    (comparison,) = summarize(described, records)["comparisons"]
+    assert (comparison["mean_difference"], comparison["verdict"]) == (1, verdict)
+
+
+def test_studies_know_of_no_tasks_metric_but_by_asking():
+    """Of accuracy they speak where the paper's own number is meant."""
+    folder = Path(mnv2_jax.ablation.__file__).parent
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        for line in path.read_text().splitlines()
+        if "accuracy" in line.lower() and "top-1 accuracy" not in line
+    ]
+    assert found == []

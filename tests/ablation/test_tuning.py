@@ -1,0 +1,130 @@
+"""The choice of each arm's learning rate."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ablation.studies import STUDY, run
+from mnv2_jax.ablation import study as study_module
+from mnv2_jax.ablation import tuning
+from mnv2_jax.ablation.arms import learner_of
+from mnv2_jax.tasks.metric import Metric
+from mnv2_jax.training.devices import Devices
+from mnv2_jax.training.evaluation import fetch
+from mnv2_jax.training.trainer import Member
+
+ACCURACY = Metric("accuracy", "accuracy")
+TUNED = dataclasses.replace(STUDY, tune=True)
+
+
+def trials(*found):
+    """Of (rate, metric, loss), all of one arm."""
+    return [
+        {"arm": "a", "seed": 1000 + index, "rate": rate, "accuracy": value, "loss": loss}
+        for index, (rate, value, loss) in enumerate(found)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny, tmp_path_factory):
+    """(folder, what came of a study whose learning rates were chosen)."""
+    folder = tmp_path_factory.mktemp("tuned") / "out"
+    return folder, run(tiny, folder, TUNED)
+
+
+def tried(folder):
+    return [json.loads(line) for line in (folder / "tuning.jsonl").read_text().splitlines()]
+
+
+def test_a_learning_rate_is_chosen_for_each_arm_without_the_test_split(tuned):
+    folder, trained = tuned
+    found = tried(folder)
+    assert len(found) == 2 * len(tuning.RATES) * len(tuning.SEEDS)
+    assert "linear at learning rate 0.01, seed 1000: validation accuracy" in trained.log
+    for name, arm in trained.summary["arms"].items():
+        means = {}
+        for trial in found:
+            if trial["arm"] == name:
+                means.setdefault(trial["rate"], []).append(trial["accuracy"])
+        best = max(sum(values) for values in means.values())
+        assert sum(means[round(arm["learning_rate"] / STUDY.training.learning_rate, 6)]) == best
+    # Trials leave no records, networks or tests behind.
+    assert {record.seed for record in trained.records} == {0, 1}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"linear-0", "linear-1", "relu6-0", "relu6-1"}
+    assert trained.log.count(": test accuracy") == 4
+
+
+def test_nothing_is_tried_twice(tuned, tiny):
+    folder, trained = tuned
+    before = tried(folder)
+    again = run(tiny, folder, TUNED)
+    assert (again.runs, again.summary) == (0, trained.summary)
+    assert tried(folder) == before
+
+
+def test_trials_that_were_interrupted_are_continued(tuned, tiny, tmp_path):
+    """Two trials and a run are missing."""
+    folder, trained = tuned
+    out = shutil.copytree(folder, tmp_path / "out")
+    trials, records = (out / "tuning.jsonl").read_text(), (out / "metrics.jsonl").read_text()
+    (out / "tuning.jsonl").write_text("".join(trials.splitlines(keepends=True)[:-2]))
+    kept = [line for line in records.splitlines(keepends=True) if '"arm": "relu6", "seed": 1' not in line]
+    (out / "metrics.jsonl").write_text("".join(kept))
+    again = run(tiny, out, TUNED)
+    assert again.runs == 1
+    assert again.log.count(" at learning rate ") == 2
+    assert tried(out) == tried(folder)
+    assert again.summary == trained.summary
+
+
+def test_a_learning_rate_that_diverges_is_one_not_to_choose(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "RATES", (1.0, 1e30))
+    monkeypatch.setattr(tuning, "SEEDS", (1000,))
+    trained = run(tiny, tmp_path / "out", TUNED)
+    for name in ("linear", "relu6"):
+        assert f"{name} at learning rate 2e+28, seed 1000: diverged" in trained.log
+        assert trained.summary["arms"][name]["learning_rate"] == 0.02
+
+
+def test_a_factor_of_the_learning_rate_is_the_learning_rate(tiny):
+    """A run at twice the rate is the run whose rate is twice as high, to rounding."""
+
+    def losses(study, *rates):
+        """Of each run at each of four steps."""
+        learner = learner_of(study, study.arms, tiny)
+        programs = study_module.trace_programs(learner, tiny, study.training, Devices.create(2, 1))()
+        state, found = programs.start([Member("linear", 0, rate) for rate in rates]), []
+        for _ in range(4):
+            state, totals, _ = programs.train(state, programs.no_totals(), tiny.train)
+            found.append([sums["loss"] for sums in fetch(totals)])
+        return np.transpose(found)
+
+    twice, once = losses(TUNED, 2.0, 1.0)
+    high = dataclasses.replace(TUNED, training=dataclasses.replace(STUDY.training, learning_rate=0.04))
+    np.testing.assert_allclose(losses(high, 1.0, 1.0)[0], twice, rtol=1e-5)
+    # The rate shows from the third step on: the first warms up from nothing.
+    assert abs(twice[3] - once[3]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "best"),
+    [
+        (ACCURACY, [(0.5, 0.8, 1.0), (1.0, 0.9, 1.0), (2.0, 0.7, 1.0)], 1.0),
+        # Of means, not of the best trial.
+        (ACCURACY, [(0.5, 0.8, 1.0), (0.5, 0.8, 1.0), (1.0, 0.9, 1.0), (1.0, 0.6, 1.0)], 0.5),
+        # Of equals, the one with the lower loss.
+        (ACCURACY, [(0.5, 0.8, 0.7), (1.0, 0.8, 0.6), (2.0, 0.8, 0.9)], 1.0),
+        (dataclasses.replace(ACCURACY, higher_is_better=False), [(0.5, 0.8, 1.0), (1.0, 0.9, 1.0)], 0.5),
+        # What diverged is worse than all.
+        (dataclasses.replace(ACCURACY, higher_is_better=False), [(0.5, 0.0, None), (1.0, 0.9, 1.0)], 1.0),
+    ],
+)
+def test_the_best_rate(metric, found, best):
+    assert tuning.best_rates(trials(*found), metric) == {"a": best}
+
+
+def test_of_rates_that_all_diverge_one_is_chosen_all_the_same():
+    assert tuning.best_rates(trials((0.5, 0.0, None), (1.0, 0.0, None)), ACCURACY)["a"] in (0.5, 1.0)

@@ -1,0 +1,109 @@
+"""`python -m mnv2_jax evaluate`."""
+
+import json
+import shutil
+
+import pytest
+from samples import write_folder
+
+from mnv2_jax.training.metrics import read_records
+
+
+@pytest.fixture
+def whole(finished):
+    """The summary of a finished run."""
+    return json.loads((finished / "summary.json").read_text())
+
+
+def test_evaluation_of_a_run_is_what_the_run_says(finished, whole, run, quick):
+    for weights in (finished, finished / "network"):
+        code, output, errors = run("evaluate", "--weights", weights, "--dataset", "digits", "--json")
+        assert (code, errors) == (0, "")
+        found = json.loads(output)
+        assert (found["dataset"], found["split"], found["skipped"]) == ("digits", "test", [])
+        assert found["examples"] == 454
+        for name in ("loss", "accuracy", "top5_accuracy"):
+            assert found[name] == pytest.approx(whole["test"][name], rel=1e-5)
+
+
+def test_a_run_knows_what_it_was_trained_on(finished, run, quick):
+    (last,) = (r for r in read_records(finished / "metrics.jsonl") if (r.step, r.split) == (5, "validation"))
+    code, output, _ = run("evaluate", "--weights", finished, "--split", "validation")
+    assert code == 0
+    assert "digits validation, 134 images, preprocessing keras" in output
+    for name in ("accuracy", "top5_accuracy"):
+        assert f"{name.replace('_', ' '):14} {last.metrics[name]:.2%}" in output
+    assert f"loss           {last.metrics['loss']:.4f}" in output
+
+
+def test_of_a_moving_average_the_last_parameters_can_be_taken(finished, whole, run, quick):
+    """From the checkpoint, since the network that a run leaves is the average."""
+    code, output, errors = run("evaluate", "--weights", finished, "--no-ema", "--json")
+    assert code == 0
+    assert "this is the network after step 5, from a checkpoint of the run" in errors
+    assert json.loads(output)["loss"] != pytest.approx(whole["test"]["loss"], rel=1e-4)
+
+
+def test_a_run_that_is_not_finished_is_evaluated_from_its_checkpoint(finished, whole, run, quick, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(folder / "network")
+    (folder / "summary.json").unlink()
+    code, output, errors = run("evaluate", "--weights", folder, "--json")
+    assert code == 0
+    assert "this is the network after step 5" in errors
+    assert json.loads(output)["loss"] == pytest.approx(whole["test"]["loss"], rel=1e-5)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of images of the classes of `saved` and `hub_network`; one is damaged."""
+    folder = write_folder(tmp_path / "pets", ("bird", "cat", "dog"), images=10)
+    broken = folder / "cat" / "000.jpg"
+    broken.write_bytes(broken.read_bytes()[:500])
+    return folder
+
+
+def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_network, pets):
+    reference, _ = hub_network
+    flags = ["evaluate", "--weights", reference, "--dataset", "folder", "--data-files", pets, "--split", "train"]
+    code, output, errors = run(*flags)
+    assert (code, output) == (2, "")
+    assert "000.jpg cannot be read as an image" in errors
+    assert errors.count("\n") == 1
+    code, output, errors = run(*flags, "--on-bad-image", "skip", "--json")
+    assert (code, errors) == (0, "")
+    found = json.loads(output)
+    (skipped,) = found["skipped"]
+    assert "000.jpg" in skipped
+    assert found["weights"] == reference
+    assert found["examples"] == len(list(pets.rglob("*.jpg"))) * 8 // 10 - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--weights", "nowhere"], "nowhere does not exist"),
+        (["--weights", "gs://bucket/x"], "gs://bucket/x names no weights known here"),
+        (["--weights", "x", "--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
+    ],
+)
+def test_weights_that_are_not_there(refused, arguments, says):
+    assert says in refused("evaluate", *arguments)
+
+
+def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tmp_path):
+    assert "name the images with --dataset" in refused("evaluate", "--weights", saved)
+    folder = ["evaluate", "--weights", saved, "--dataset", "folder"]
+    assert "was trained on a folder of images; name one with --data-files" in refused(*folder)
+    others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)
+    said = refused(*folder, "--data-files", others)
+    assert "the network's classes (cat, dog, bird, ...) are not those of" in said
+    assert "3 classes" in refused("evaluate", "--weights", saved, "--dataset", "digits")
+
+
+def test_a_study_is_not_one_network(refused, tmp_path):
+    folder = tmp_path / "study"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"experiment": "x", "baseline": "linear"}))
+    said = refused("evaluate", "--weights", folder)
+    assert f"{folder} is a study; name one of its networks, {folder / 'checkpoints'}/ARM-SEED" in said

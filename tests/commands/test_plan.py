@@ -1,0 +1,185 @@
+"""`python -m mnv2_jax plan`, without the TPU compiler: what is refused, and what is printed of plans made by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mnv2_jax.commands import plan as command
+from mnv2_jax.errors import UserError
+from mnv2_jax.plan import chips
+from mnv2_jax.plan import plan as library
+from mnv2_jax.plan.chips import CHIPS, Topology
+from mnv2_jax.plan.compiled import Collective
+from mnv2_jax.plan.plan import Plan
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--topology", "v9:2x4"], "--topology must be CHIP:SHAPE, v5e:2x4 for instance, with a chip of v4, v5e"),
+        (["--topology", "v5e:3x3"], "--topology v5e:3x3 is no slice that is offered; v5e has 1x1, 2x2, 2x4"),
+        (["--batch-per-device", "0"], "--batch-per-device must be from 1 to 65536, got 0"),
+        (["--accumulation", "3"], "--accumulation must divide --batch-per-device 128, got 3"),
+        (["--width-multiplier", "-1"], "--width-multiplier must be greater than 0"),
+        (["--num-classes", "0"], "--num-classes must be 1 or more"),
+        (["--step", "both"], "invalid choice 'both'"),
+        (["--compare", "float32"], "--compare takes FLAG=VALUE, dtype=float32 for instance; got 'float32'"),
+        (["--compare", "dtype=float8"], "float8"),
+        (["--compare", "colour=red"], "colour"),
+        (["--compare", "dtype=float32", "--sweep-batch"], "do not go together"),
+        (["--compare", "study=ablate_bottleneck"], "--compare changes settings of a plan, and --study is none"),
+        (["--compare", "=3"], "--compare takes FLAG=VALUE"),
+        (["--topology", "v5e"], "--topology must be CHIP:SHAPE"),
+        (["--sweep-batch", "--batch-per-device", "6", "--accumulation", "3"], "--accumulation 3 does not divide"),
+        (["--study", "ablate_bottleneck", "--sweep-batch", "--dtype", "float32"], "leave --dtype, --sweep-batch out"),
+    ],
+)
+def test_bad_input_is_said_in_one_line(refused, arguments, says):
+    assert says in refused("plan", *arguments)
+
+
+# --- Plans made by hand ----------------------------------------------------------------------------------
+
+
+def by_hand(title, topology, batch):
+    """More than 256 images a chip do not fit."""
+    fits = batch <= 256
+    return Plan(
+        title=title,
+        topology=topology,
+        chips=8,
+        images=8 * batch,
+        memory={"activations": 40_000_000 * batch, "temporary": 0, "batch": 0} if fits else {},
+        hbm_bytes=40_000_000 * batch if fits else 17 * 2**30,
+        flops=2e9 * batch if fits else None,
+        bytes_accessed=4e8 * batch if fits else None,
+        traffic_bytes=180_000_000 * batch if fits else None,
+        collectives=(Collective("all-reduce", 14_000_000, 8),) if fits else (),
+        compile_seconds=90.0,
+    )
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The command's compilations, replaced."""
+
+    def plan(options, topology, batch=None):
+        batch = batch or options.batch_per_device
+        return by_hand(command.title(options, batch), topology, batch)
+
+    def plan_study(study, topology):
+        return [by_hand(", ".join(arm.name for arm in study.arms), topology, 64)]
+
+    monkeypatch.setattr(command, "plan", plan)
+    monkeypatch.setattr(library, "plan_study", plan_study)
+    monkeypatch.setattr(chips, "open_topology", lambda name: Topology(name, CHIPS[name.split(":")[0]], jax.devices()))
+
+
+def test_json_has_what_programs_read(run, planned):
+    code, output, _ = run("plan", "--json")
+    found = json.loads(output)
+    assert code == 0
+    assert {"hbm_bytes", "flops", "bytes_accessed"} <= found["per_chip"].keys()
+    assert found["collectives"] == [{"kind": "all-reduce", "count": 1, "bytes": 14_000_000}]
+    assert found["fits"] is True
+    assert found["bound_by"] == "memory"
+    assert found["images_per_second_upper_bound"] == pytest.approx(8 * 8.19e11 / 1.8e8)
+
+
+def test_two_settings_side_by_side(run, planned):
+    code, output, _ = run("plan", "--compare", "dtype=float32", "batch-norm=global")
+    assert code == 0
+    for text in ("bfloat16", "replica", "float32", "global", "bound by", "cloud.google.com/tpu/docs/v5e"):
+        assert text in output
+    code, output, _ = run("plan", "--json", "--compare", "topology=v6e:2x4")
+    assert [other["topology"] for other in json.loads(output)["others"]] == ["v6e:2x4"]
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_helps(run, planned):
+    code, output, _ = run("plan", "--batch-per-device", "512")
+    assert code == 0
+    assert "needs 17.00 GiB or more of the 15.75 GiB that a v5e gives, 1.25 GiB too much" in " ".join(output.split())
+    assert "--sweep-batch" in output
+
+
+def test_the_sweep_names_the_largest_batch(run, planned):
+    code, output, _ = run("plan", "--sweep-batch", "--batch-per-device", "32")
+    assert code == 0
+    assert "The largest power-of-two batch that fits is 256 a chip" in output
+
+
+# --- Studies ---------------------------------------------------------------------------------------------
+
+STUDY = """
+import dataclasses
+from lying_beside import ARMS
+
+from mnv2_jax.ablation.design import Arm, Study, StudyOptions
+from mnv2_jax.training.config import RECIPES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(StudyOptions):
+    width: float = 0.1
+
+
+def create(options: Options) -> Study:
+    return Study(
+        experiment="mine", question="?", claim="Yes.", dataset="digits", seeds=2, training=RECIPES["small"],
+        model={"width_multiplier": options.width}, arms=tuple(map(Arm, ARMS)),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit("it is planned, not run")
+"""
+
+
+def test_the_programs_of_a_study_are_those_of_its_script(run, planned):
+    code, output, errors = run("plan", "--study", SCRIPT, "--topology", "v6e:2x2")
+    assert (code, errors) == (0, "")
+    assert "Compiling the programs of ablate_bottleneck for v6e:2x2" in output
+    assert "linear, relu6" in " ".join(output.split())
+    assert json.loads(run("plan", "--study", SCRIPT, "--json")[1])["title"] == "linear, relu6"
+
+
+def test_a_study_may_lie_in_any_folder_and_import_what_lies_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(STUDY)
+    (tmp_path / "lying_beside.py").write_text('ARMS = ("a", "b")')
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("mine.py"), tmp_path / "mine.py"):
+        study = command.find_study(path)
+        assert [arm.name for arm in study.arms] == ["a", "b"]
+        assert study.model["width_multiplier"] == 0.1
+        del sys.modules["lying_beside"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("answer = 42", "describes no study: it needs Options, a StudyOptions, and create(options)"),
+        ("class Options: pass\ndef create(options): pass", "describes no study"),
+        ("from mnv2_jax.ablation.design import StudyOptions as Options", "describes no study"),
+        ("Dear diary,", "is no script that runs (SyntaxError: invalid syntax"),
+        ("import nothing_of_that_name", "is no script that runs (ModuleNotFoundError: No module named 'nothing_of"),
+        ("\0\1\2", "is no script that runs ("),
+        (None, "is no script; name one, experiments/ablate_bottleneck.py for instance"),
+    ],
+)
+def test_what_describes_no_study_is_one_line(refused, content, says, tmp_path):
+    path = tmp_path / "x.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as error:
+        command.find_study(path)
+    assert str(error.value).startswith(f"--study {path} {says}")
+    assert f"--study {path} {says}" in refused("plan", "--study", path)
+
+
+def test_a_folder_is_no_script(refused, tmp_path):
+    assert f"--study {tmp_path} is no script; name one" in refused("plan", "--study", tmp_path)

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from experiments.scripts import load
+from mnv2_jax.errors import UserError
+from mnv2_jax.models import create
+
+STAGES = {"mobilenet_v1": ((1, 64, 1, 1), (1, 128, 1, 2)), "mobilenet_v2": ((1, 16, 1, 1), (6, 24, 2, 2))}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load("memory_split")
+
+
+@pytest.fixture
+def few_blocks(monkeypatch):
+    """Networks of two and of three blocks."""
+    whole = create.create_model
+    monkeypatch.setattr(create, "create_model", lambda name, **given: whole(name, stages=STAGES[name], **given))
+
+
+def test_from_flags_to_files(script, few_blocks, tmp_path, capsys):
+    options = script.Options(
+        width_multiplier=0.1, resolution=32, splits=(5, 2, 900), network_splits=(1, 2), rounds=2, out=tmp_path / "out"
+    )
+    script.main(options)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["split"] for row in summary["sweep"]] == [1, 2, 5, summary["inner_channels"]]
+    inner = [row["inner_bytes"] for row in summary["sweep"]]
+    assert inner == sorted(inner, reverse=True)
+    assert [block["block"] for block in summary["blocks"]] == ["block_0", "block_1", "block_2"]
+    assert summary["networks"]["MobileNetV1"]["published_bytes"] is None
+    assert set(summary["networks"]["MobileNetV2"]["measured_bytes"]) == {"1", "2"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "summary.json",
+        "figure.png",
+        "figure.svg",
+    }
+    output = capsys.readouterr().out
+    assert all(line[:40] in output for line in summary["findings"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"splits": (0,)}, "--splits must be numbers of parts from 1 on, got 0"),
+        ({"network_splits": ()}, "--network-splits must be numbers of parts from 1 on, got none"),
+        ({"resolution": 0}, "--resolution must be from 1"),
+        ({"width_multiplier": 0.0}, "--width-multiplier must be greater than 0"),
+        ({"rounds": 0}, "--rounds must be 1 or more, got 0"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(script, tmp_path, flags, says):
+    with pytest.raises(UserError, match=says):
+        script.main(script.Options(out=tmp_path / "out", **flags))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.tpu_compiler
+def test_splitting_saves_memory_on_a_tpu(script, tmp_path):
+    options = script.Options(splits=(1, 5), network_splits=(1,), rounds=1, topology="v5e:1x1", out=tmp_path / "out")
+    script.main(options)
+    whole, parts = json.loads((tmp_path / "out" / "summary.json").read_text())["sweep"]
+    assert parts["tpu_activation_bytes"] < 0.8 * whole["tpu_activation_bytes"]

@@ -1,0 +1,56 @@
+"""The script without the TPU compiler: with the plans that were made with it."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from experiments.scripts import EXPERIMENTS, load
+
+RESULTS = EXPERIMENTS / "results" / "plan_scaling"
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The plans that were made, and the slices that are compiled for."""
+    for name in ("config.json", "plans.json"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        shutil.copy(RESULTS / name, tmp_path / "out")
+    script, compiled = load("plan_scaling"), []
+    plans = json.loads((RESULTS / "plans.json").read_text())
+
+    def plan(options, topology):
+        compiled.append(topology.name)
+        found = {**plans["v5e:2x4"], "chips": 16, "topology": topology.name}
+        return SimpleNamespace(fits=True, to_json=lambda: found)
+
+    monkeypatch.setattr(script, "open_topology", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(script.plan, "plan", plan)
+    return compiled
+
+
+def test_what_has_been_compiled_is_kept(command, made, tmp_path, capsys):
+    assert command("plan_scaling", "--out", "out") == 0
+    assert made == []
+    kept = json.loads((RESULTS / "summary.json").read_text())["plans"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["plans"] == kept
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"figure.png", "figure.svg", "plans.json"}
+    assert "images a second, at most" in capsys.readouterr().out
+
+
+def test_another_slice_is_compiled_for(command, made, tmp_path):
+    assert command("plan_scaling", "--out", "out", "--topologies", "v5e:2x4", "v5e:4x4") == 0
+    assert made == ["v5e:4x4"]
+    assert "v5e:4x4" in json.loads((tmp_path / "out" / "plans.json").read_text())
+
+
+def test_other_settings_are_another_plan(command, made, capsys):
+    assert command("plan_scaling", "--out", "out", "--batch-per-device", "64") == 2
+    assert "batch_per_device is 128 there and 64 here" in capsys.readouterr().err
+
+
+def test_damaged_plans_are_named(command, made, tmp_path, capsys):
+    (tmp_path / "out" / "plans.json").write_text('{"v5e:1x1": {}}')
+    assert command("plan_scaling", "--out", "out") == 2
+    assert "plans.json is damaged, or of another version" in capsys.readouterr().err

@@ -1,0 +1,27 @@
+import shutil
+
+from experiments.scripts import EXPERIMENTS
+
+FOLDERS = ("ablate_bottleneck_digits", "compare_v1_v2_digits")
+
+
+def test_finished_studies_are_made_again_and_joined(command, tmp_path, capsys):
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
+        for file in ("summary.json", "metrics.jsonl"):
+            shutil.copy(EXPERIMENTS / "results" / name / file, tmp_path / name / file)
+    assert command("report", *FOLDERS, "--out", "all.html") == 0
+    assert capsys.readouterr().out.split() == [*(f"{name}/report.html" for name in FOLDERS), "all.html"]
+    for name in FOLDERS:
+        made, kept = (folder / name / "summary.json" for folder in (tmp_path, EXPERIMENTS / "results"))
+        assert made.read_bytes() == kept.read_bytes()
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            "summary.json", "metrics.jsonl", "figure.png", "figure.svg", "report.html"
+        }  # fmt: skip
+    page = (tmp_path / "all.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Is MobileNetV2 better than MobileNetV1?" in page
+
+
+def test_what_is_no_study_is_named(refused, tmp_path):
+    assert "nowhere holds no finished study" in refused("report", "nowhere")

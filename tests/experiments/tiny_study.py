@@ -1,0 +1,23 @@
+"""A script as a process of its own, its network cut down to one block: for `test_ablate_bottleneck.py`.
+
+python tiny_study.py SCRIPT FLAGS
+"""
+
+import runpy
+import sys
+
+from mnv2_jax.ablation import design
+
+STAGES = ((1, 16, 1, 1),)
+_shared_settings = design.shared_settings
+
+
+def shared_settings(options):
+    """As the scripts' own, with one block."""
+    return {**_shared_settings(options), "stages": STAGES}
+
+
+if __name__ == "__main__":
+    design.shared_settings = shared_settings
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,132 @@
+"""A split, once: every example counted once, whatever the batch, the devices and the task."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from samples import write_folder
+from toy import Pointing, pointing_dataset
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.network import OWN, Network
+from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.training import evaluation
+from mnv2_jax.training.devices import Devices
+from mnv2_jax.training.evaluation import evaluate_network, evaluate_on, evaluation_size, fetch, metrics_of
+
+
+class ConstantLogits(nn.Module):
+    num_classes: int = 10
+
+    def __call__(self, images, train=False, index=None):
+        return jnp.zeros((len(images), self.num_classes)).at[:, 3].set(1.0)
+
+
+class Brightest(nn.Module):
+    """Points at the brightest pixel, and `right` pixels beside it."""
+
+    right: float = 0.0
+
+    def __call__(self, images, train=False, index=None):
+        _, height, width, _ = images.shape
+        pixel = jnp.argmax(images.reshape(-1, height * width), axis=1)
+        return jnp.stack([pixel // width + 0.5, pixel % width + 0.5 + self.right], axis=1)
+
+
+def network_of(model, task, resolution=12, **changes):
+    nothing = {"params": {}, "batch_stats": {}}
+    return Network(model, nothing, task, OWN, "keras", resolution, image_channels=1, **changes)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_constant_network_scores_what_it_must_on_eight_devices(tiny, monkeypatch, size):
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", size)
+    metrics = evaluate_network(network_of(ConstantLogits(), Classification(10)), tiny, "test")
+    assert metrics["examples"] == 50
+    assert metrics["accuracy"] == np.mean(tiny.test.targets == 3) > 0
+
+
+def test_a_task_of_any_kind_is_evaluated(monkeypatch):
+    """Its sums, a vector among them, and what its evaluator makes of every prediction, padding left out."""
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 8)
+    metrics = evaluate_network(network_of(Brightest(right=2.0), Pointing()), pointing_dataset(), "test")
+    assert metrics == {
+        "examples": 30,
+        "loss": 2.0,
+        "distance": 2.0,
+        "row_error": 0.0,
+        "column_error": 2.0,
+        "median_distance": 2.0,
+    }
+
+
+def test_a_split_without_images_is_refused():
+    with pytest.raises(UserError, match="the split test has no images"):
+        evaluate_network(network_of(ConstantLogits(), Classification(10)), Nothing(), "test")
+
+
+class Nothing:
+    """As much of a data set as is asked for before anything else."""
+
+    image_shape, train_images, class_names, num_classes, preprocessing = (12, 12, 1), 0, (), 0, "keras"
+    targets = Pointing.targets
+
+    def evaluation(self, split, batch_size, process=0, processes=1):
+        return iter(())
+
+    count = fingerprint = at = prepared_as = train_data = evaluation
+
+
+@pytest.mark.parametrize(("runs", "per_run", "expected"), [(1, 8, 256), (2, 3, 255), (8, 1, 256), (1, 1, 256)])
+def test_batches_of_evaluation_divide_by_the_devices_of_a_run(runs, per_run, expected):
+    assert evaluation_size(Devices.create(runs, per_run)) == expected
+
+
+def test_sums_of_any_shape_are_fetched_run_by_run():
+    totals = {"examples": jnp.array([4.0, 2.0]), "moments": jnp.arange(8.0).reshape(2, 2, 2)}
+    first, second = fetch(totals)
+    assert (first["examples"], second["examples"]) == (4.0, 2.0)
+    assert isinstance(first["examples"], float)
+    np.testing.assert_array_equal(second["moments"], [[4, 5], [6, 7]])
+
+
+def test_how_many_examples_were_counted_is_among_the_metrics():
+    sums = {"examples": 4.0, "loss": 2.0, "correct": 1.0, "correct_top5": 3.0}
+    expected = {"loss": 0.5, "accuracy": 0.25, "top5_accuracy": 0.75, "examples": 4}
+    assert metrics_of(Classification(10), sums) == expected
+
+
+# --- On a data set by its name ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("evaluation") / "pets", images=6)
+
+
+def test_images_are_prepared_as_the_network_wants_them(folder):
+    """Their size and channels; here by one that looks at nothing."""
+
+    class Second(ConstantLogits):
+        def __call__(self, images, train=False, index=None):
+            assert images.shape[1:] == (20, 20, 1)
+            return jnp.zeros((len(images), 2)).at[:, 1].set(1.0)
+
+    network = network_of(Second(2), Classification(2), resolution=20, class_names=("cat", "dog"))
+    metrics, skipped = evaluate_on(network, "folder", "train", folder)
+    assert skipped == []
+    assert metrics["examples"] > 0
+    assert 0 < metrics["accuracy"] < 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "says"),
+    [
+        (3, None, "the network has 3 classes and folder 2"),
+        (2, ("bird", "cat"), r"the network's classes \(bird, cat, ...\) are not those of .* \(cat, dog, ...\)"),
+    ],
+)
+def test_other_classes_are_refused(folder, classes, names, says):
+    network = network_of(ConstantLogits(classes), Classification(classes), class_names=names)
+    with pytest.raises(UserError, match=says):
+        evaluate_on(network, "folder", "test", folder)

@@ -1,0 +1,421 @@
+"""A group of runs: side by side what each is alone, resumed to the same bits, and of any task."""
+
+import dataclasses
+import functools
+import io
+import shutil
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import MedianDistance, Pointing, pointing_dataset, pointing_stream
+from training.runs import NEVER, compile_programs, results, train
+
+from mnv2_jax.errors import Diverged, Preempted, UserError
+from mnv2_jax.models.layers import BatchNorm, find_activation
+from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.training import trainer as trainer_module
+from mnv2_jax.training.checkpoint import tree_digest
+from mnv2_jax.training.config import Recipe
+from mnv2_jax.training.devices import Devices
+from mnv2_jax.training.finetune import Start
+from mnv2_jax.training.trainer import Member, evaluation_shapes
+
+RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
+LOG = {"log_every": 2}
+# Four steps, evaluated after the second and the fourth.
+PAIR = (Member("a", 3), Member("b", 5))
+
+
+class Small(nn.Module):
+    """A network of a user's own: no backbone, and nothing in it knows of classes."""
+
+    outputs: int
+    batch_norm_axis: str | None = None
+    bottleneck_activation: Any = "linear"
+
+    @nn.compact
+    def __call__(self, images, train=False, index=None):
+        x = nn.Conv(4, (3, 3), (2, 2), use_bias=False)(images)
+        x = BatchNorm(momentum=0.9, axis_name=self.batch_norm_axis)(x, train)
+        x = find_activation(self.bottleneck_activation)(x)
+        return nn.Dense(self.outputs)(x.reshape(len(x), -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Classification):
+    """Classification that tells which images it sees: a sum that differs if one pixel of one image does."""
+
+    def zeros(self):
+        return {**super().zeros(), "pixels": np.zeros((), np.float32)}
+
+    def sums(self, outputs, batch, train):
+        weights = jnp.arange(batch.images[0].size).reshape(batch.images.shape[1:])
+        pixels = jnp.sum(batch.images * weights, axis=(1, 2, 3)) * batch.weights
+        return {**super().sums(outputs, batch, train), "pixels": jnp.sum(pixels)}
+
+    def metrics(self, sums):
+        return {**super().metrics(sums), "pixels": float(sums["pixels"])}
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny):
+    """Programs for so many runs, a device each."""
+
+    @functools.cache
+    def of(runs, activation="linear", **learner):
+        recipe = dataclasses.replace(RECIPE, learning_rate=learner.pop("learning_rate", RECIPE.learning_rate))
+        network = Small(10, bottleneck_activation=activation)
+        return compile_programs(network, Watched(10), tiny, recipe, Devices.create(runs, 1), **learner)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def whole(compiled, tiny, tmp_path_factory):
+    """The pair, trained without a stop."""
+    return train(compiled(2), tiny, RECIPE, PAIR, tmp_path_factory.mktemp("pair"), LOG, tested=True)
+
+
+# --- Runs side by side -----------------------------------------------------------------------------------
+
+
+def test_runs_side_by_side_are_what_they_are_alone(compiled, tiny, whole, tmp_path):
+    for member in PAIR:
+        folder = tmp_path / member.arm
+        alone = train(compiled(1), tiny, RECIPE, [member], folder, LOG, tested=True, save_seconds=NEVER)
+        together = [record for record in whole.records if record.arm == member.arm]
+        for one, other in zip(alone.records, together, strict=True):
+            assert (one.step, one.split, one.images) == (other.step, other.split, other.images)
+            assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
+    losses = {record.arm: record.metrics["loss"] for record in whole.records}
+    assert losses["a"] != losses["b"]
+
+
+def test_all_that_is_measured_is_recorded_in_order(whole):
+    expected = [(2, "train", 32), (2, "validation", 30), (4, "train", 32), (4, "validation", 30), (4, "test", 50)]
+    for member in PAIR:
+        own = [record for record in whole.records if (record.arm, record.seed) == member[:2]]
+        assert [(record.step, record.split, record.images) for record in own] == expected
+        assert {"loss", "accuracy", "top5_accuracy", "pixels"} == set(own[0].metrics)
+        seconds = [record.wall_seconds for record in own]
+        assert seconds == sorted(seconds)
+        assert [record.images_per_second is not None for record in own] == [True, False, True, False, False]
+
+
+def test_runs_that_share_a_program_are_those_that_have_their_own(compiled, tiny, whole, tmp_path):
+    """Two activations and two learning rates in one program, beside each network compiled alone."""
+    shared = compiled(2, activations=("linear", "relu6"), rated=True)
+    members = (Member("linear", 3), Member("relu6", 3, rate=0.5, choice=1))
+    rates = np.array([0.1, 0.2, 0.3, 0.4])
+    together = train(shared, tiny, RECIPE, members, tmp_path / "both", LOG, rates=rates, save_seconds=NEVER)
+    of_relu6 = compiled(1, "relu6", learning_rate=RECIPE.learning_rate / 2)
+    alone = train(of_relu6, tiny, RECIPE, [Member("relu6", 3)], tmp_path / "alone", LOG, save_seconds=NEVER)
+    for arm, expected in (("linear", whole.records), ("relu6", alone.records)):
+        own = [record for record in together.records if record.arm == arm]
+        for record in own:
+            (other,) = (e for e in expected if (e.seed, e.step, e.split) == (3, record.step, record.split))
+            metrics = {name: value for name, value in record.metrics.items() if name != "learning_rate"}
+            assert metrics == pytest.approx(other.metrics, rel=1e-5)
+        factor = {"linear": 1, "relu6": 0.5}[arm]
+        logged = [record.metrics["learning_rate"] for record in own if record.split == "train"]
+        assert logged == pytest.approx([factor * 0.2, factor * 0.4])
+    assert len({record.metrics["loss"] for record in together.records if record.step == 4}) == 4
+
+
+def test_arms_are_paired_by_seed(compiled, tiny, tmp_path):
+    """Another activation changes neither the initial weights nor the images of a seed."""
+    shared = compiled(2, activations=("linear", "relu6"), rated=True)
+    members = (Member("linear", 7), Member("relu6", 7, choice=1))
+    state = jax.device_get(shared.start(members))
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), (state.params, state.batch_stats))
+    found = train(shared, tiny, RECIPE, members, tmp_path, {"log_every": 1}, save_seconds=NEVER).records
+    pixels = {arm: [r.metrics["pixels"] for r in found if r.arm == arm and r.split == "train"] for arm, *_ in members}
+    assert pixels["linear"] == pixels["relu6"]
+    assert len(set(pixels["linear"])) == 4
+
+
+def test_a_run_that_fills_up_the_group_is_recorded_once(compiled, tiny, whole, tmp_path):
+    found = train(compiled(2), tiny, RECIPE, PAIR[:1] * 2, tmp_path, LOG, tested=True, save_seconds=NEVER)
+    assert results(found.records) == [result for result in results(whole.records) if result[0] == "a"]
+
+
+# --- The loop --------------------------------------------------------------------------------------------
+
+
+def wrapped(programs, before=lambda: None, after=lambda state, totals: totals):
+    """Programs whose step tells."""
+
+    def step(state, totals, value):
+        before()
+        state, totals, token = programs.train(state, totals, value)
+        return state, after(state, totals), token
+
+    return dataclasses.replace(programs, train=step)
+
+
+def test_a_loss_that_is_no_number_stops_the_runs_and_names_the_step(compiled, tiny, whole, tmp_path):
+    """Here of the second run's third step; what is logged of the first two comes before."""
+
+    def broken(state, totals):
+        bad = (np.asarray(state.step) >= 3) & np.array([False, True])
+        return {**totals, "finite_steps": totals["finite_steps"] - bad.astype(np.float32)}
+
+    says = "the loss of step 3 is not a finite number; take a smaller --learning-rate"
+    with pytest.raises(Diverged, match=says) as error:
+        train(wrapped(compiled(2), after=broken), tiny, RECIPE, PAIR, tmp_path, LOG, save_seconds=NEVER)
+    assert error.value.runs == (1,)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len([record for record in whole.records if record.step == 2])
+
+
+def test_one_compilation_a_run(compiled, tiny, tmp_path):
+    """Each program once, and nothing in the steps between."""
+    began, heard = [], []
+    programs = wrapped(compiled(2), before=lambda: began.append(True))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: heard.append(name) if began and "compile" in name else None
+    )
+    try:
+        train(programs, tiny, RECIPE, PAIR, tmp_path, {"log_every": 1}, save_seconds=NEVER)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(began) == 4
+    assert heard == []
+
+
+def test_the_devices_are_waited_for_at_the_end_of_an_interval_only(compiled, tiny, monkeypatch, tmp_path):
+    """Metrics of an interval are fetched when the next one has been given to the devices."""
+    happened = []
+    fetch = trainer_module.fetch
+    monkeypatch.setattr(trainer_module, "fetch", lambda totals: happened.append("fetch") or fetch(totals))
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda tree: happened.append("wait") or wait(tree))
+    programs = wrapped(compiled(2), before=lambda: happened.append("step"))
+    recipe = dataclasses.replace(RECIPE, epochs=2, evaluations=1)
+    train(programs, tiny, recipe, PAIR, tmp_path, {"log_every": 3}, save_seconds=NEVER)
+    # Of steps 1-3 after step 6; of 4-6 and 7-8 at the end. Before the first step the initial states are waited for.
+    assert happened == ["wait"] + ["step"] * 6 + ["fetch"] + ["step"] * 2 + ["fetch"] * 2
+
+
+# --- Stopped and continued -------------------------------------------------------------------------------
+
+
+def at(step):
+    return lambda done: done == step
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_group_that_was_stopped_is_the_one_that_was_not(compiled, tiny, whole, tmp_path, step):
+    """Stopped after an evaluation's step the state is saved first, and evaluated when the runs continue."""
+    with pytest.raises(Preempted, match=f"saved after step {step}; the same command continues from there"):
+        train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, should_stop=at(step))
+    said = io.StringIO()
+    found = train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, tested=True, said=said)
+    assert f"resuming from step {step}" in said.getvalue()
+    assert tree_digest(found.state) == tree_digest(whole.state)
+    evaluated = [result for result in results(whole.records) if result[3] != "train"]
+    assert [result for result in results(found.records) if result[3] != "train"] == evaluated
+
+
+def test_where_results_come_soon_the_state_is_saved_seldom(compiled, tiny, tmp_path):
+    """Every evaluation has a checkpoint, unless the last was less than so many seconds ago; then the end has none."""
+    for folder, seconds, expected in (("often", 0.0, {2, 4}), ("seldom", 1e-6, {2}), ("never", NEVER, set())):
+        train(compiled(2), tiny, RECIPE, PAIR, tmp_path / folder, LOG, save_seconds=seconds)
+        assert {int(path.name) for path in (tmp_path / folder / "checkpoints").iterdir()} == expected
+
+
+def damage(checkpoints):
+    for path in checkpoints.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+
+
+def test_runs_whose_checkpoint_cannot_be_read_start_from_their_beginning(compiled, tiny, whole, tmp_path):
+    """Where checkpoints are disposable, as a study's are; elsewhere they raise, and nothing is lost."""
+    with pytest.raises(Preempted):
+        train(compiled(2), tiny, RECIPE, PAIR, tmp_path / "runs", LOG, should_stop=at(3))
+    damage(tmp_path / "runs" / "checkpoints" / "3")
+    shutil.copytree(tmp_path / "runs", tmp_path / "kept")
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(of steps 3, 2\) can be read") as error:
+        damage(tmp_path / "kept" / "checkpoints" / "2")
+        train(compiled(2), tiny, RECIPE, PAIR, tmp_path / "kept", LOG)
+    assert "\n" not in str(error.value)
+    assert {path.name for path in (tmp_path / "kept" / "checkpoints").iterdir()} == {"2", "3"}
+
+    said = io.StringIO()
+    found = train(compiled(2), tiny, RECIPE, PAIR, tmp_path / "kept", LOG, disposable=True, tested=True, said=said)
+    assert "can be read" in said.getvalue()
+    assert "these runs start from their beginning" in said.getvalue()
+    assert "resuming" not in said.getvalue()
+    assert results(found.records) == results(whole.records)
+    assert tree_digest(found.state) == tree_digest(whole.state)
+    names = {path.name for path in (tmp_path / "kept" / "checkpoints").iterdir()}
+    assert names == {"2", "4", "damaged-2", "damaged-3"}
+
+
+def test_one_damaged_checkpoint_is_no_beginning_where_another_can_be_read(compiled, tiny, whole, tmp_path):
+    with pytest.raises(Preempted):
+        train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, should_stop=at(3))
+    damage(tmp_path / "checkpoints" / "3")
+    said = io.StringIO()
+    found = train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, disposable=True, said=said)
+    assert "the checkpoint of step 3 cannot be read" in said.getvalue()
+    assert "resuming from step 2" in said.getvalue()
+    assert tree_digest(found.state) == tree_digest(whole.state)
+
+
+def test_of_two_runs_one_starts_from_weights(compiled, tiny, whole, tmp_path):
+    """The other is what it is without them, and both are continued as they began."""
+    given = jax.tree.map(lambda leaf: leaf[0] + 0.25, jax.device_get(whole.state.variables()))
+    start = Start(given, ())
+    members = (PAIR[0]._replace(started=True), PAIR[1]._replace(started=False))
+    before = tree_digest(start.variables)
+    found = train(compiled(2), tiny, RECIPE, members, tmp_path / "whole", LOG, start=start)
+    assert tree_digest(start.variables) == before
+    own = [[result for result in results(records) if result[0] == "b"] for records in (found.records, whole.records)]
+    assert own[0] == [result for result in own[1] if result[3] != "test"]
+
+    state = start.overlay(compiled(2).start(members), compiled(2).learner, compiled(2).devices, [True, False])
+    fresh = jax.device_get(compiled(2).start(members))
+    for index, expected in enumerate([given, jax.tree.map(lambda leaf: leaf[1], fresh.variables())]):
+        jax.tree.map(lambda leaf, e, i=index: np.testing.assert_array_equal(leaf[i], e), state.variables(), expected)
+
+    with pytest.raises(Preempted):
+        train(compiled(2), tiny, RECIPE, members, tmp_path / "stopped", LOG, start=start, should_stop=at(1))
+    again = train(compiled(2), tiny, RECIPE, members, tmp_path / "stopped", LOG, start=start)
+    assert tree_digest(again.state) == tree_digest(found.state)
+
+
+def test_steps_are_profiled_as_asked(compiled, tiny, tmp_path):
+    execution = {**LOG, "profile": "2:3"}
+    train(compiled(2), tiny, RECIPE, PAIR, tmp_path, execution, trace=tmp_path / "trace", save_seconds=NEVER)
+    assert [path for path in (tmp_path / "trace").rglob("*") if path.is_file()]
+
+
+# --- Any task --------------------------------------------------------------------------------------------
+
+
+class Recording(MedianDistance):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.batches = []
+
+    def metrics(self, batches):
+        self.batches = list(batches)
+        return super().metrics(self.batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class PointingAndMoments(Pointing):
+    """Pointing with a matrix among its sums: of the products of both coordinates' errors."""
+
+    evaluator: Recording = dataclasses.field(default_factory=Recording)
+
+    def zeros(self):
+        return {**super().zeros(), "moments": np.zeros((2, 2), np.float32)}
+
+    def sums(self, outputs, batch, train):
+        errors = (outputs - batch.targets) * batch.weights[:, None]
+        return {**super().sums(outputs, batch, train), "moments": errors.T @ errors}
+
+    def metrics(self, sums):
+        moments = np.asarray(sums["moments"]) / sums["examples"]
+        return {**super().metrics(sums), "trace": float(np.trace(moments)), "mixed": float(moments[0, 1])}
+
+
+POINTING = dataclasses.replace(RECIPE, epochs=2, learning_rate=0.002, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def pointing():
+    return pointing_dataset()
+
+
+@pytest.fixture(scope="module")
+def pointed(pointing, tmp_path_factory):
+    """Trained on so many devices; and what its evaluator was given of the test split."""
+
+    @functools.cache
+    def of(count, parallel="jit"):
+        task = PointingAndMoments()
+        programs = compile_programs(
+            Small(2, "data", "relu6"), task, pointing, POINTING, Devices.create(1, count, parallel)
+        )
+        folder = tmp_path_factory.mktemp("pointing")
+        found = train(programs, pointing, POINTING, [Member("p", 1)], folder, tested=True, save_seconds=NEVER)
+        return found, task.evaluator.batches
+
+    return of
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_task_that_is_no_classification_whatever_the_devices(pointed, parallel):
+    """The same parameters, and the same metrics: of sums, of a matrix, and of the evaluator."""
+    (one, _), (eight, _) = pointed(1), pointed(8, parallel)
+    ours, theirs = (jax.tree.map(np.asarray, found.state.params) for found in (one, eight))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), ours, theirs)
+    assert [record[:4] for record in results(one.records)] == [record[:4] for record in results(eight.records)]
+    for ours, theirs in zip(one.records, eight.records, strict=True):
+        assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-4)
+    assert one.records[0].metrics["loss"] > one.records[-1].metrics["loss"]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_metrics_of_any_task_are_those_computed_by_hand(pointed, pointing, devices):
+    found, batches = pointed(devices)
+    images, points = pointing.normalization(pointing.test.images), pointing.test.targets
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf)[0], found.state.variables())
+    errors = np.asarray(Small(2, bottleneck_activation="relu6").apply(variables, images)) - points
+    distances = np.linalg.norm(errors, axis=1)
+    moments = errors.T @ errors / 30
+    (test,) = (record for record in found.records if record.split == "test")
+    assert test.images == 30
+    expected = {
+        "loss": (errors**2).mean(),
+        "distance": distances.mean(),
+        "row_error": np.abs(errors[:, 0]).mean(),
+        "column_error": np.abs(errors[:, 1]).mean(),
+        "trace": np.trace(moments),
+        "mixed": moments[0, 1],
+        "median_distance": np.median(distances),
+    }
+    assert test.metrics == pytest.approx(expected, rel=1e-4)
+    # The evaluator gets each example once, in order, and knows what fills up a batch.
+    outputs, targets, weights = (np.concatenate(leaves) for leaves in zip(*batches, strict=True))
+    np.testing.assert_array_equal(targets[weights == 1], points)
+    np.testing.assert_allclose(outputs[weights == 1], errors + points, atol=1e-4)
+    assert len(weights) == 256 > weights.sum() == 30
+    # An evaluator's metrics are of evaluations.
+    assert not [record for record in found.records if record.split == "train" and "median_distance" in record.metrics]
+
+
+def test_batches_of_evaluation_have_a_task_s_own_targets(pointing):
+    shapes = evaluation_shapes(pointing, 24)
+    assert (shapes.images.shape, shapes.targets.shape, shapes.targets.dtype) == ((24, 12, 12, 1), (24, 2), np.float32)
+
+
+def test_a_stream_continues_where_it_was(tmp_path):
+    """The position of the data is kept with the state: no image is seen twice or left out."""
+    dataset = pointing_stream(tmp_path / "images")
+    recipe = dataclasses.replace(POINTING, batch_size=8)
+    programs = compile_programs(Small(2, "data", "relu6"), Pointing(), dataset, recipe, Devices.create(1, 2))
+    members = [Member("p", 1)]
+    whole = train(programs, dataset, recipe, members, tmp_path / "whole", tested=True)
+    with pytest.raises(Preempted):
+        train(programs, dataset, recipe, members, tmp_path / "run", should_stop=at(5))
+    found = train(programs, dataset, recipe, members, tmp_path / "run", tested=True)
+    assert tree_digest(found.state) == tree_digest(whole.state)
+    assert results(found.records) == results(whole.records)
+
+
+# --- Refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_traced(tiny):
+    with pytest.raises(UserError, match="--batch-size 16 does not divide by 3 devices; take 15"):
+        compile_programs(Small(10), Watched(10), tiny, RECIPE, Devices.create(1, 3))
