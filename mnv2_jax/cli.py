@@ -50,7 +50,9 @@ def parse(
         if not stop.code:
             raise
         # The box's first paragraph says what is wrong; behind a rule come hints about --help.
-        lines = [line.strip("│╭╮╰╯─ \n") for line in output.getvalue().splitlines()[1:] if "───" not in line]
+        # In an ASCII terminal it is drawn with + - and |.
+        rows = [line for line in output.getvalue().splitlines()[1:] if "───" not in line and "---" not in line]
+        lines = [line.strip("│╭╮╰╯─+| \n") for line in rows]
         sentences = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
         raise UserError(f"{sentences.rstrip('.')}; --help lists what is known") from None
 

@@ -127,16 +127,7 @@ def save_network(path: Path, network: Network) -> None:
     parts = ocp.args.Composite(
         variables=ocp.args.StandardSave(variables), description=ocp.args.JsonSave(describe(network))
     )
-    this = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=this, active_processes={this}, barrier_sync_key_prefix="network"
-    )
-    handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
-        variables=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        description=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-    )
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(path.absolute(), parts, force=True)
 
 
@@ -151,7 +142,7 @@ def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
         UserError: if there is no such network, it is damaged, or its arrays are not its model's.
     """
     network = from_description(_restore(path, description=ocp.args.JsonRestore())["description"], blocks)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         variable_shapes(network.model, network.image_channels),
@@ -170,9 +161,23 @@ def is_replaceable(path: Path) -> bool:
     return not path.is_symlink() and names <= FILES and (not names or {"variables", "description"} <= names)
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """Reads and writes for this process alone: by itself Orbax waits for all of them."""
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"network{this}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        variables=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        description=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _restore(path: Path, **parts: Any) -> Any:
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore(path.absolute(), ocp.args.Composite(**parts))
     except Exception as error:  # Orbax lets errors of every library below it through
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -32,3 +32,13 @@ def test_every_command_has_a_help(command, monkeypatch, capsys):
         main()
     assert stop.value.code == 0
     assert f"usage: python -m mnv2_jax {command}" in capsys.readouterr().out
+
+
+def test_the_package_hands_out_its_public_names():
+    import mnv2_jax
+
+    assert set(mnv2_jax.__all__) <= set(dir(mnv2_jax))
+    for name in mnv2_jax.__all__:
+        assert getattr(mnv2_jax, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mnv2_jax.nothing  # noqa: B018

@@ -86,7 +86,7 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
             console.print(arm.note, markup=False)
     reporter = Reporter(console)
     study, start = with_weights(study, reporter)
-    # The study's own, of which arms of another resolution have smaller ones.
+    # At the study's resolution, whatever the baseline's: each arm with its own scales these images.
     whole = dataclasses.replace(study.run(study.baseline), resolution=study.resolution)
     dataset = create_dataset(whole, start=start)
     summary, records = run_study(

@@ -220,7 +220,7 @@ def test_settings_that_the_weights_do_not_have_are_refused(changed):
 @pytest.fixture(scope="module")
 def own(tiny, tmp_path_factory):
     """A study of a block that the test defines: (its folder, what came of it, the study)."""
-    model = {**STUDY.model, "convention": "pytorch", "stages": ((1, 8, 2, 1),)}
+    model = {**STUDY.model, "convention": "pytorch", "stages": ((1, 8, 2, 2),)}
     study = dataclasses.replace(STUDY, arms=(Arm("own", {"block": HalfShortcut}),), model=model)
     folder = tmp_path_factory.mktemp("own") / "out"
     return folder, run(tiny, folder, study), study
@@ -234,7 +234,7 @@ def test_a_block_of_ones_own_is_trained_and_counted(own, tiny):
     # Half a shortcut costs what a whole one costs.
     assert arm["parameters"] == count_parameters(plain, (12, 12, 1)) > 1000
     assert arm["multiply_adds"] == count_multiply_adds(plain, (12, 12, 1)) > 0
-    assert trained.summary["model"]["stages"] == [[1, 8, 2, 1]]
+    assert trained.summary["model"]["stages"] == [[1, 8, 2, 2]]
 
 
 def test_a_study_of_ones_own_blocks_continues(own, tiny):

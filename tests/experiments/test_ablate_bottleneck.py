@@ -1,5 +1,6 @@
-"""The main command, as a user runs it: in a process of its own, and where it trains nothing, in this one."""
+"""The main command, in this process and, as a user runs it, in a process of its own."""
 
+import io
 import json
 import os
 import pty
@@ -10,35 +11,35 @@ from pathlib import Path
 
 import jax
 import pytest
+from ablation.studies import interrupt, quick, stopping
+from rich.console import Console
 
 from experiments import tiny_study
-from experiments.scripts import EXPERIMENTS, costs_of, load, study_of
-from mnv2_jax.ablation import design
+from experiments.scripts import EXPERIMENTS, costs_of, study_of
+from mnv2_jax.ablation import design, study
 from mnv2_jax.environment import core_count
 from mnv2_jax.models.names import ACTIVATIONS
 
-SCRIPT = EXPERIMENTS / "ablate_bottleneck.py"
+# fmt: off
 TINY = [
-    "--activation",
-    "relu6",
-    "--seeds",
-    "2",
-    "--epochs",
-    "1",
-    "--evaluations",
-    "2",
-    "--width-multiplier",
-    "0.1",
-    "--train-images",
-    "64",
-    "--resolution",
-    "12",
+    "--activation", "relu6", "--seeds", "2", "--epochs", "1", "--evaluations", "2", "--width-multiplier", "0.1",
+    "--unit-strides", "0", "--resolution", "12", "--train-images", "64", "--validation-images", "30",
 ]
+# fmt: on
+FOLDER = Path("runs") / "ablate_bottleneck-digits-relu6"
+
+
+@pytest.fixture
+def tiny(command, digits, monkeypatch):
+    """Runs the script with one block in this process; returns its exit code."""
+    monkeypatch.setattr(design, "shared_settings", tiny_study.shared_settings)
+    with quick():
+        yield lambda *flags: command("ablate_bottleneck", *TINY, *flags)
 
 
 @pytest.fixture
 def start(data_dir, tmp_path):
-    """Starts the script in an empty folder with this session's data and compilation cache."""
+    """Starts it in a process of its own, with this session's data and compilation cache."""
 
     def process(*flags, **options):
         environment = {
@@ -49,19 +50,10 @@ def start(data_dir, tmp_path):
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
             "COLUMNS": "200",
         }
-        command = [sys.executable, Path(__file__).with_name("tiny_study.py"), SCRIPT, *flags]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **options)
+        command = [sys.executable, Path(__file__).with_name("tiny_study.py"), EXPERIMENTS / "ablate_bottleneck.py"]
+        return subprocess.Popen([*command, *flags], cwd=tmp_path, env=environment, text=True, **options)
 
     return process
-
-
-@pytest.fixture(scope="module")
-def trained(digits, data_dir, tmp_path_factory):
-    """What a process left and said: (its folder, exit code, output, errors)."""
-    folder = tmp_path_factory.mktemp("process")
-    process = start.__wrapped__(data_dir, folder)(*TINY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, errors = process.communicate(timeout=300)
-    return folder / "runs" / "ablate_bottleneck-digits-relu6", process.returncode, output, errors
 
 
 def test_several_activations_against_linear(digits):
@@ -72,36 +64,72 @@ def test_several_activations_against_linear(digits):
     assert len(set(costs_of(study, digits).values())) == 1
 
 
-def test_from_flags_to_files(trained):
-    folder, code, output, errors = trained
-    assert (code, errors) == (0, "")
+def check_output(output):
+    """Nothing but what we print."""
+    known = ("ablate_bottleneck on", "linear", "relu6", "4 runs trained", "Is a linear", *"┏┃┡│└", "runs/")
+    assert [line for line in output.splitlines() if line and not line.startswith(known)] == []
+    assert "inconclusive" in output
+    assert "figure.png" in output
+
+
+def check_files(folder):
+    """All that a study leaves; returns its summary."""
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "timings.jsonl", "summary.json", "figure.png",
         "figure.svg", "report.html",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["command"].endswith("ablate_bottleneck.py " + " ".join(TINY))
-    assert summary["model"]["unit_strides"] == 3
-    assert summary["environment"]["device_count"] == core_count()
+    assert summary["model"]["unit_strides"] == 0
     assert summary["budget"]["test_images"] == 454
     assert set(summary["environment"]) >= {"jax", "device", "device_count", "git"}
-    assert "inconclusive" in output
-    assert "figure.png" in output
-    # Nothing in the output but what we print.
-    known = ("ablate_bottleneck on", "linear", "relu6", "4 runs trained", "Is a linear", *"┏┃┡│└", "runs/")
-    assert [line for line in output.splitlines() if line and not line.startswith(known)] == []
+    return summary
 
 
-def test_the_same_command_again_trains_nothing_and_other_flags_are_refused(trained, command, capfd, monkeypatch):
-    folder, *_ = trained
-    monkeypatch.setattr(design, "shared_settings", tiny_study.shared_settings)
-    before = (folder / "summary.json").read_bytes()
-    assert command("ablate_bottleneck", *TINY, "--out", folder, "--learning-rate", "0.5") == 2
-    assert "learning_rate is 0.02 there and 0.5 here" in capfd.readouterr().err
-    assert (folder / "summary.json").read_bytes() == before
+def test_from_flags_to_files_and_again(tiny, tmp_path, capsys):
+    assert tiny() == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    check_output(output)
+    check_files(tmp_path / FOLDER)
+
+    before = (tmp_path / FOLDER / "summary.json").read_bytes()
+    assert tiny() == 0
+    assert "4 of 4 runs were finished before" in capsys.readouterr().out
+    assert (tmp_path / FOLDER / "summary.json").read_bytes() == before
+
+    assert tiny("--learning-rate", "0.5") == 2
+    assert "learning_rate is 0.02 there and 0.5 here" in capsys.readouterr().err
+    assert (tmp_path / FOLDER / "summary.json").read_bytes() == before
 
 
-def test_a_terminal_gets_a_bar_and_interrupt_ends_cleanly_and_says_how_to_continue(start, digits, tmp_path):
+def test_a_terminal_gets_a_bar_and_interrupt_says_how_to_continue(tiny, capsys, monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=200)
+    monkeypatch.setattr(study, "create_console", lambda: console)
+
+    def stop():
+        console.print()  # which draws the bar, however little time has passed
+        interrupt()
+
+    monkeypatch.setattr(study, "Reporter", stopping(3, stop))
+    assert tiny() == 130
+    assert "the same command continues" in capsys.readouterr().err
+    for part in ("linear, relu6 seed 0 step 3/4", "loss", "images/s", "left", "━"):
+        assert part in screen.getvalue(), part
+
+
+@pytest.mark.slow
+def test_a_process_from_flags_to_files(start, digits, tmp_path):
+    process = start(*TINY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (0, "")
+    check_output(output)
+    assert check_files(tmp_path / FOLDER)["environment"]["device_count"] == core_count()
+
+
+@pytest.mark.slow
+def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp_path):
     ours, theirs = pty.openpty()
     process = start(*TINY, "--seeds", "200", stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -124,6 +152,9 @@ def test_a_terminal_gets_a_bar_and_interrupt_ends_cleanly_and_says_how_to_contin
         assert part in text
     assert "the same command continues" in text
     assert "Traceback" not in text
+    output, _ = start(*TINY, stdout=subprocess.PIPE).communicate(timeout=300)
+    assert "of 4 runs were finished before" in output
+    check_files(tmp_path / FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +201,6 @@ def test_help_explains_every_flag_with_its_default(command, capsys):
     assert output.count("default:") >= 11
     for activation in set(ACTIVATIONS) - {"linear"}:
         assert activation in output
-    assert "Should the bottleneck be linear?" in load("ablate_bottleneck").__doc__
 
 
 @pytest.mark.fashion_mnist

@@ -15,7 +15,7 @@ from mnv2_jax.network import Network, save_network, variable_shapes
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.config import Recipe, Run
 
-TINY = {"width_multiplier": 0.1, "stages": ((1, 16, 1, 1), (2, 24, 1, 2)), "expansion": 2.0}
+TINY = {"width_multiplier": 0.1, "unit_strides": 0, "stages": ((1, 16, 1, 2), (2, 24, 1, 2)), "expansion": 2.0}
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,6 +7,9 @@ import pytest
 
 from experiments.scripts import load
 from mnv2_jax.errors import UserError
+from mnv2_jax.models import mobilenet_v2
+from mnv2_jax.models.backbone import Stage
+from mnv2_jax.models.mobilenet_v2 import MobileNetV2
 
 TINY = ["--width-multiplier", "0.1", "--resolution", "32", "--batch-size", "2", "--rounds", "2", "--steps", "1"]
 
@@ -31,11 +35,49 @@ def check(found, folder):
     assert (folder / "figure.png").stat().st_size > 1000
 
 
+class HereWorker:
+    """A worker in this process, with a network of two blocks."""
+
+    def __init__(self, name, task, python, settings, folder):
+        self.steps_ = networks().ours(task, settings, folder)
+        self.device = next(self.steps_)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def steps(self, count, memory=False):
+        losses = [next(self.steps_) for _ in range(count)]
+        versions = dict.fromkeys(("jax", "flax", "python"), "0")
+        answer = {"seconds": 0.1, "loss": losses[0], "device": self.device, "versions": versions}
+        return {**answer, "memory_mb": 1.0} if memory else answer
+
+
+def networks():
+    return sys.modules["throughput_networks"]
+
+
+class TwoBlocks(MobileNetV2):
+    stages: tuple[Stage, ...] = (Stage(1, 16, 1, 2), Stage(6, 24, 1, 2))
+
+
 def test_rates_of_ours_alone(script, command, capsys, tmp_path, monkeypatch):
-    """Of two blocks, and compiled fast."""
-    monkeypatch.setattr(script, "NETWORKS", Path(__file__).with_name("tiny_throughput.py"))
+    """Both tasks from one set of weights, in this process."""
+
+    def write_inputs(command, **_):
+        assert command[2] == "inputs"
+        networks().write_inputs(json.loads(command[3]), Path(command[4]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(mobilenet_v2, "MobileNetV2", TwoBlocks)
+    monkeypatch.setattr(script, "Worker", HereWorker)
+    monkeypatch.setattr(script.subprocess, "run", write_inputs)
     assert command("bench_throughput", *TINY, "--json", "--out", "out") == 0
-    check(json.loads(capsys.readouterr().out), tmp_path / "out")
+    found = json.loads(capsys.readouterr().out)
+    check(found, tmp_path / "out")
+    assert found["results"][0]["images_per_second"] == {"ours": pytest.approx(20)}
 
 
 @pytest.mark.slow

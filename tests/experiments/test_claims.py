@@ -35,7 +35,7 @@ def test_a_script_explains_every_flag(name, capsys):
     assert text.count("(default: ") + text.count("(required)") + text.count("(repeatable)") >= len(re.findall(r"^│ --|^│ -h", text, re.MULTILINE)) - 1  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name != "transfer"])
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in ("compare_v1_v2", "transfer")])
 def test_a_study_can_be_kept_in_its_folder(name):
     study = load(name).create(load(name).Options(seeds=2))
     kept = plain(identity(study))

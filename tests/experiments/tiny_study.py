@@ -8,7 +8,7 @@ import sys
 
 from mnv2_jax.ablation import design
 
-STAGES = ((1, 16, 1, 1),)
+STAGES = ((1, 16, 1, 2),)
 _shared_settings = design.shared_settings
 
 

@@ -22,19 +22,27 @@ BOTH_STRIDES = NETWORK.clone(unit_strides=1, stages=(Stage(1, 8, 1, 2), Stage(2,
 
 
 @pytest.fixture(scope="module")
-def steps(tiny):
+def begin(tiny):
+    """The state before the first step. It is computed alike whatever the network computes, and compiled once."""
+
+    def of(seed, rate=1.0, **changes):
+        learner = learner_of(BOTH_STRIDES.clone(**changes), Classification(10), RECIPE, 160)
+        init = jax.jit(lambda seed, rate: init_state(seed, learner, tiny.image_shape, rate=rate))
+        return jax.device_get(init(jnp.int32(seed), jnp.float32(rate)))
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def steps(tiny, begin):
     """Takes steps on one batch; returns the states before and after, and the losses."""
     images = tiny.normalization(tiny.train.images[:32])
     batch = Batch(images, tiny.train.targets[:32], np.ones(32, np.float32), np.arange(32, dtype=np.int32))
     devices = Devices.create(1, 1)
-    started = {}
 
     def of(kernels):
         learner = learner_of(BOTH_STRIDES.clone(kernels=kernels), Classification(10), RECIPE, 160)
-        if not started:
-            init = jax.jit(lambda seed, rate: init_state(seed, learner, tiny.image_shape, rate=rate))
-            started["state"] = jax.device_get(init(jnp.int32(4), jnp.float32(1)))
-        start = jax.tree.map(lambda leaf: leaf[None], started["state"])
+        start = jax.tree.map(lambda leaf: leaf[None], begin(3, kernels=kernels))
         # Its learning rate's factor is the state's, and so one program takes small and large steps.
         program = Program(lambda state, batch: train_step(state, batch, learner), [SEED, DATA], [start, batch])
         compiled = devices.compile(program)
@@ -67,16 +75,12 @@ def test_steps_lower_the_loss_on_their_batch(steps):
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_first_state_is_the_seed_s_alone(tiny):
-    """Another activation changes no initial weight, another seed changes all kernels."""
-    states = {}
-    for activation in ("linear", "relu6"):
-        learner = Learner(NETWORK.clone(bottleneck_activation=activation), Classification(10), optax.identity())
-        init = jax.jit(lambda seed, learner=learner: init_state(seed, learner, tiny.image_shape))
-        states[activation] = init(jnp.int32(7))
-    jax.tree.map(np.testing.assert_array_equal, states["linear"], states["relu6"])
-    other = init(jnp.int32(8))
-    assert not np.array_equal(other.params["stem"]["conv"]["kernel"], states["relu6"].params["stem"]["conv"]["kernel"])
+def test_the_first_state_is_the_seed_s_alone(begin):
+    """Another activation changes no initial weight, another seed changes them."""
+    states = [begin(3, bottleneck_activation=activation) for activation in ("linear", "relu6")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    stems = [state.params["stem"]["conv"]["kernel"] for state in (states[0], begin(4))]
+    assert not np.array_equal(*stems)
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,7 @@ class PointingAndMoments(Pointing):
         return {**super().metrics(sums), "trace": float(np.trace(moments)), "mixed": float(moments[0, 1])}
 
 
+POINT = (Member("p", 1),)
 POINTING = dataclasses.replace(RECIPE, epochs=2, learning_rate=0.002, batch_size=16)
 
 
@@ -337,18 +338,26 @@ def pointing():
 
 
 @pytest.fixture(scope="module")
-def pointed(pointing, tmp_path_factory):
-    """Trained on so many devices; and what its evaluator was given of the test split."""
+def pointer(pointing):
+    """Programs for so many devices."""
 
     @functools.cache
     def of(count, parallel="jit"):
-        task = PointingAndMoments()
-        programs = compile_programs(
-            Small(2, "data", "relu6"), task, pointing, POINTING, Devices.create(1, count, parallel)
-        )
+        devices = Devices.create(1, count, parallel)
+        return compile_programs(Small(2, "data", "relu6"), PointingAndMoments(), pointing, POINTING, devices)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def pointed(pointing, pointer, tmp_path_factory):
+    """Trained on so many devices; and what its evaluator was given of the test split."""
+
+    @functools.cache
+    def of(*on):
         folder = tmp_path_factory.mktemp("pointing")
-        found = train(programs, pointing, POINTING, [Member("p", 1)], folder, tested=True, save_seconds=NEVER)
-        return found, task.evaluator.batches
+        found = train(pointer(*on), pointing, POINTING, POINT, folder, tested=True, save_seconds=NEVER)
+        return found, pointer(*on).learner.task.evaluator.batches
 
     return of
 
@@ -357,8 +366,7 @@ def pointed(pointing, tmp_path_factory):
 def test_a_task_that_is_no_classification_whatever_the_devices(pointed, parallel):
     """The same parameters, and the same metrics: of sums, of a matrix, and of the evaluator."""
     (one, _), (eight, _) = pointed(1), pointed(8, parallel)
-    ours, theirs = (jax.tree.map(np.asarray, found.state.params) for found in (one, eight))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one.state.params, eight.state.params)
     assert [record[:4] for record in results(one.records)] == [record[:4] for record in results(eight.records)]
     for ours, theirs in zip(one.records, eight.records, strict=True):
         assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-4)
@@ -394,6 +402,19 @@ def test_metrics_of_any_task_are_those_computed_by_hand(pointed, pointing, devic
     assert not [record for record in found.records if record.split == "train" and "median_distance" in record.metrics]
 
 
+def test_another_number_of_devices_continues(pointed, pointing, pointer, tmp_path):
+    """Eight by `pmap`, then one, then eight by `jit`: the order of sums is another, the run is the same."""
+    for step, on in ((3, (8, "pmap")), (6, (1,))):
+        with pytest.raises(Preempted, match=f"saved after step {step}"):
+            train(pointer(*on), pointing, POINTING, POINT, tmp_path, should_stop=at(step))
+    found = train(pointer(8), pointing, POINTING, POINT, tmp_path, tested=True)
+    whole, _ = pointed(1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found.state.params, whole.state.params
+    )
+    assert found.records[-1].metrics == pytest.approx(whole.records[-1].metrics, rel=1e-4)
+
+
 def test_batches_of_evaluation_have_a_task_s_own_targets(pointing):
     shapes = evaluation_shapes(pointing, 24)
     assert (shapes.images.shape, shapes.targets.shape, shapes.targets.dtype) == ((24, 12, 12, 1), (24, 2), np.float32)
@@ -404,11 +425,10 @@ def test_a_stream_continues_where_it_was(tmp_path):
     dataset = pointing_stream(tmp_path / "images")
     recipe = dataclasses.replace(POINTING, batch_size=8)
     programs = compile_programs(Small(2, "data", "relu6"), Pointing(), dataset, recipe, Devices.create(1, 2))
-    members = [Member("p", 1)]
-    whole = train(programs, dataset, recipe, members, tmp_path / "whole", tested=True)
+    whole = train(programs, dataset, recipe, POINT, tmp_path / "whole", tested=True)
     with pytest.raises(Preempted):
-        train(programs, dataset, recipe, members, tmp_path / "run", should_stop=at(5))
-    found = train(programs, dataset, recipe, members, tmp_path / "run", tested=True)
+        train(programs, dataset, recipe, POINT, tmp_path / "run", should_stop=at(5))
+    found = train(programs, dataset, recipe, POINT, tmp_path / "run", tested=True)
     assert tree_digest(found.state) == tree_digest(whole.state)
     assert results(found.records) == results(whole.records)
 
