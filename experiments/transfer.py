@@ -4,8 +4,8 @@ Question: with few images of a new data set, how do a network from scratch, a fi
           alone is trained compare?
 Command:  python -m mnv2_jax train --dataset fashion_mnist --width-multiplier 0.35 --unit-strides 1 --epochs 2 --out runs/fashion_mnist
           python experiments/transfer.py --weights runs/fashion_mnist
-Cost:     COST
-Expect:   EXPECT
+Cost:     two minutes for the first on 2 CPU cores, 21 runs in 250 s beside other work for the second.
+Expect:   from scratch 0.85, fine-tuned 0.93 (better), frozen 0.68 (worse; p = 0.03 each, 7 seeds).
 
 All three have the network that the weights are of, and see the same few images of digits in the same order for the same
 number of steps. The classifier of the clothes is made anew for the digits. "frozen" trains nothing else: the

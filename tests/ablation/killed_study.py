@@ -26,7 +26,7 @@ def main() -> None:
     study.SAVE_SECONDS = -1
 
     def kill() -> None:
-        while not list(folder.glob("running/*/state/[0-9]*")):
+        while not any(path.name.isdigit() for path in folder.glob("running/*/state/*")):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
