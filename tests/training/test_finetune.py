@@ -98,7 +98,10 @@ def backbone(variables):
     return {"params": params, "batch_stats": variables["batch_stats"]}
 
 
-def first_state(run, dataset, start, members=(Member("mobilenet_v2", 5),)):
+ONE = (Member("mobilenet_v2", 5),)
+
+
+def first_state(run, dataset, start, members=ONE):
     """The state before the first step, beside the one without weights."""
     devices = Devices.create(1, 2)
     programs = compile_once(create_learner(run, dataset, 2), dataset, run.training, devices)()
@@ -269,7 +272,7 @@ def one_step(dataset, learner, start):
 def steps(trained):
     """The state before, and after one step of plain gradient descent at two learning rates of the backbone."""
     plain = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "warmup": 0.0, "frozen_batch_norm": True}
-    run, dataset, start, _ = prepared(trained, **plain)
+    run, dataset, _, _ = prepared(trained, **plain)
     state, _ = first_state(*prepared(trained)[:3])
     state = state.replace(ema=None)
     found = {}
