@@ -112,9 +112,9 @@ def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Da
     given: Network | None = None
     if run.weights is not None:
         given, _, said = open_trained(run.weights)
+        run = with_settings_of(run, given)
         for line in (*said, *given.notes):
             reporter.say(line)
-        run = with_settings_of(run, given)
     dataset = create_dataset(run, execution.on_bad_image, given)
     if given is None:
         return run, dataset, None

@@ -7,7 +7,6 @@ import pytest
 
 from mnv2_jax.ablation import figures
 from mnv2_jax.ablation.report import read_study
-from mnv2_jax.results import save_figure
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
@@ -40,16 +39,6 @@ def test_a_curve_is_drawn_against_the_images_of_the_arms_own_batches(finished, d
     summary["arms"]["relu6"]["training"] = {"batch_size": 8}
     curves = draw(summary, finished.records).axes[0]
     assert [list(line.get_xdata()) for line in curves.lines[::3]] == [[32, 64], [16, 32]]
-
-
-def test_the_same_figure_gives_the_same_bytes(finished, draw, tmp_path):
-    contents = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        save_figure(draw(finished.summary, finished.records), tmp_path / name)
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
-    assert contents[0] == contents[1]
-    assert set(contents[0]) == {"figure.png", "figure.svg"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from ablation.studies import STUDY
+from mnv2_jax.ablation import report
 from mnv2_jax.ablation.report import arms_table, read_study, sentence, write_files, write_joined
 from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.classification import Classification
@@ -46,7 +47,8 @@ def test_a_report_is_one_page_that_needs_nothing_from_outside(finished_folder):
     assert " src=" not in page
 
 
-def test_a_report_says_which_arms_were_trained_otherwise(copy):
+def test_a_report_says_which_arms_were_trained_otherwise(copy, monkeypatch):
+    monkeypatch.setattr(report, "save_figure", lambda figure, folder: report.figures.plt.close(figure))
     summary, records = read_study(copy)
     summary["arms"]["relu6"] |= {"training": {"label_smoothing": 0.1, "steps": 4}, "learning_rate": 0.01}
     write_files(summary, records, copy)

@@ -141,6 +141,7 @@ def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tin
     assert len(read_records(copy / "metrics.jsonl")) == len(lines)
 
 
+@pytest.mark.slow
 def test_a_study_killed_inside_a_run_continues_there_and_ends_the_same(finished_folder, tiny, tmp_path):
     """Killed in the second half of its first runs, whose state it had saved at half-time."""
     out, script = tmp_path / "out", Path(__file__).parent / "killed_study.py"

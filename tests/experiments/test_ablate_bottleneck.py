@@ -184,6 +184,7 @@ def test_bad_input_is_one_line_and_exit_2_and_nothing_written(refused, digits, f
     assert says in refused("ablate_bottleneck", *flags)
 
 
+@pytest.mark.slow
 def test_a_process_of_bad_input_ends_the_same_way(start, digits, tmp_path):
     process = start("--batch-size", "5000", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=300)

@@ -2,7 +2,7 @@ import shutil
 
 from experiments.scripts import EXPERIMENTS
 
-FOLDERS = ("ablate_bottleneck_digits", "compare_v1_v2_digits")
+FOLDERS = ("ablate_bottleneck_digits", "ablate_residual_shortcut_digits")
 
 
 def test_finished_studies_are_made_again_and_joined(command, tmp_path, capsys):
@@ -20,7 +20,7 @@ def test_finished_studies_are_made_again_and_joined(command, tmp_path, capsys):
         }  # fmt: skip
     page = (tmp_path / "all.html").read_text()
     assert page.count("<svg") == 2
-    assert "Is MobileNetV2 better than MobileNetV1?" in page
+    assert "Should shortcuts join the bottlenecks?" in page
 
 
 def test_what_is_no_study_is_named(refused, tmp_path):

@@ -46,7 +46,8 @@ def start(folder, calls):
     processes = []
     for number in range(2):
         code = (
-            "import sys\n"
+            "import faulthandler, sys\n"
+            "faulthandler.dump_traceback_later(250, exit=True)\n"  # where it hangs, if it does
             "from pathlib import Path\n"
             "from mnv2_jax.training.distributed import Processes, initialize\n"
             f"initialize(Processes('127.0.0.1:{port}', 2, {number}))\n"

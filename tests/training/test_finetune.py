@@ -21,7 +21,7 @@ from mnv2_jax.network import Network, open_network, save_network, variable_shape
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.checkpoint import tree_digest
 from mnv2_jax.training.config import Execution
-from mnv2_jax.training.create import create_learner, network_of
+from mnv2_jax.training.create import create_learner, create_network, network_of
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.finetune import Start, check_fits, open_trained, with_settings_of
 from mnv2_jax.training.metrics import read_records
@@ -184,12 +184,9 @@ def test_what_the_images_are_like_follows_the_weights(torchvision):
 
 
 def test_a_run_may_say_what_its_weights_are(trained):
-    run, _, _, _ = prepared(trained, model=tiny_run().model)
-    assert run.model["width_multiplier"] == 0.1
-    same, _, _, _ = prepared(trained)
-    assert (same.model["stages"], same.model["name"]) == ([list(stage) for stage in STAGES], "mobilenet_v2") or (
-        same.model["stages"] == STAGES
-    )
+    said, dataset, *_ = prepared(trained, model={**MODEL, "unit_strides": 0})
+    unsaid, *_ = prepared(trained)
+    assert create_network(said, dataset) == create_network(unsaid, dataset)
 
 
 # --- What is left as it is -------------------------------------------------------------------------------
@@ -327,15 +324,21 @@ def test_a_fine_tuned_run_that_was_stopped_is_the_one_that_was_not(frozen, tmp_p
     assert last[0] == last[1]
 
 
-def test_a_run_from_weights_with_all_trained_continues_too(trained, tmp_path):
-    """And is another run than the one from initial weights, and than the same from other weights."""
+def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp_path):
+    """And is another run than the one from initial weights, and than the one from other weights of the same name."""
+    weights = tmp_path / "weights"
+    save_network(weights, network)
     settings = dict(model=MODEL, training=SHORT)
-    whole = run_tiny(tmp_path / "whole", weights=str(trained), **settings)
+    whole = run_tiny(tmp_path / "whole", weights=str(weights), **settings)
     with pytest.raises(Preempted, match="saved after step 1"):
-        run_tiny(tmp_path / "run", weights=str(trained), on_start=terminate, **settings)
+        run_tiny(tmp_path / "run", weights=str(weights), on_start=terminate, **settings)
     with pytest.raises(UserError, match=r"holds another run: weights is .* there and None here; weights_sha256 is"):
         run_tiny(tmp_path / "run", **settings)
-    found = run_tiny(tmp_path / "run", weights=str(trained), **settings)
+    save_network(weights, network.replace(variables=jax.tree.map(lambda leaf: leaf + 1, network.variables)))
+    with pytest.raises(UserError, match=r"holds another run: weights_sha256 is"):
+        run_tiny(tmp_path / "run", weights=str(weights), **settings)
+    save_network(weights, network)
+    found = run_tiny(tmp_path / "run", weights=str(weights), **settings)
     assert found["parameters_sha256"] == whole["parameters_sha256"]
     assert found["parameters_sha256"] != json.loads((trained / "summary.json").read_text())["parameters_sha256"]
 
