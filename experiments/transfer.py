@@ -62,7 +62,10 @@ def create(options: Options) -> Study:
 def main(options: Options) -> None:
     """Compare them."""
     if "://" not in options.weights and not Path(options.weights).exists():
-        raise UserError(f"--weights {options.weights} is not there; train it first: {SOURCE}")
+        raise UserError(
+            f"--weights {options.weights} is not there; train it first: {SOURCE} (and --data-files DIR, where the data cannot "
+            "be downloaded)"
+        )
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

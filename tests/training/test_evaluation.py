@@ -12,7 +12,14 @@ from mnv2_jax.network import OWN, Network
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training import evaluation
 from mnv2_jax.training.devices import Devices
-from mnv2_jax.training.evaluation import evaluate_network, evaluate_on, evaluation_size, fetch, metrics_of
+from mnv2_jax.training.evaluation import (
+    evaluate_network,
+    evaluate_on,
+    evaluation_shapes,
+    evaluation_size,
+    fetch,
+    metrics_of,
+)
 
 
 class ConstantLogits(nn.Module):
@@ -80,6 +87,11 @@ class Nothing:
 @pytest.mark.parametrize(("runs", "per_run", "expected"), [(1, 8, 256), (2, 3, 255), (8, 1, 256), (1, 1, 256)])
 def test_batches_of_evaluation_divide_by_the_devices_of_a_run(runs, per_run, expected):
     assert evaluation_size(Devices.create(runs, per_run)) == expected
+
+
+def test_batches_of_evaluation_have_a_task_s_own_targets():
+    shapes = evaluation_shapes(pointing_dataset(), 24)
+    assert (shapes.images.shape, shapes.targets.shape, shapes.targets.dtype) == ((24, 12, 12, 1), (24, 2), np.float32)
 
 
 def test_sums_of_any_shape_are_fetched_run_by_run():

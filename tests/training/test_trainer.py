@@ -22,7 +22,7 @@ from mnv2_jax.training.checkpoint import tree_digest
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.finetune import Start
-from mnv2_jax.training.trainer import Member, evaluation_shapes
+from mnv2_jax.training.trainer import Member
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
 LOG = {"log_every": 2}
@@ -290,6 +290,18 @@ def test_of_two_runs_one_starts_from_weights(compiled, tiny, whole, tmp_path):
     assert tree_digest(again.state) == tree_digest(found.state)
 
 
+def test_weights_are_there_for_the_next_runs_too(compiled, tiny, whole, tmp_path):
+    """A step takes over the memory of the state, and not of what it started from."""
+    start = Start(jax.tree.map(lambda leaf: np.asarray(leaf[0]), whole.state.variables()), ())
+    before = tree_digest(start.variables)
+    states = [
+        train(compiled(1), tiny, RECIPE, PAIR[:1], tmp_path / name, LOG, start=start, save_seconds=NEVER).state
+        for name in "xy"
+    ]
+    assert tree_digest(states[0]) == tree_digest(states[1])
+    assert tree_digest(start.variables) == before
+
+
 def test_steps_are_profiled_as_asked(compiled, tiny, tmp_path):
     execution = {**LOG, "profile": "2:3"}
     train(compiled(2), tiny, RECIPE, PAIR, tmp_path, execution, trace=tmp_path / "trace", save_seconds=NEVER)
@@ -413,11 +425,6 @@ def test_another_number_of_devices_continues(pointed, pointing, pointer, tmp_pat
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found.state.params, whole.state.params
     )
     assert found.records[-1].metrics == pytest.approx(whole.records[-1].metrics, rel=1e-4)
-
-
-def test_batches_of_evaluation_have_a_task_s_own_targets(pointing):
-    shapes = evaluation_shapes(pointing, 24)
-    assert (shapes.images.shape, shapes.targets.shape, shapes.targets.dtype) == ((24, 12, 12, 1), (24, 2), np.float32)
 
 
 def test_a_stream_continues_where_it_was(tmp_path):
