@@ -20,6 +20,7 @@ from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.network import open_network
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.progress import duration
 
 MORE = dataclasses.replace(STUDY, arms=(STUDY.arms[0], Arm("relu", {"bottleneck_activation": "relu"}), STUDY.arms[1]))
 """With an arm between the two."""
@@ -56,6 +57,11 @@ def test_plain_lines_with_the_loss_of_each_run_where_there_is_no_terminal(finish
         if record.split == "test":
             assert f"{who}: test accuracy {record.metrics['accuracy']:.2%}".replace("%", " %") in finished.log
     assert len(losses) == 8
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65.4, "1:05"), (3725, "1:02:05")])
+def test_the_time_left_is_in_minutes_and_hours(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_every_run_has_tensorboards_files(finished_folder):

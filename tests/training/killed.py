@@ -30,7 +30,7 @@ def attempt(folder: Path, streamed: bool, seconds: float | None) -> dict:
     if child == 0:
         try:
             every_step = {"checkpoint_every": 1}
-            run_tiny(folder / "run", began.touch, streamed=streamed, training=LONG, execution=every_step)
+            run_tiny(folder / "run", began.touch, devices=1, streamed=streamed, training=LONG, execution=every_step)
         except BaseException as error:
             print(json.dumps({"failed": repr(error)}), flush=True)
             os._exit(1)

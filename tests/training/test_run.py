@@ -274,7 +274,7 @@ def test_killed_at_twenty_moments(streamed, kills, tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "PYTHONPATH": str(HERE.parent),
     }
-    code = "from training.runs import *; run_tiny(Path({!r}), streamed={}, training=LONG)"
+    code = "from training.runs import *; run_tiny(Path({!r}), devices=1, streamed={}, training=LONG)"
     once = [sys.executable, "-c", code.format(str(tmp_path / "whole"), streamed)]
     command = [sys.executable, str(HERE / "killed.py"), str(tmp_path), "stream" if streamed else "resident", "0"]
     result = subprocess.run([*command, str(kills)], env=environment, capture_output=True, text=True)
