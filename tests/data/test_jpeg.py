@@ -84,3 +84,59 @@ def test_damage_above_what_is_asked_for_is_seen(pixels):
         patch.setattr(jpeg, "read_image", lambda name, *rest: read.append(name) or Image.new("RGB", (110, 150)))
         decode(half, 3, rows=120)
     assert read == ["half"]
+
+
+# --- Files that libjpeg complains of ---------------------------------------------------------------------
+
+
+def markers(content):
+    """(position, name) of every marker up to the scan, of the restart markers in it, and of the end."""
+    position, found = 2, []
+    while content[position + 1] != 0xDA:
+        found.append((position, f"{content[position + 1]:02x}"))
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    found.append((position, "da"))
+    for at in range(position + 2, len(content) - 1):
+        if content[at] == 0xFF and (0xD0 <= content[at + 1] <= 0xD7 or content[at + 1] == 0xD9):
+            found.append((at, f"{content[at + 1]:02x}"))
+    return found
+
+
+def pictures():
+    """A red picture, and a blue one in every odd form that a file may have; the picture itself is whole in each."""
+    rows = np.linspace(0, 90, 160)[:, None, None] * np.ones((1, 120, 3))
+    red, blue = ((rows + np.array(color)).astype(np.uint8) for color in ((160, 0, 0), (0, 0, 160)))
+    plain, restarts = (jpeg_of(blue, quality=95, **options).content for options in ({}, {"restart_marker_rows": 2}))
+    forms = {}
+    for name, content in (("plain", plain), ("restarts", restarts)):
+        seen = set()
+        for position, marker in markers(content):
+            if marker in seen:
+                continue
+            seen.add(marker)
+            for extra, bytes_ in (("extraneous", bytes([1, 2, 3, 0])), ("fill", bytes([0xFF] * 3))):
+                forms[f"{name}-{marker}-{extra}"] = content[:position] + bytes_ + content[position:]
+    forms["two-pictures"] = plain + jpeg_of(red, quality=95).content
+    forms["trailing-bytes"] = plain + b"\0" * 64
+    return jpeg_of(red, quality=95), forms
+
+
+RED, FORMS = pictures()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [20, 100, None])
+def test_pixels_are_never_those_of_the_image_before(form, rows):
+    """Extra bytes make libjpeg stop before it writes a row: the memory would still hold the red picture."""
+    content = FORMS[form]
+    decode(RED, 3)
+    if "e0-extraneous" in form:  # no picture to Pillow: nothing may stand between a JPEG's first two markers
+        with pytest.raises(UserError, match="blue cannot be read as an image"):
+            decode(Example(content, 0, "blue"), 3, rows=rows)
+        return
+    with Image.open(io.BytesIO(content)) as file:
+        expected = np.asarray(file.convert("RGB"), int)
+    found = decode(Example(content, 0, "blue"), 3, rows=rows).astype(int)
+    count = min(len(found), rows or 160)
+    assert count >= (rows or 160)
+    assert np.abs(found[:count] - expected[:count]).max() <= 4  # by libjpeg's fast transform
