@@ -101,7 +101,7 @@ def decode(example: Example, channels: int, divisor: int = 1, rows: int | None =
         return _decode_by_pillow(example, channels, divisor)
 
 
-def _unwritten(size: int) -> UInt8[np.ndarray, "{size}"]:
+def _unwritten(size: int) -> UInt8[np.ndarray, " n"]:
     """A row of no image: what a decoder that wrote it would have to hit by chance."""
     return (np.arange(size, dtype=np.uint32) * np.uint32(2654435761) >> np.uint32(13)).astype(np.uint8)
 
