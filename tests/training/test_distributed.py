@@ -33,12 +33,12 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(folder, calls):
-    """Two processes that call `run_tiny(folder, ...)` with these arguments; as subprocesses."""
+def start(folder, calls, devices=4):
+    """Two processes of so many devices each that call `run_tiny(folder, ...)` with these arguments; as subprocesses."""
     port = free_port()
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "PYTHONPATH": str(HERE.parent),
@@ -52,7 +52,7 @@ def start(folder, calls):
             "from mnv2_jax.training.distributed import Processes, initialize\n"
             f"initialize(Processes('127.0.0.1:{port}', 2, {number}))\n"
             "import jax\n"
-            "assert (jax.device_count(), jax.local_device_count()) == (8, 4)\n"
+            f"assert (jax.device_count(), jax.local_device_count()) == ({2 * devices}, {devices})\n"
             "from training.runs import LONG, run_tiny\n"
             f"run_tiny(Path({str(folder)!r}), log=sys.stdout, devices=None, {calls})\n"
         )
@@ -115,7 +115,7 @@ def test_two_processes_start_from_the_same_weights(data_dir, digits, tmp_path, c
 def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits, tmp_path):
     """And the same command in both continues."""
     calls = "training={**LONG, 'evaluations': 1}, execution={'log_every': 1, 'checkpoint_every': 10000}"
-    processes = start(tmp_path / "run", calls)
+    processes = start(tmp_path / "run", calls, devices=1)
     metrics = tmp_path / "run" / "metrics.jsonl"
     began = time.monotonic()
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
@@ -128,7 +128,7 @@ def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits,
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode != 0
         assert f"Preempted: SIGTERM: saved after step {steps[0]}" in errors
-    output, _ = finish(start(tmp_path / "run", calls))[0]
+    output, _ = finish(start(tmp_path / "run", calls, devices=1))[0]
     assert f"resuming from step {steps[0]}" in output
     assert "step 300 test:" in output
 
