@@ -1,6 +1,7 @@
 """Eight CPU devices, strict JAX, small data: what every test runs with."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -36,6 +37,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before mnv2_jax is imported: annotations, shapes among them, are checked at every call.
 install_import_hook("mnv2_jax", "typecheck.check")
+
+# Tracing makes many small objects, few of them garbage: looking for it as often as Python does takes a twentieth of the time.
+gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+
 
 FASHION_MNIST = Path(os.environ.get("FASHION_MNIST_FILES", "/usr/share/datasets/fashion-mnist"))
 

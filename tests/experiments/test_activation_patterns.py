@@ -32,6 +32,7 @@ def run(command, one_device, monkeypatch, digits):
     return lambda *flags: command("activation_patterns", *flags)
 
 
+@pytest.mark.slow
 def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
     assert run("--images", "20") == 0
     folder = tmp_path / "runs" / "activation_patterns"

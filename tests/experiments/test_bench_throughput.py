@@ -63,6 +63,7 @@ class TwoBlocks(MobileNetV2):
     stages: tuple[Stage, ...] = (Stage(1, 16, 1, 2), Stage(6, 24, 1, 2))
 
 
+@pytest.mark.slow
 def test_rates_of_ours_alone(script, command, capsys, tmp_path, monkeypatch):
     """Both tasks from one set of weights, in this process."""
 
