@@ -298,13 +298,16 @@ class StudyTrainer:
             pending = [run for run in runs if run not in finished]
             if pending:
                 plan.append((Family(self, arms), pending))
-        groups = sum(len(family.groups([family.member(*run) for run in pending])) for family, pending in plan)
-        if study.tune:
-            groups += sum(len(family.groups(tuning.pending(family, tried))) for family, _ in plan)
+        steps = 0
+        for family, pending in plan:
+            groups = family.groups([family.member(*run) for run in pending])
+            if study.tune:
+                groups += family.groups(tuning.pending(family, tried))
+            steps += len(groups) * family.recipe.steps(family.dataset.train_images)
         count, wanted = sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds
         if count < wanted:
             reporter.say(f"{wanted - count} of {wanted} runs were finished before.")
-        reporter.expect(study.training.steps(self.dataset.train_images), study_metric(study), groups)
+        reporter.expect(steps, study_metric(study), several=True)
         while plan:
             together, plan = plan[: core_count()], plan[core_count() :]
             # Side by side, since each compilation keeps but one core busy.

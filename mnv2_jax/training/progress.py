@@ -53,19 +53,18 @@ class Reporter:
         """Print one line, above the bar if there is one."""
         self.console.print(line, markup=False)
 
-    def expect(self, steps: int, metric: Metric, groups: int | None = None) -> None:
-        """What is to be done: one run of `steps` steps, or so many groups of a study's runs.
+    def expect(self, steps: int, metric: Metric, several: bool = False) -> None:
+        """What is to be done: so many steps, of one run or of all groups of a study's runs.
 
         `metric` is the task's, which decides.
         """
-        self._steps, self._metric, self._several = steps, metric, groups is not None
-        self._groups = 1 if groups is None else groups
-        self._ended, self._skipped, self._stepping = 0, 0, 0.0
+        self._total, self._metric, self._several = steps, metric, several
+        self._before, self._skipped, self._stepping = 0, 0, 0.0
         self._losses: dict[tuple[str, int], float] = {}
-        if self._groups and self.console.is_terminal and not self.console.quiet:
+        if self._total and self.console.is_terminal and not self.console.quiet:
             self._bar = create_bar(self.console)
             self._bar.start()
-            self._task = self._bar.add_task("training", total=steps * self._groups, status="")
+            self._task = self._bar.add_task("training", total=self._total, status="")
 
     def describe(self, text: str) -> None:
         """What is done just now, in front of the bar, or as a line."""
@@ -80,30 +79,29 @@ class Reporter:
             self._bar.stop()
             self._bar = None
 
-    def begin(self, label: str, done: int) -> None:
-        """A group of runs begins, `done` of its steps being done."""
-        self._label, self._began = label, time.perf_counter()
+    def begin(self, label: str, steps: int, done: int) -> None:
+        """A group of runs begins, `done` of its `steps` being done."""
+        self._label, self._steps, self._began = label, steps, time.perf_counter()
         self._skipped += done
 
     def end(self) -> None:
         """The group has done its steps."""
-        self._ended += 1
+        self._before += self._steps
         self._stepping += time.perf_counter() - self._began
 
     def _left(self, step: int) -> str:
-        done = self._ended * self._steps + step
+        done = self._before + step
         spent = self._stepping + time.perf_counter() - self._began
         per_step = spent / max(done - self._skipped, 1)
-        return f"{duration(per_step * (self._steps * self._groups - done))} left"
+        return f"{duration(per_step * (self._total - done))} left"
 
     def interval(self, step: int, loss: float, examples_per_second: float) -> None:
         """The group has logged an interval that ends with `step`; `loss` is the mean of its runs."""
         if self._bar is not None:
             speed = examples_per_second / jax.device_count()
             status = f"loss {loss:.3f}  {speed:.1f} images/s a device  {self._left(step)}"
-            done = self._ended * self._steps + step
             description = f"{self._label} step {step}/{self._steps}" if self._several else "training"
-            self._bar.update(self._task, completed=done, description=description, status=status)
+            self._bar.update(self._task, completed=self._before + step, description=description, status=status)
 
     def record(self, record: Record) -> None:
         """A record was written."""

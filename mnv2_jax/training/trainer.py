@@ -312,7 +312,7 @@ class Trainer:
             reporter.say(f"resuming from step {done}")
         self._began = time.perf_counter()
         self.log.start_from(done)
-        reporter.begin(self._label(), done)
+        reporter.begin(self._label(), self.steps, done)
         # On preemption the state was saved first: what it scores is found out now.
         if done in self._evaluations and not self.log.has("validation", done):
             self._write("validation", done, self.evaluate(state, "validation"))

@@ -145,6 +145,8 @@ def test_an_arm_may_have_batches_and_steps_of_its_own(changed):
     assert arms["together"]["training"] == {**TOGETHER, "steps": 8}
     assert "training" not in arms["base"]
     assert trained.summary["budget"]["steps"] == 4
+    assert "base seed 0 step 2/4: loss" in trained.log
+    assert "together seed 0 step 4/8: loss" in trained.log
 
 
 def test_the_learning_rate_of_an_arm_is_its_own(tiny):

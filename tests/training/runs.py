@@ -75,8 +75,8 @@ class _Starting(Reporter):
         super().__init__(Console(file=log, width=200))
         self._on_start = on_start
 
-    def begin(self, label, done):
-        super().begin(label, done)
+    def begin(self, label, steps, done):
+        super().begin(label, steps, done)
         self._on_start()
 
 

@@ -23,7 +23,7 @@ def record(arm, step, split="train", seed=0):
 def reporter():
     found = Reporter(Console(file=io.StringIO(), width=200))
     found.expect(20, Classification.metric)
-    found.begin("a seed 0", 0)
+    found.begin("a seed 0", 20, 0)
     return found
 
 
