@@ -1,4 +1,4 @@
-"""Two processes with four devices each are the run of one process with eight."""
+"""Two processes with two devices each are the run of one process with four."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(folder, calls, devices=4):
+def start(folder, calls, devices=2):
     """Two processes of so many devices each that call `run_tiny(folder, ...)` with these arguments; as subprocesses."""
     port = free_port()
     environment = {
@@ -47,7 +47,7 @@ def start(folder, calls, devices=4):
     for number in range(2):
         code = (
             "import faulthandler, sys\n"
-            "faulthandler.dump_traceback_later(250, exit=True)\n"  # where it hangs, if it does
+            "faulthandler.dump_traceback_later(500, exit=True)\n"  # where it hangs, if it does
             "from pathlib import Path\n"
             "from mnv2_jax.training.distributed import Processes, initialize\n"
             f"initialize(Processes('127.0.0.1:{port}', 2, {number}))\n"
@@ -64,7 +64,7 @@ def start(folder, calls, devices=4):
 
 
 def finish(processes):
-    results = [process.communicate(timeout=300) for process in processes]
+    results = [process.communicate(timeout=520) for process in processes]
     for process, (_, errors) in zip(processes, results, strict=True):
         assert process.returncode == 0, errors[-3000:]
     return results
@@ -86,7 +86,7 @@ def test_two_processes(data_dir, digits, tmp_path, streamed, compiled):
     """Parameters, every record but the times, and the files."""
     parallel = f"execution={{'parallel': {compiled!r}}}"
     finish(start(tmp_path / "two", f"streamed={streamed}, training={SMALL}, {parallel}"))
-    run_tiny(tmp_path / "one", devices=8, streamed=streamed, training=SMALL)
+    run_tiny(tmp_path / "one", devices=4, streamed=streamed, training=SMALL)
     one, two = (open_network(tmp_path / name / "network").variables["params"] for name in ("one", "two"))
     assert difference(two, one) < 1e-5
     records = [read_records(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
@@ -105,7 +105,7 @@ def test_two_processes_start_from_the_same_weights(data_dir, digits, tmp_path, c
     parallel = f"execution={{'parallel': {compiled!r}}}"
     weights = f"weights={str(tmp_path / 'trained')!r}"
     finish(start(tmp_path / "two", f"training={frozen}, model={{'kernels': 'tuned'}}, {weights}, {parallel}"))
-    run_tiny(tmp_path / "one", devices=8, training=frozen, model={}, weights=str(tmp_path / "trained"))
+    run_tiny(tmp_path / "one", devices=4, training=frozen, model={}, weights=str(tmp_path / "trained"))
     assert tree_digest(backbone(tmp_path / "two")) == tree_digest(backbone(tmp_path / "trained"))
     one, two = (open_network(tmp_path / name / "network").variables["params"] for name in ("one", "two"))
     assert 0 <= difference(two["classifier"], one["classifier"]) < 1e-5
@@ -122,7 +122,7 @@ def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits,
         assert time.monotonic() - began < 200
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
-    results = [process.communicate(timeout=200) for process in processes]
+    results = [process.communicate(timeout=520) for process in processes]
     steps = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(steps) == 1
     for process, (_, errors) in zip(processes, results, strict=True):
