@@ -119,7 +119,7 @@ def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits,
     metrics = tmp_path / "run" / "metrics.jsonl"
     began = time.monotonic()
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert time.monotonic() - began < 200
+        assert time.monotonic() - began < 500
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     results = [process.communicate(timeout=520) for process in processes]
