@@ -1,0 +1,91 @@
+"""How the campaign runs a command: in this process, with all that it may touch watched."""
+
+import importlib
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from campaign.world import make_quick, make_world
+from experiments import scripts
+from mnv2_jax import cli
+from mnv2_jax.__main__ import COMMANDS
+
+
+@pytest.fixture(scope="session")
+def world(digits, tmp_path_factory):
+    """See `make_world`."""
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Nothing takes long, should something be accepted that must not be."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        for name in ("silence_libraries", "use_compilation_cache", "leave_absent_tpus_alone", "use_huge_pages"):
+            patch.setattr(cli, name, lambda: None)
+        yield patch
+
+
+def module_of(command):
+    """The module of a command, or of a script."""
+    if command in COMMANDS:
+        return importlib.import_module(f"mnv2_jax.commands.{command}")
+    return scripts.load(command)
+
+
+LONGEST = 60
+"""Seconds after which a command counts as one that does not end."""
+
+
+def give_up(*_):
+    pytest.fail(f"not refused in {LONGEST} s")  # no Exception: nobody catches it
+
+
+def everything(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of all that lies in a folder."""
+    return {
+        path: (status.st_size, status.st_mtime_ns)
+        for root, folders, files in os.walk(folder)
+        for path in (os.path.join(root, name) for name in (*folders, *files))
+        for status in (os.lstat(path),)
+    }
+
+
+@pytest.fixture
+def refused(quick, world, tmp_path, monkeypatch, capsys):
+    """Runs a command that must be refused: exit code 2, one line, nothing made, nothing changed. Returns the line."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    before = everything(world)
+    signal.signal(signal.SIGALRM, give_up)
+
+    def refused(command, flags):
+        module, arguments = module_of(command), [flag.format(world=world, here=here) for flag in flags]
+        monkeypatch.setattr(sys, "argv", [f"{command}.py", *arguments])
+        capsys.readouterr()
+        signal.alarm(LONGEST)
+        with pytest.raises(SystemExit) as stop:
+            cli.run(
+                module.main, module.Options, module.__doc__ or "", arguments, command, getattr(module, "default", None)
+            )
+        signal.alarm(0)
+        output, errors = capsys.readouterr()
+        assert stop.value.code == 2, (output, errors)
+        assert output == ""
+        assert re.fullmatch(r"error: [^\n]+\n", errors), errors
+        assert not re.search(r"Traceback|Error:|object at 0x|<class|─{3}|-{3}", errors), errors
+        assert everything(here) == {}
+        assert everything(world) == before
+        return errors.removeprefix("error: ").rstrip("\n")
+
+    yield refused
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -1,0 +1,14 @@
+"""Bad input to every script: one line, exit code 2, nothing made, nothing changed."""
+
+import pytest
+
+from campaign.cases import SCRIPTS, cases
+
+
+pytestmark = pytest.mark.campaign
+
+
+@pytest.mark.parametrize("case", cases(SCRIPTS), ids=str)
+def test_bad_input_is_one_line(case, refused):
+    line = refused(case.command, case.flags)
+    assert [word for word in case.says if word not in line] == [], line
