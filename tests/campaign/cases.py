@@ -10,8 +10,9 @@ import typing
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from campaign.conftest import module_of
 from experiments.scripts import EXPERIMENTS, STUDIES
+
+from campaign.conftest import module_of
 from mnv2_jax.__main__ import COMMANDS
 from mnv2_jax.ablation.design import StudyOptions
 

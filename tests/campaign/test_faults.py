@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-
 from ablation import studies
+from training.runs import run_tiny
+
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import open_network
 from mnv2_jax.results import SUMMARY
-from training.runs import run_tiny
 
 pytestmark = pytest.mark.campaign
 

@@ -42,7 +42,7 @@ def or_one_line(function, *arguments, **named):
     try:
         return function(*arguments, **named)
     except UserError as error:
-        assert str(error).strip()
+        assert str(error).strip()  # noqa: PT017 (either is right)
         return None
 
 
@@ -235,6 +235,7 @@ def test_any_json_is_no_description(value):
 @pytest.fixture(scope="module")
 def small_network():
     from commands.conftest import random_network
+
     from mnv2_jax import MobileNetV2
 
     return random_network(MobileNetV2(3, 0.1))

@@ -4,7 +4,6 @@ import pytest
 
 from campaign.cases import SCRIPTS, cases
 
-
 pytestmark = pytest.mark.campaign
 
 

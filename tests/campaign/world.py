@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from commands.conftest import FLAGS, TwoBlocks, compiled_once, random_network
+from samples import encoded, write_folder
+
 from experiments import scripts
 from mnv2_jax import MobileNetV2, cli
 from mnv2_jax.ablation import design
@@ -22,7 +23,6 @@ from mnv2_jax.network import save_network
 from mnv2_jax.training import run as run_module
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.weights.load import export_weights
-from samples import encoded, write_folder
 
 STAGES = ((1, 16, 1, 1), (2, 24, 1, 2))
 
