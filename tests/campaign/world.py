@@ -96,7 +96,7 @@ def _networks(folder: Path) -> None:
     stages = tuple(Stage(*row) for row in STAGES)
     network = random_network(MobileNetV2(3, 0.1, stages=stages), preprocessing="torchvision")
     save_network(folder / "network", network)
-    published = random_network(MobileNetV2(10, 0.1, convention="pytorch"), preprocessing="torchvision")
+    published = random_network(MobileNetV2(10, 0.35, convention="pytorch"), preprocessing="torchvision")
     export_weights(folder / "published.safetensors", published._replace(class_names=None), "torchvision")
     headless = MobileNetV2(0, 0.1, stages=stages)
     save_network(folder / "headless", random_network(headless, class_names=None))
