@@ -125,7 +125,7 @@ def _compare(
     n = len(differences)
     estimand: Estimand = "median" if any(failed.values()) else "mean"
     typical = _typical_values(differences, estimand)
-    p_value = _p_value(min(np.count_nonzero(typical <= 0), np.count_nonzero(typical >= 0)), n, estimand)
+    p_value = _p_value(int(min(np.count_nonzero(typical <= 0), np.count_nonzero(typical >= 0))), n, estimand)
     mean, median, interval = (
         float(differences.mean()),
         float(np.median(differences)),
@@ -160,7 +160,7 @@ def count_failed(
     if chance is None or best == chance or (best > chance) != higher_is_better:
         return [0] * len(arms)
     return [
-        sum((value - chance) / (median - chance) < 0.5 for value in values)
+        int(np.count_nonzero((np.asarray(values) - chance) / (median - chance) < 0.5))
         if (median - chance) / (best - chance) >= 0.5
         else 0
         for values, median in zip(arms, medians, strict=True)
