@@ -2,8 +2,9 @@
 
 Question: how often does a study call something better or worse that is not, and how often do all of its intervals hold the truth?
 Command:  python experiments/null_studies.py
-Cost:     COST
-Expect:   EXPECT
+Cost:     3 minutes on 1 CPU core.
+Expect:   5 % false verdicts and 95 % coverage, within chance, where differences are symmetric; exponential ones are called in up to 14 % of
+          studies and lognormal ones in up to 27 %; where one run in ten fails, the mean is wrong in 35 to 90 % of studies and the report in 4 %.
 
 A study here is drawn, not trained: differences between arm and baseline at n seeds, of one to eight arms with one baseline, which
 correlates their differences by a half. Each goes through `compare_all`, which also makes the verdicts of a study. Of all studies of a
@@ -16,8 +17,9 @@ intervals all hold their true differences; both with exact 95 % intervals of the
 - failing and alike: one run in ten ends far below, and the median is zero.
 
 Failing studies are told in two ways: by the mean alone, as where nobody knows which runs failed, and as a study reports them, by the
-typical difference where any run failed. There the truth is the median. Where one in ten fails, most small studies see no failure; they
-report the mean of what they saw. How often that is a verdict on a mean that is zero is counted beside ("unseen_failures").
+typical difference where any run failed. There the truth is the median. Where one run in ten fails, a third to a half of all arms see no
+failure: studies then tell the mean of runs that all learnt. How often they decide on it, though the mean of all runs would be zero, is
+counted beside ("unseen_failures"); no test of so few runs can know.
 """
 
 import dataclasses
