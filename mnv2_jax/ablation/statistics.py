@@ -39,7 +39,7 @@ SAME = 1e-10
 Verdict = Literal["better", "worse", "inconclusive"]
 Estimand = Literal["mean", "median"]
 Interval = tuple[float, float] | None
-"""Its ends; None where there are too few values for any bound."""
+"""Its ends; None where there are too few values for any bound, or one of them is no number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,8 @@ def _compare(
     n = len(differences)
     estimand: Estimand = "median" if any(failed.values()) else "mean"
     typical = _typical_values(differences, estimand)
-    p_value = _p_value(int(min(np.count_nonzero(typical <= 0), np.count_nonzero(typical >= 0))), n, estimand)
+    # What is no number may lie on either side.
+    p_value = _p_value(int(min(np.count_nonzero(~(typical > 0)), np.count_nonzero(~(typical < 0)))), n, estimand)
     mean, median, interval = (
         float(differences.mean()),
         float(np.median(differences)),
@@ -231,4 +232,4 @@ def _outside(n: int, estimand: Estimand, level: float) -> int:
 
 def _ends(typical: np.ndarray, n: int, estimand: Estimand, level: float) -> Interval:
     k = _outside(n, estimand, level)
-    return (float(typical[k - 1]), float(typical[-k])) if k else None
+    return (float(typical[k - 1]), float(typical[-k])) if k and not np.isnan(typical).any() else None

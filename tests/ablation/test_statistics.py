@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -128,6 +130,11 @@ def test_an_interval_ends_at_zero_where_only_holm_decides():
     assert found["b"].verdict == "better"
     alone = compare_all({"b": [-1.5, 1, 4, 5, 6, 7, 8], "c": [0, 1, -1, 0, 0, 1, -1]}, [0] * 7)["b"]
     assert (alone.ci95, alone.verdict) == ((-1.5, 8), "inconclusive")
+
+
+def test_what_is_no_number_decides_nothing():
+    found = compare_paired([0.8, 0.9, 0.85, 0.8, 0.9, 0.85, math.nan], [0.5] * 7, chance=0.1)
+    assert (found.p_value, found.ci95, found.verdict) == (1, None, "inconclusive")
 
 
 # --- Failed runs -----------------------------------------------------------------------------------------
