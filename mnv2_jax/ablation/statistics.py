@@ -127,11 +127,8 @@ def _compare(
     typical = _typical_values(differences, estimand)
     # What is no number may lie on either side.
     p_value = _p_value(int(min(np.count_nonzero(~(typical > 0)), np.count_nonzero(~(typical < 0)))), n, estimand)
-    mean, median, interval = (
-        float(differences.mean()),
-        float(np.median(differences)),
-        _ends(typical, n, estimand, level),
-    )
+    mean, median = float(differences.mean()), float(np.median(differences))
+    interval = _ends(typical, n, estimand, level)
     return PairedComparison(n, estimand, mean, median, interval, p_value, p_value, "inconclusive", failed)
 
 
