@@ -6,7 +6,9 @@ Cost:     30 s on 2 CPU cores.
 Expect:   behind ReLU a decoder misses 59 % of the curve's variance at n = 1, 25 % at n = 2, 9 % at n = 3, and nothing at n = 15 and 30.
 
 A spiral x is embedded by a random matrix T, put through the activation phi, and brought back. The pictures are Fig. 1's:
-one T for each n, ReLU, the pseudo-inverse of T. Below them, means over many T with 95 % bootstrap intervals (BCa):
+one T for each n, ReLU, the pseudo-inverse of T. Below them, means over many T with 95 % bootstrap intervals (BCa). Tried on other
+matrices, they hold the truth in 92 to 97 % of samples of 200 at n up to 5. From n = 15 on, where only a rare T loses anything, no interval of so
+few can, and the sign flips of a study's intervals miss more: there they say what these matrices show. Measured are
 
 - |x' - x| / |x| of the way back by the pseudo-inverse: the median and its exact interval, for at n = 2 there is no mean, where a
   T that is nearly singular brings images back from far away;
@@ -107,10 +109,12 @@ def estimate(values: "np.ndarray", statistic: Literal["mean", "median"] = "mean"
     import numpy as np
     import scipy.stats
 
-    from mnv2_jax.ablation.statistics import mean_interval
-
     if statistic == "mean":
-        value, (low, high) = np.mean(values), mean_interval(values)
+        value, rounded = np.mean(values), np.round(values, 12)
+        low = high = rounded[0]
+        if np.ptp(rounded) > 0:
+            rng = np.random.default_rng(0)
+            low, high = scipy.stats.bootstrap((rounded,), np.mean, method="BCa", rng=rng).confidence_interval
     else:
         value = np.median(values)
         low, high = scipy.stats.quantile_test(values, p=0.5).confidence_interval(0.95)

@@ -4,6 +4,7 @@ What is drawn is the metric that decides, whichever the task's is.
 """
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,6 +26,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 # Of lengths without a common factor, so that more arms than colours still differ.
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 MARKERS = "osD^vPX<"
+SHAPES = {"mean": "o", "median": "D"}
+"""Of what a verdict is about."""
 
 
 def _format_values(axes: Axes, metric: Metric, decimals: int | None = None) -> None:
@@ -39,6 +42,56 @@ def _style(index: int) -> dict[str, Any]:
 def _dots(index: int) -> dict[str, Any]:
     marker, color = MARKERS[index % len(MARKERS)], COLORS[index % len(COLORS)]
     return {"s": 30, "color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.6, "zorder": 2}
+
+
+def _bars(arms: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Intervals of the arms' means as lengths below and above them; None where they have no bounds."""
+    if any(arm["ci95"] is None for arm in arms):
+        return None
+    return np.abs(np.array([arm["ci95"] for arm in arms]).T - [arm["mean"] for arm in arms])
+
+
+def _bounds(summary: Mapping[str, Any]) -> str:
+    """What is drawn around a mean."""
+    bounded = all(arm["ci95"] is not None for arm in summary["arms"].values())
+    return "95 % interval" if bounded else f"no bound with {len(summary['seeds'])} seeds"
+
+
+def _draw_difference(axes: Axes, comparison: Mapping[str, Any], metric: Metric, place: float, across: bool) -> None:
+    """What a verdict is about, with its interval as far as it has bounds: filled if decided, a diamond for a median.
+
+    Args:
+        place: on the axis of arms.
+        across: whether differences run along x.
+    """
+    value, bars = metric.scale * comparison[f"{comparison['estimand']}_difference"], None
+    if comparison["ci95"] is not None:
+        low, high = (metric.scale * bound for bound in comparison["ci95"])
+        bars = [[value - low], [high - value]]
+    style: dict[str, Any] = {
+        "xerr" if across else "yerr": bars,
+        "fmt": SHAPES[comparison["estimand"]],
+        "color": "black",
+        "markerfacecolor": "white" if comparison["verdict"] == "inconclusive" else "black",
+        "capsize": 4,
+        "zorder": 3,
+    }
+    axes.errorbar(*((value, place) if across else (place, value)), **style)
+
+
+def _explain_differences(axes: Axes, comparisons: Sequence[Mapping[str, Any]]) -> None:
+    """Put into the legend what `_draw_difference` draws."""
+    for estimand, label in (("mean", "mean"), ("median", "median (runs failed)")):
+        of_kind = [comparison for comparison in comparisons if comparison["estimand"] == estimand]
+        if of_kind:
+            none = any(comparison["ci95"] is None for comparison in of_kind)
+            bounds = f" (no bound with {of_kind[0]['n']} seeds)" if none else " and 95 % interval"
+            filled = any(comparison["verdict"] != "inconclusive" for comparison in of_kind)
+            axes.plot(
+                [], [], SHAPES[estimand], color="black", markerfacecolor="black" if filled else "white", label=label + bounds
+            )  # fmt: skip
+    if any(comparison["verdict"] == "inconclusive" for comparison in comparisons):
+        axes.plot([], [], "o", color="black", markerfacecolor="white", label="hollow: inconclusive")
 
 
 def draw(summary: dict[str, Any], records: list[Record]) -> Figure:
@@ -155,13 +208,9 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
         # The first comparison on top, in the order of the legend and of the table.
         height, color_index = len(comparisons) - 1 - index, order.index(comparison["arm"])
         differences = (np.array(arms[comparison["arm"]][tested]) - baseline) * scale
-        low, high = (scale * bound for bound in comparison["ci95"])
-        mean = scale * comparison["mean_difference"]
         spread = np.linspace(-0.13, 0.13, len(differences))
         axes.scatter(differences, height + spread, label="a seed" if index == 0 else None, **_dots(color_index))
-        label = "mean and 95 % interval" if index == 0 else None
-        bars = [[mean - low], [high - mean]]
-        axes.errorbar(mean, height - 0.28, xerr=bars, fmt="o", color="black", capsize=4, label=label, zorder=3)
+        _draw_difference(axes, comparison, metric, height - 0.28, across=True)
         paper = comparison["paper"]
         if paper is not None:
             axes.plot(
@@ -179,6 +228,7 @@ def _differences(axes: Axes, summary: dict[str, Any]) -> None:
             place = scale * paper["difference"], height + 0.28
             axes.annotate(difference, place, (-8, 5), textcoords="offset points", fontsize=9, ha="right")
             labelled = True
+    _explain_differences(axes, comparisons)
     axes.margins(x=0.08)
     axes.axvline(0, color="0.4", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(comparisons))[::-1], [f"{c['arm']}\n− {c['baseline']}" for c in comparisons])
@@ -197,7 +247,7 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
     arms = [summary["arms"][name] for name in names]
     values = [arm["value"] for arm in arms]
     means = np.array([arm["mean"] for arm in arms])
-    bars = np.abs(np.array([arm["ci95"] for arm in arms]).T - means)
+    bars = _bars(arms)
     bar = {"fmt": "-o", "color": "black", "capsize": 3, "markersize": 4, "linewidth": 1.4, "zorder": 3}
     # Where multiply-adds were matched, parameters are what differs.
     multiply_adds = [arm["multiply_adds"] for arm in arms]
@@ -210,7 +260,7 @@ def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
             for place, value, mean in zip(places, values, means, strict=True):
                 axes.annotate(f"{value:g}", (place, mean), (7, 3), textcoords="offset points", fontsize=9)
         else:
-            axes.errorbar(places, means, yerr=bars, **bar, label="mean and 95 % interval")
+            axes.errorbar(places, means, yerr=bars, **bar, label=f"mean, {_bounds(summary)}")
             axes.scatter([], [], **{**_dots(0), "s": 16}, label="a run")
         _format_values(axes, metric)
         axes.grid(axis="y", color="0.9", linewidth=0.7)
@@ -235,26 +285,13 @@ def _swept_differences(effects: Axes, summary: dict[str, Any], names: list[str],
     comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
     for place, name in enumerate(names):
         if name in comparisons:
-            comparison = comparisons[name]
-            low, high = (metric.scale * bound for bound in comparison["ci95"])
-            mean = metric.scale * comparison["mean_difference"]
-            decided = comparison["verdict"] != "inconclusive"
-            effects.errorbar(
-                place,
-                mean,
-                yerr=[[mean - low], [high - mean]],
-                fmt="o",
-                color="black",
-                markerfacecolor="black" if decided else "white",
-                capsize=4,
-            )
-    effects.plot([], [], "o", color="black", label="better or worse (Holm-corrected p < 0.05)")
-    effects.plot([], [], "o", color="black", markerfacecolor="white", label="inconclusive")
+            _draw_difference(effects, comparisons[name], metric, place, across=False)
+    _explain_differences(effects, summary["comparisons"])
     effects.axhline(0, color="0.4", linewidth=1, linestyle=":")
     effects.set_xticks(range(len(names)), [f"{value:g}" for value in values])
     effects.set_xlim(-0.5, len(names) - 0.5)
     effects.set(
-        title=f"Difference to {summary['baseline']}, 95 % interval",
+        title=f"Difference to {summary['baseline']}",
         xlabel=summary["axis"],
         ylabel=metric.difference_unit,
     )
@@ -272,16 +309,15 @@ def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
         for index, name in enumerate(series):
             own = sorted((arm for arm in arms.values() if arm["series"] == name), key=lambda arm: arm[cost])
             means = np.array([arm["mean"] for arm in own])
-            bars = np.abs(np.array([arm["ci95"] for arm in own]).T - means)
             places = [arm[cost] / 1e6 for arm in own]
             style = {**_style(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            panel.errorbar(places, means, yerr=bars, capsize=3, linewidth=1.2, label=name, **style)
+            panel.errorbar(places, means, yerr=_bars(own), capsize=3, linewidth=1.2, label=name, **style)
         front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()], metric.higher_is_better)
         panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.75", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
         panel.set(
             title=f"Test {metric.title} against {unit}",
             xlabel=f"million {unit}",
-            ylabel=f"test {metric.title}, 95 % interval",
+            ylabel=f"mean test {metric.title}, {_bounds(summary)}",
         )
     axes[0].legend(loc="lower right", frameon=False, fontsize=9)
     if summary["published"]:
@@ -336,15 +372,15 @@ def _draw_grid(summary: dict[str, Any], records: list[Record]) -> Figure:
     image = heat.imshow(means, cmap="cividis_r", origin="lower", aspect="auto")
     for name, arm in inside.items():
         row, column = rows.index(arm["series"]), columns.index(arm["value"])
-        low, high = arm["ci95"]
         dark = image.norm(arm["mean"]) > 0.5
         baseline = "\n(baseline)" if name == summary["baseline"] else ""
-        text = f"{write(arm['mean'])}\n{write(low)} to {write(high)}{baseline}"
+        interval = "\n" + " to ".join(map(write, arm["ci95"])) if arm["ci95"] else ""
+        text = f"{write(arm['mean'])}{interval}{baseline}"
         heat.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=10)
     heat.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     heat.set_yticks(range(len(rows)), rows)
     across, up = summary["axis"].split("|")
-    heat.set(title=f"Test {metric.title}, mean and 95 % interval", xlabel=across, ylabel=up)
+    heat.set(title=f"Test {metric.title}, mean, {_bounds(summary)}", xlabel=across, ylabel=up)
     heat.tick_params(length=0)
     _differences(effects, summary)
     return figure

@@ -42,17 +42,35 @@ SUMMARY = [
 """What a summary holds besides what is made from the records."""
 
 
+def interval(comparison: Mapping[str, Any], metric: Metric) -> str:
+    """ "-5.00 to -2.06", "-2.62 to 0", or that there are no bounds."""
+    if comparison["ci95"] is None:
+        return f"no bound with {comparison['n']} seeds"
+    return " to ".join(f"{metric.scale * bound:+.2f}" if bound else "0" for bound in comparison["ci95"])
+
+
+def difference(comparison: Mapping[str, Any], metric: Metric) -> float:
+    """The one that the verdict is about, as people read it."""
+    return metric.scale * comparison[f"{comparison['estimand']}_difference"]
+
+
+def failures(comparison: Mapping[str, Any]) -> str:
+    """ "1 of 8 runs of t=3 and 2 of 8 runs of t=6"; nothing where none failed."""
+    failed = ((comparison[which], comparison["failed"][which]) for which in ("arm", "baseline"))
+    return " and ".join(f"{count} of {comparison['n']} runs of {name}" for name, count in failed if count)
+
+
 def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1) -> str:
     """One comparison of so many in plain words, with its certainty."""
     scale = metric.scale
-    points = scale * comparison["mean_difference"]
-    low, high = (scale * bound for bound in comparison["ci95"])
+    points = difference(comparison, metric)
     arm, baseline, n = comparison["arm"], comparison["baseline"], comparison["n"]
     p = f"p = {comparison['p_holm']:.3g}" + (" after Holm's correction" if comparisons > 1 else "")
     spread = scale * comparison["baseline_spread"]
+    failed = failures(comparison)
     numbers = (
         f"over {n} pairs of runs {arm} scored {points:+.2f} {metric.difference_unit} against {baseline} "
-        f"(95 % interval {low:+.2f} to {high:+.2f}, {p}; seeds alone spread {baseline} by {spread:.2f})"
+        f"{'in the median ' if failed else ''}(95 % interval: {interval(comparison, metric)}, {p}; seeds alone spread {baseline} by {spread:.2f})"
     )
     if comparison["verdict"] == "inconclusive":
         needed = seeds_needed(comparisons)
@@ -60,6 +78,11 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
         text = f"Inconclusive: {numbers}; chance alone can do that.{few}"
     else:
         text = f"{arm} is {comparison['verdict']} than {baseline}: {numbers}."
+    if failed:
+        decided = comparison["verdict"] != "inconclusive"
+        text = (
+            f"{failed} failed: nearer to chance than to the median of the arm. {'Typically, ' if decided else ''}{text}"
+        )
     paper = comparison["paper"]
     if paper is not None:
         text += f" The paper's difference on ImageNet is {scale * paper['difference']:+.1f} ({paper['where']}, {paper['how']})."
@@ -116,6 +139,7 @@ def _study(summary: Mapping[str, Any], records: Sequence[Record], folder: Path, 
         "svg": _unique(svg[svg.index("<svg") :], f"study-{index}"),
         "speeds": speeds(records, read_lines(folder / "timings.jsonl")),
         "needed": seeds_needed(len(comparisons)),
+        "failed": any(failures(comparison) for comparison in comparisons),
     }
 
 
@@ -125,12 +149,18 @@ def _unique(svg: str, name: str) -> str:
     return svg
 
 
+def _verdict(comparison: Mapping[str, Any]) -> str:
+    """In a table: with what it is about, where that is not the mean."""
+    failed = failures(comparison)
+    return f"{comparison['verdict']} (median; failed: {failed})" if failed else comparison["verdict"]
+
+
 def _template(name: str) -> jinja2.Template:
     source = resources.files("mnv2_jax.ablation").joinpath(name).read_text()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.globals["mean"] = fmean
+    environment.globals |= {"mean": fmean, "interval": interval, "difference": difference, "verdict": _verdict}
     return environment.from_string(source)
 
 
@@ -154,12 +184,11 @@ def arms_table(summary: Mapping[str, Any]) -> Table:
         row = [name, f"{arm['parameters']:,}", f"{arm['multiply_adds'] / 1e6:.2f} M", metric.format(arm["mean"])]
         if name in comparisons:
             comparison = comparisons[name]
-            low, high = (metric.scale * bound for bound in comparison["ci95"])
             row += [
-                f"{metric.scale * comparison['mean_difference']:+.2f}",
-                f"{low:+.2f} to {high:+.2f}",
+                f"{difference(comparison, metric):+.2f}",
+                interval(comparison, metric),
                 f"{comparison['p_holm']:.3g}",
-                comparison["verdict"],
+                _verdict(comparison),
             ]
         else:
             row += ["", "", "", "baseline"]

@@ -35,13 +35,16 @@ def describe(
         command, environment: as they are to be read there.
     """
     steps = study.training.steps(dataset.train_images)
+    task = study.run(study.baseline).task
+    chance = TASKS[task].metric.chance
     described = {
         "experiment": study.experiment,
         "question": study.question,
         "claim": study.claim,
         "dataset": study.dataset,
         "title": CATALOG[study.dataset].title if study.dataset in CATALOG else study.dataset,
-        "task": study.run(study.baseline).task,
+        "task": task,
+        "chance": chance(dataset.num_classes) if chance else None,
         "baseline": study.baseline.name,
         "seeds": list(range(study.seeds)),
         "arms": {arm.name: _describe_arm(study, arm, dataset, rates) for arm in study.arms},
@@ -96,6 +99,8 @@ def metric_of(described: Mapping[str, Any]) -> Metric:
 def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """What `summary.json` holds; shares are fractions. A summary is itself a description.
 
+    Where the description does not say what chance gives, as version 0.1.0's did not, no run counts as failed.
+
     Raises:
         UserError: if a run's record of the test split is missing.
     """
@@ -113,7 +118,7 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
             f"test_{metric.name}": values,
             "test_loss": [metrics["loss"] for metrics in of_arm],
             "mean": fmean(values),
-            "ci95": list(mean_interval(values)),
+            "ci95": mean_interval(values),
         }
         arms[name] = {**arm, **results}
     baseline = described["baseline"]
@@ -127,13 +132,12 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
             "baseline": baseline,
             "metric": tested,
             **dataclasses.asdict(comparison),
-            "ci95": list(comparison.ci95),
             "baseline_spread": spread,
             "paper": arms[name]["paper"],
         }
-        for name, comparison in compare_all(others, against, metric.higher_is_better).items()
+        for name, comparison in compare_all(others, against, metric.higher_is_better, described.get("chance")).items()
     ]
-    return {**described, "arms": arms, "comparisons": comparisons}
+    return plain({**described, "arms": arms, "comparisons": comparisons})
 
 
 def speeds(records: Sequence[Record], timings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

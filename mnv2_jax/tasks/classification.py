@@ -29,7 +29,7 @@ class Classification:
     name = "classification"
     targets = CLASSES
     normalizer = "examples"
-    metric = Metric("accuracy", "accuracy")
+    metric = Metric("accuracy", "accuracy", chance=lambda classes: 1 / classes)
     evaluator = None
     names = ("examples", "loss", "correct", "correct_top5")
 

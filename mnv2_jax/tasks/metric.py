@@ -1,7 +1,7 @@
 """What a task measures: sums over examples, the metric that decides, and metrics that are no sums."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,12 +24,15 @@ class Metric:
         title: in figures and reports.
         higher_is_better: else lower is.
         percent: whether it is a share, printed as percents.
+        chance: from the number of classes to the value of a network that has learnt nothing. None where that is not known:
+            studies then cannot tell which runs failed.
     """
 
     name: str
     title: str
     higher_is_better: bool = True
     percent: bool = True
+    chance: Callable[[int], float] | None = None
 
     @property
     def scale(self) -> int:

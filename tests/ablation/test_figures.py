@@ -34,6 +34,32 @@ def test_a_figure_marks_the_paper_and_every_run(finished, draw):
     assert "−0.6" in [text.get_text() for text in effects.texts]
 
 
+def test_a_difference_is_filled_where_it_is_decided_and_a_diamond_where_it_is_a_median(draw):
+    _, _, effects = draw(*read_study(RESULTS / "ablate_residual_classic_fashion_mnist")).axes
+    labels = [text.get_text() for text in effects.get_legend().get_texts()]
+    assert labels == ["a seed", "mean and 95 % interval", "median (runs failed) and 95 % interval"]
+    drawn = [line for line in effects.lines if line.get_marker() in "oD" and len(line.get_xdata())]
+    assert [line.get_marker() for line in drawn] == ["D", "o", "D", "o"]
+    summary, records = read_study(RESULTS / "ablate_expansion_width_fashion_mnist")
+    effects = draw(summary, records).axes[2]
+    drawn = [line.get_markerfacecolor() for line in effects.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    verdicts = {comparison["arm"]: comparison["verdict"] for comparison in summary["comparisons"]}
+    in_order = sorted(verdicts, key=lambda name: summary["arms"][name]["value"])
+    assert drawn == ["white" if verdicts[name] == "inconclusive" else "black" for name in in_order]
+
+
+@pytest.mark.parametrize("kind", ["arms", "sweep", "tradeoff", "grid"])
+def test_what_has_no_bounds_is_drawn_without_and_says_so(kind, finished, draw):
+    arms = {
+        name: {**arm, "value": place + 1.0, "series": "1"}
+        for place, (name, arm) in enumerate(finished.summary["arms"].items())
+    }
+    figure = draw({**finished.summary, "arms": arms, "figure": kind, "axis": "a|b"}, finished.records)
+    texts = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    assert any("no bound with 2 seeds" in text for text in texts)
+    assert not any("interval" in text for text in texts)
+
+
 def test_a_curve_is_drawn_against_the_images_of_the_arms_own_batches(finished, draw):
     summary = json.loads(json.dumps(finished.summary))
     summary["arms"]["relu6"]["training"] = {"batch_size": 8}

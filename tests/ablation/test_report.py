@@ -16,10 +16,11 @@ from mnv2_jax.tasks.classification import Classification
 FILES = ("summary.json", "figure.png", "figure.svg", "report.html")
 
 
-def comparison(difference, verdict, n=6):
+def comparison(difference, verdict, n=6, **changed):
     return {
         "arm": "relu6", "baseline": "linear", "n": n, "mean_difference": difference, "ci95": [-0.1, 0.1], "p_value": 0.03,
         "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper),
+        "estimand": "mean", "median_difference": -0.02, "failed": {"arm": 0, "baseline": 0}, **changed,
     }  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def test_a_report_is_one_page_that_needs_nothing_from_outside(finished_folder):
     assert "Inconclusive" in page
     assert "<svg" in page
     assert "All arms were trained at one learning rate." in page
+    assert "Failures rarer than 2 runs of an arm can show are not seen" in page
     for word in ("http://", "https://"):
         # Names of XML vocabularies in the SVG are no links.
         outside = [part.split('"')[0] for part in page.split(word)[1:]]
@@ -47,12 +49,14 @@ def test_a_report_is_one_page_that_needs_nothing_from_outside(finished_folder):
     assert " src=" not in page
 
 
-def test_a_report_says_which_arms_were_trained_otherwise(copy, monkeypatch):
+def test_a_report_says_which_arms_were_trained_otherwise_and_which_runs_failed(copy, monkeypatch):
     monkeypatch.setattr(report, "save_figure", lambda figure, folder: report.figures.plt.close(figure))
     summary, records = read_study(copy)
     summary["arms"]["relu6"] |= {"training": {"label_smoothing": 0.1, "steps": 4}, "learning_rate": 0.01}
+    summary["comparisons"][0] |= {"estimand": "median", "failed": {"arm": 1, "baseline": 0}}
     write_files(summary, records, copy)
     page = (copy / "report.html").read_text()
+    assert "A\nrun failed if it ended nearer to chance (10.00 %)" in page
     assert "relu6 was trained otherwise: label_smoothing 0.1, steps 4." in page
     assert "at one learning rate" not in page
 
@@ -91,6 +95,24 @@ def test_plain_words(difference, verdict, expected):
     assert expected in sentence(comparison(difference, verdict), Classification.metric)
 
 
+def test_failed_runs_stand_before_the_typical_difference():
+    failed = comparison(-0.05, "worse", estimand="median", failed={"arm": 2, "baseline": 1})
+    text = sentence(failed, Classification.metric)
+    assert text.startswith(
+        "2 of 6 runs of relu6 and 1 of 6 runs of linear failed: nearer to chance than to the median of the arm. Typically, relu6 is "
+        "worse than linear: over 6 pairs of runs relu6 scored -2.00 percentage points against linear in the median"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [(None, "no bound with 6 seeds"), ([-0.1, 0.0], "-10.00 to 0"), ([0.01, 0.02], "+1.00 to +2.00")],
+)
+def test_an_interval_in_words(bounds, expected):
+    text = sentence(comparison(-0.05, "worse", ci95=bounds), Classification.metric)
+    assert f"95 % interval: {expected}, p = 0.03" in text
+
+
 def test_too_few_seeds_are_said_and_so_is_holms_correction():
     text = sentence(comparison(0.001, "inconclusive", n=3), Classification.metric, comparisons=2)
     assert "Fewer than 7 seeds cannot reach p < 0.05 here" in text
@@ -105,5 +127,6 @@ def test_the_table_that_ends_a_study(finished):
         assert f"{arm['parameters']:,}" in text
         assert f"{100 * arm['mean']:.2f} %" in text
     assert "test accuracy" in text
+    assert "no bound with 2 seeds" in text
     assert "inconclusive" in text
     assert "baseline" in text

@@ -33,11 +33,15 @@ def test_a_summary_has_what_the_readers_of_it_expect(finished_folder):
         assert len(arm["test_accuracy"]) == len(arm["test_loss"]) == 2
     (comparison,) = summary["comparisons"]
     assert set(comparison) == {
-        "arm", "baseline", "metric", "n", "mean_difference", "ci95", "p_value", "p_holm", "baseline_spread", "verdict", "paper"
+        "arm", "baseline", "metric", "n", "estimand", "mean_difference", "median_difference", "failed", "ci95", "p_value", "p_holm",
+        "baseline_spread", "verdict", "paper",
     }  # fmt: skip
     assert comparison["metric"] == "test_accuracy"
     assert comparison["paper"] == {"difference": -0.006, "where": "Fig. 6a", "how": "digitized"}
     assert (comparison["n"], comparison["verdict"]) == (2, "inconclusive")
+    # Two seeds bound nothing.
+    assert {each["ci95"] for each in (comparison, *summary["arms"].values())} == {None}
+    assert summary["chance"] == 0.1
     assert summary["environment"] == ENVIRONMENT
     assert {record.split for record in records} == {"train", "validation", "test"}
 
@@ -58,6 +62,36 @@ def test_a_run_without_a_test_is_named(finished):
 
 def test_a_summary_is_made_again_of_itself_and_the_records(finished):
     assert summarize(finished.summary, finished.records) == finished.summary
+
+
+def with_accuracies(described, **accuracies):
+    """A summary of the same study with these test accuracies."""
+    records = [
+        Record(arm, seed, 4, "test", 0.0, {"accuracy": value, "loss": 1.0}, 50)
+        for arm, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    return summarize({**described, "seeds": list(range(len(records) // len(accuracies)))}, records)
+
+
+def test_failed_runs_are_counted_and_the_verdict_is_of_the_others(finished):
+    """Eight of ten runs are better by 5 points, two learnt nothing: in the mean 8 points worse."""
+    linear, relu6 = [0.7 + seed / 100 for seed in range(10)], [0.75 + seed / 100 for seed in range(8)] + [0.1, 0.12]
+    summary = with_accuracies(finished.summary, linear=linear, relu6=relu6)
+    (comparison,) = summary["comparisons"]
+    assert comparison["failed"] == {"arm": 2, "baseline": 0}
+    assert comparison["estimand"] == "median"
+    assert comparison["mean_difference"] < 0 < comparison["median_difference"]
+    assert json.loads(json.dumps(summary)) == summary
+    text = sentence(comparison, metric_of(summary))
+    assert text.startswith(
+        "2 of 10 runs of relu6 failed: nearer to chance than to the median of the arm. Inconclusive: "
+    )
+    assert "relu6 scored +5.00 percentage points against linear in the median (95 % interval: -67.00 to +5.00" in text
+    # A summary of before does not know what chance gives.
+    before = {name: value for name, value in finished.summary.items() if name != "chance"}
+    (unknown,) = with_accuracies(before, linear=linear, relu6=relu6)["comparisons"]
+    assert (unknown["estimand"], unknown["failed"]) == ("mean", {"arm": 0, "baseline": 0})
 
 
 def test_speeds_are_as_far_as_known():
@@ -105,7 +139,7 @@ def test_the_metric_of_another_task_decides(pointing):
         assert arm["test_distance"] == [tests[name, seed]["distance"] for seed in (0, 1)]
         assert arm["mean"] == pytest.approx(sum(arm["test_distance"]) / 2)
         assert "test_accuracy" not in arm
-    assert summary["comparisons"][0]["metric"] == "test_distance"
+    assert (summary["comparisons"][0]["metric"], summary["chance"]) == ("test_distance", None)
     # What is no sum comes from the evaluator.
     assert all("median_distance" in metrics for metrics in tests.values())
     assert f"linear seed 0: test distance in pixels {tests['linear', 0]['distance']:.3f}, loss" in log
@@ -119,6 +153,7 @@ def test_figure_and_report_speak_of_another_tasks_metric(pointing):
     folder, (summary, records, _, _) = pointing
     page = (folder / "report.html").read_text()
     assert "distance in pixels" in page
+    assert "no run was counted as failed" in page
     assert read_study(folder)[0] == json.loads((folder / "summary.json").read_text())
     assert "distance in pixels" in [column.header.removeprefix("test ") for column in arms_table(summary).columns]
     for text in (page, sentence(summary["comparisons"][0], metric_of(summary))):

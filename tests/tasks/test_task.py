@@ -40,6 +40,11 @@ def test_a_metric_prints_itself():
     assert Metric("distance", "distance", higher_is_better=False, percent=False).format(0.4119) == "0.412"
 
 
+def test_the_accuracy_of_chance_is_known():
+    assert Classification.metric.chance(10) == 0.1
+    assert Metric("distance", "distance").chance is None
+
+
 def test_a_task_is_opened_as_it_was_saved():
     task = Classification(10, 0.1)
     settings = task_settings(task)

@@ -1,0 +1,318 @@
+"""How often is a study wrong? Its own statistics, tried on studies whose truth is known.
+
+Question: how often does a study call something better or worse that is not, and how often do all of its intervals hold the truth?
+Command:  python experiments/null_studies.py
+Cost:     3 minutes on 1 CPU core.
+Expect:   5 % false verdicts and 95 % coverage, within chance, where differences are symmetric; exponential ones are called in up to 14 % of
+          studies and lognormal ones in up to 27 %; where one run in ten fails, the mean is wrong in 35 to 90 % of studies and the report in 4 %.
+
+A study here is drawn, not trained: differences between arm and baseline at n seeds, of one to eight arms with one baseline, which
+correlates their differences by a half. Each goes through `compare_all`, which also makes the verdicts of a study. Of all studies of a
+case are counted those with any false verdict (one on a comparison without a difference, or of the wrong sign), and those whose
+intervals all hold their true differences; both with exact 95 % intervals of their own (Clopper and Pearson). The differences are
+
+- normal, symmetric with heavy tails (Student's t, 3 degrees of freedom), exponential, and lognormal (sigma 1), of mean zero;
+- mixed: normal, and every other arm differs by 1.5 standard deviations, so that not all comparisons are null;
+- failing: one run in ten ends far below the others, and the others are above the baseline by so much that the mean is zero;
+- failing and alike: one run in ten ends far below, and the median is zero.
+
+Failing studies are told in two ways: by the mean alone, as where nobody knows which runs failed, and as a study reports them, by the
+typical difference where any run failed. There the truth is the median. Where one run in ten fails, a third to a half of all arms see no
+failure: studies then tell the mean of runs that all learnt. How often they decide on it, though the mean of all runs would be zero, is
+counted beside ("unseen_failures"); no test of so few runs can know.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mnv2_jax import cli
+from mnv2_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+LEVEL = 0.05
+"""What false verdicts and missed intervals are held against."""
+CHANCE, BASELINE, SPREAD = 0.1, 0.75, 0.01
+"""Of accuracies: without learning, of the baseline, and from one seed to another."""
+FAILS, FAR = 0.1, 0.6
+"""Share of runs that fail, and by how much."""
+SHIFT = 1.5
+"""Difference of every other arm of a mixed study, in standard deviations."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Flags of this script."""
+
+    seeds: tuple[int, ...] = (6, 7, 8, 9, 10)
+    """Values of n, pairs of runs."""
+    comparisons: tuple[int, ...] = (1, 2, 4, 8)
+    """Arms besides the baseline."""
+    studies: int = 4000
+    """For each kind of differences, n and number of comparisons."""
+    seed: int = 0
+    """Of the differences."""
+    out: Path = Path("runs/null_studies")
+    """Folder for the figure and the summary."""
+    overwrite: bool = False
+    """Begin anew in a folder that holds other results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A kind of differences.
+
+    Attributes:
+        title: in figure and table.
+        quantile: the quantile function of a difference whose true value is zero.
+        truth: its mean; its median where that is what studies report.
+        known: whether the study knows what chance gives, and so which runs failed.
+        shift: added to every other comparison, so that there are two or more.
+        exact: whether theory promises that false verdicts are LEVEL at most, and that all intervals hold at `coverage` or more.
+    """
+
+    title: str
+    quantile: Callable[["np.ndarray"], "np.ndarray"]
+    truth: float = 0.0
+    known: bool = True
+    shift: float = 0.0
+    exact: bool = False
+
+    @property
+    def coverage(self) -> float:
+        """At which intervals should hold: less where half of the comparisons are null, since Holm's verdicts cut intervals off."""
+        return 1 - LEVEL * (2 - 0.5 if self.shift else 1)
+
+
+def cases() -> dict[str, Case]:
+    """All kinds of differences, in the order of the figure."""
+    import numpy as np
+    import scipy.stats
+
+    def centred(distribution: Any) -> Callable[["np.ndarray"], "np.ndarray"]:
+        return lambda u: SPREAD * (distribution.ppf(u) - distribution.mean())
+
+    def failing(above: float) -> Callable[["np.ndarray"], "np.ndarray"]:
+        def quantile(u: "np.ndarray") -> "np.ndarray":
+            learnt = above + SPREAD * scipy.stats.norm.ppf(np.clip((u - FAILS) / (1 - FAILS), 1e-12, 1))
+            return np.where(u < FAILS, -FAR, learnt)
+
+        return quantile
+
+    def median(quantile: Callable[["np.ndarray"], "np.ndarray"]) -> float:
+        return round(float(quantile(np.array([0.5]))[0]), 12)
+
+    normal = centred(scipy.stats.norm())
+    mean_zero = failing(FAR * FAILS / (1 - FAILS))
+    alike = failing(-median(failing(0.0)))
+    return {
+        "normal": Case("normal", normal, exact=True),
+        "heavy": Case("Student's t, 3 degrees", centred(scipy.stats.t(3)), exact=True),
+        "exponential": Case("exponential", centred(scipy.stats.expon())),
+        "lognormal": Case("lognormal", centred(scipy.stats.lognorm(1))),
+        "mixed": Case("mixed: every other differs", normal, shift=SHIFT * SPREAD, exact=True),
+        "failing, by the mean": Case("one in ten fails,\nby the mean", mean_zero, known=False),
+        "failing, as reported": Case("one in ten fails,\nas reported", mean_zero, truth=median(mean_zero)),
+        "failing alike, as reported": Case("one in ten fails, else alike,\nas reported", alike, truth=median(alike)),
+    }
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be computed.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for name, low, high in (("seeds", 2, 16), ("comparisons", 1, 64)):
+        values = getattr(options, name)
+        if not values or list(values) != sorted(set(values)) or not low <= values[0] <= values[-1] <= high:
+            raise UserError(
+                f"--{name} must be numbers from {low} to {high}, rising, got {' '.join(map(str, values)) or 'none'}"
+            )
+    if not 10 <= options.studies <= 100_000:
+        raise UserError(f"--studies must be from 10 to 100000, got {options.studies}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed must be from 0 to 2^32 - 1, got {options.seed}")
+
+
+def draw_studies(case: Case, studies: int, arms: int, n: int, rng: "np.random.Generator") -> Any:
+    """(values of arms of shape (studies, arms, n), of the baseline (studies, n), true differences of the arms).
+
+    Differences to one baseline share its part: the normal scores of two of them correlate by a half.
+    """
+    import numpy as np
+    import scipy.special
+
+    own, shared = rng.standard_normal((studies, arms, n)), rng.standard_normal((studies, 1, n))
+    differences = case.quantile(scipy.special.ndtr((own + shared) / np.sqrt(2)))
+    shifts = case.shift * (np.arange(arms) % 2)
+    baseline = BASELINE - SPREAD * shared[:, 0] / np.sqrt(2)
+    return baseline[:, None] + differences + shifts[:, None], baseline, case.truth + shifts
+
+
+def try_case(case: Case, studies: int, arms: int, n: int, rng: "np.random.Generator") -> dict[str, Any]:
+    """What a number of studies say, and how often that is false."""
+    import numpy as np
+
+    from mnv2_jax.ablation.statistics import compare_all
+
+    false = covered = unseen = unbounded = medians = 0
+    signs = {"better": 1, "worse": -1}
+    values, baselines, truth = draw_studies(case, studies, arms, n, rng)
+    names = [str(arm) for arm in range(arms)]
+    for of_arms, baseline in zip(values, baselines, strict=True):
+        found = compare_all(dict(zip(names, of_arms, strict=True)), baseline, chance=CHANCE if case.known else None)
+        told = list(zip(found.values(), truth, strict=True))
+        wrong = any(each.verdict in signs and signs[each.verdict] != np.sign(true) for each, true in told)
+        # An interval that the verdict cut off at zero does not hold zero.
+        holds = all(each.ci95 is None or each.ci95[0] <= true <= each.ci95[1] for each, true in told)
+        false, covered = false + wrong, covered + (holds and not wrong)
+        unseen += any(each.verdict in signs and each.estimand == "mean" for each, _ in told)
+        unbounded += any(each.ci95 is None for each, _ in told)
+        medians += any(each.estimand == "median" for each, _ in told)
+    return {
+        "false_verdicts": share(false, studies),
+        "coverage": share(covered, studies),
+        "unseen_failures": share(unseen, studies) if case.truth > 0 else None,
+        "without_bounds": unbounded / studies,
+        "about_a_median": medians / studies,
+    }
+
+
+def share(count: int, of: int) -> dict[str, Any]:
+    """A rate with its exact 95 % interval."""
+    import scipy.stats
+
+    interval = scipy.stats.binomtest(int(count), of).proportion_ci(0.95, method="exact")
+    return {"rate": count / of, "ci95": [float(interval.low), float(interval.high)]}
+
+
+def compute(options: Options, progress: Callable[[str], None] = lambda name: None) -> list[dict[str, Any]]:
+    """A result for each kind of differences, n and number of comparisons; `progress` is told each kind that begins."""
+    import numpy as np
+
+    results = []
+    for place, (name, case) in enumerate(cases().items()):
+        progress(name)
+        for arms, n in itertools.product(options.comparisons, options.seeds):
+            if arms > 1 or not case.shift:
+                rng = np.random.default_rng((options.seed, place, arms, n))
+                found = try_case(case, options.studies, arms, n, rng)
+                results.append({"differences": name, "n": n, "comparisons": arms, **found})
+    return results
+
+
+def draw(results: Sequence[Mapping[str, Any]], options: Options) -> "Figure":
+    """False verdicts and coverage against n, a pair of panels for each kind of differences."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
+
+    figure = plt.figure(figsize=(14, 11), layout="constrained")
+    panels: Any = figure.subplots(4, 4)
+    for place, (name, case) in enumerate(cases().items()):
+        block, column = divmod(place, 4)
+        for row, measure in enumerate(("false_verdicts", "coverage")):
+            axes = panels[2 * block + row, column]
+            for index, arms in enumerate(options.comparisons):
+                own = [each for each in results if each["differences"] == name and each["comparisons"] == arms]
+                if not own:
+                    continue
+                rates = np.array([each[measure]["rate"] for each in own])
+                bars = np.abs(np.array([each[measure]["ci95"] for each in own]).T - rates)
+                # Side by side, so that bars can be told apart.
+                aside = (index - (len(options.comparisons) - 1) / 2) * 0.08
+                style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+                label = f"{arms} comparison{'s' if arms > 1 else ''}"
+                marker = MARKERS[index % len(MARKERS)]
+                axes.errorbar([each["n"] + aside for each in own], rates, yerr=bars, marker=marker, markersize=4.5, capsize=2, linewidth=1.3, label=label, **style)  # fmt: skip
+            axes.axhline((LEVEL, case.coverage)[row], color="0.3", linewidth=1, linestyle=":")
+            if row == 0:
+                axes.set_title(case.title, fontsize=11)
+            worst = max(0.12, *(1 - each["coverage"]["ci95"][0] for each in results if each["differences"] == name))
+            worst = max(worst, *(each["false_verdicts"]["ci95"][1] for each in results if each["differences"] == name))
+            axes.set_ylim(*((-0.03 * worst, 1.05 * worst) if row == 0 else (1 - 1.05 * worst, 1 + 0.03 * worst)))
+            axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.set_xticks(options.seeds)
+            axes.set_xlabel("n, seeds" if row else "")
+            if column == 0:
+                axes.set_ylabel(("studies with a false verdict", "studies whose intervals all hold")[row])
+            axes.grid(axis="y", color="0.92", linewidth=0.7)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_axisbelow(True)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
+    figure.suptitle(f"False verdicts and coverage of {options.studies:,} studies each, with exact 95 % intervals (dotted: 5 % and 95 %, or 92.5 % where half are null)", fontsize=12)  # fmt: skip
+    return figure
+
+
+def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
+    """False verdicts and coverage in percent, a row a kind and number of comparisons."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table("false verdicts / coverage, %", "comparisons", *(f"n={n}" for n in options.seeds), box=SIMPLE_HEAD, show_edge=False, pad_edge=False)  # fmt: skip
+    for (name, arms), own in itertools.groupby(results, key=lambda each: (each["differences"], each["comparisons"])):
+        cells = (f"{100 * each['false_verdicts']['rate']:.1f} / {100 * each['coverage']['rate']:.1f}" for each in own)
+        table.add_row(name, str(arms), *cells, end_section=arms == options.comparisons[-1])
+    return table
+
+
+def judge(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the numbers say, where theory promises something and where it does not."""
+
+    def told(*names: str) -> str:
+        own = [each for each in results if each["differences"] in names]
+        false, coverage = max(e["false_verdicts"]["rate"] for e in own), min(e["coverage"]["rate"] for e in own)
+        return f"{false:.1%} false verdicts at most, all intervals hold in {coverage:.1%} or more"
+
+    promised = [(each, cases()[each["differences"]]) for each in results if cases()[each["differences"]].exact]
+    refuted = sum(
+        each["false_verdicts"]["ci95"][0] > LEVEL or each["coverage"]["ci95"][1] < case.coverage
+        for each, case in promised
+    )
+    unseen = [
+        each["unseen_failures"]["rate"] for each in results if each["unseen_failures"] and each["without_bounds"] < 1
+    ]
+    return (
+        f"Where theory promises 5 %, {len(promised) - refuted} of {len(promised)} cases agree. Symmetric differences: "
+        f"{told('normal', 'heavy')}. Exponential: {told('exponential')}. Lognormal: {told('lognormal')}. One run in ten fails: "
+        f"by the mean {told('failing, by the mean')}; as reported {told('failing, as reported', 'failing alike, as reported')}"
+        + (f", but {min(unseen):.0%} to {max(unseen):.0%} see no failure of some arm and decide on the mean of the others." if unseen else ".")
+    )  # fmt: skip
+
+
+def main(options: Options) -> None:
+    """Draw studies, count, and print."""
+    check(options)
+    from mnv2_jax.results import name_results, open_results, settings_of, write_results
+
+    open_results(settings_of(options, "null_studies"), options.out, options.overwrite)
+
+    from mnv2_jax.training.progress import create_console
+
+    console = create_console()
+    results = compute(options, lambda name: console.print(f"{name} ...", markup=False))
+    sentence = judge(results)
+    summary = {
+        "experiment": "null_studies",
+        "studies": options.studies,
+        "level": LEVEL,
+        "results": results,
+        "sentence": sentence,
+    }
+    write_results(options.out, summary, draw(results, options))
+    console.print(show(results, options))
+    console.print(sentence, markup=False)
+    name_results(console, options.out)
+
+
+if __name__ == "__main__":
+    cli.run(main, Options, __doc__)
