@@ -1,14 +1,16 @@
 """Encoded images to pixels, and of a JPEG no more than is needed: at a fraction of its size, down to a row."""
 
 import hashlib
+import io
 import threading
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
+from PIL import Image
 
-from mnv2_jax.data.preprocessing import read_image
+from mnv2_jax.data.preprocessing import orientation_of, read_image
 from mnv2_jax.data.sources import Example
 
 MOST_PIXELS = 1 << 26
@@ -30,12 +32,14 @@ class Frame(NamedTuple):
         height, width: in pixels.
         position: of the height, in bytes from the start of the file.
         sequential: whether rows come one after the other, as in most files; in a progressive one they come at once.
+        components: 1 for grey, 3 for colours, 4 for those of print.
     """
 
     height: int
     width: int
     position: int
     sequential: bool
+    components: int
 
 
 def read_frame(content: bytes) -> Frame | None:
@@ -43,18 +47,111 @@ def read_frame(content: bytes) -> Frame | None:
     if content[:2] != b"\xff\xd8":
         return None
     position = 2
-    while position + 9 <= len(content) and content[position] == 0xFF:
+    while position + 9 < len(content) and content[position] == 0xFF:
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
         # Start of frame, in all its kinds; C4, C8 and CC are other markers.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(content[at : at + 2], "big") for at in (position + 5, position + 7))
-            return Frame(height, width, position + 5, marker in (0xC0, 0xC1))
+            return Frame(height, width, position + 5, marker in (0xC0, 0xC1), content[position + 9])
         position += 2 + length
     return None
 
 
-def decode(example: Example, channels: int, divisor: int = 1, rows: int | None = None) -> UInt8[np.ndarray, "h w c"]:
-    """An encoded image as RGB or grey.
+ORIENTATION_TAGS = (b"\x01\x12", b"\x12\x01", b"tiff:Orientation")
+"""In EXIF of either byte order, and in XMP."""
+
+
+class Turn(NamedTuple):
+    """How a stored image becomes upright: rows and columns exchanged, then mirrored.
+
+    Attributes:
+        exchanged: whether rows become columns.
+        upside_down, mirrored: whether rows, and columns, are then put in the opposite order.
+    """
+
+    exchanged: bool
+    upside_down: bool
+    mirrored: bool
+
+    def __call__(self, stored: UInt8[np.ndarray, "_ _ c"]) -> UInt8[np.ndarray, "_ _ c"]:
+        """The upright image, or part of one, in the order that OpenCV expects in memory."""
+        if self == UPRIGHT:
+            return stored
+        image = stored.swapaxes(0, 1) if self.exchanged else stored
+        image = image[::-1] if self.upside_down else image
+        return np.ascontiguousarray(image[:, ::-1] if self.mirrored else image)
+
+
+UPRIGHT = Turn(False, False, False)
+BY_ORIENTATION = (UPRIGHT, Turn(False, False, True), Turn(False, True, True), Turn(False, True, False),
+                  Turn(True, False, False), Turn(True, False, True), Turn(True, True, True), Turn(True, True, False))  # fmt: skip
+"""For the EXIF orientations 1 to 8."""
+
+
+def read_turn(content: bytes, frame: Frame) -> Turn:
+    """How a JPEG becomes upright. Most are: of those without the tag in front of the frame, Pillow is not asked."""
+    header = content[: frame.position]
+    if not any(tag in header for tag in ORIENTATION_TAGS):
+        return UPRIGHT
+    with Image.open(io.BytesIO(content)) as file:
+        return BY_ORIENTATION[orientation_of(file) - 1]
+
+
+class Picture:
+    """An encoded image, upright, of which that part is decoded which is asked for.
+
+    Args:
+        example: its `content` is a file.
+        channels: 3 for RGB, 1 for grey.
+
+    Attributes:
+        height, width: in pixels.
+
+    Raises:
+        UserError: names the image if it is no JPEG and damaged.
+    """
+
+    def __init__(self, example: Example, channels: int):
+        self._example, self._channels, self._turn = example, channels, UPRIGHT
+        self.frame = read_frame(example.content)
+        if self.frame is None:
+            self._whole = _decode_by_pillow(example, channels, 1, example.upright)
+            self.height, self.width = self._whole.shape[:2]
+            return
+        if example.upright:
+            self._turn = read_turn(example.content, self.frame)
+        self.height, self.width = self.frame[:2][:: -1 if self._turn.exchanged else 1]
+
+    def part(self, top: int, left: int, rows: int, columns: int, smallest: int) -> UInt8[np.ndarray, "h w c"]:
+        """Some rows and columns; of a JPEG at a half, a quarter or an eighth of its size if both stay `smallest` or more.
+
+        Returns:
+            Pixels in memory that the next call in the same thread takes again.
+
+        Raises:
+            UserError: names the image if it is damaged.
+        """
+        if self.frame is None:
+            return self._whole[top : top + rows, left : left + columns]
+        divisor = 1
+        while divisor < 8 and min(rows, columns) >= 2 * divisor * smallest:
+            divisor *= 2
+        # Where they lie in the stored image.
+        if self._turn.upside_down:
+            top = self.height - top - rows
+        if self._turn.mirrored:
+            left = self.width - left - columns
+        if self._turn.exchanged:
+            top, left, rows, columns = left, top, columns, rows
+        image = decode(self._example, self._channels, divisor, top + rows, self.frame)
+        part = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
+        return self._turn(part)
+
+
+def decode(
+    example: Example, channels: int, divisor: int = 1, rows: int | None = None, frame: Frame | None = None
+) -> UInt8[np.ndarray, "h w c"]:
+    """An encoded image as RGB or grey, as it is stored: its EXIF orientation is not applied.
 
     Args:
         example: its `content` is a file.
@@ -62,6 +159,7 @@ def decode(example: Example, channels: int, divisor: int = 1, rows: int | None =
         divisor: of the size at which a JPEG is decoded: 1, 2, 4 or 8.
         rows: of the image that are needed, from its top; there may come more. Damage below is not noticed, except
             that the end is missing.
+        frame: of the JPEG, where it has been read.
 
     Returns:
         Pixels in memory that the next call in the same thread takes again.
@@ -69,8 +167,9 @@ def decode(example: Example, channels: int, divisor: int = 1, rows: int | None =
     Raises:
         UserError: names the image if it is damaged.
     """
-    frame = read_frame(example.content)
-    if frame is None or frame.height * frame.width > MOST_PIXELS:
+    frame = frame or read_frame(example.content)
+    # The colours of print become RGB by Pillow's rule, whoever decodes.
+    if frame is None or frame.height * frame.width > MOST_PIXELS or frame.components > 3:
         return _decode_by_pillow(example, channels, divisor)
     content, height, width = example.content, -(-frame.height // divisor), -(-frame.width // divisor)
     # Where the end is missing, all of the image is decoded and the damage said.
@@ -104,9 +203,11 @@ def decode(example: Example, channels: int, divisor: int = 1, rows: int | None =
         return _decode_by_pillow(example, channels, divisor)
 
 
-def _decode_by_pillow(example: Example, channels: int, divisor: int) -> UInt8[np.ndarray, "h w c"]:
+def _decode_by_pillow(
+    example: Example, channels: int, divisor: int, upright: bool = False
+) -> UInt8[np.ndarray, "h w c"]:
     """Pillow knows more kinds of images, forgives what does not matter, and says what is wrong."""
-    image = read_image(example.name, channels, example.content)
+    image = read_image(example.name, channels, example.content, upright)
     if divisor > 1:
         image = image.reduce(divisor)
     return np.asarray(image).reshape(image.height, image.width, channels)

@@ -116,6 +116,8 @@ def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Da
         for line in (*said, *given.notes):
             reporter.say(line)
     dataset = create_dataset(run, execution.on_bad_image, given)
+    for line in dataset.said:
+        reporter.say(line)
     if given is None:
         return run, dataset, None
     model = network_of(run, dataset).model

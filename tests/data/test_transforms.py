@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from samples import encoded
 
-from mnv2_jax.data import transforms
+from mnv2_jax.data import jpeg
 from mnv2_jax.data.batch import CLASSES
 from mnv2_jax.data.preprocessing import read_image
 from mnv2_jax.data.sources import Example
@@ -47,8 +47,8 @@ def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=95)
     example = Example(buffer.getvalue(), 0, "large")
-    divisors, decode = [], transforms.decode
-    monkeypatch.setattr(transforms, "decode", lambda e, c, d, rows: divisors.append(d) or decode(e, c, d, rows))
+    divisors, decode = [], jpeg.decode
+    monkeypatch.setattr(jpeg, "decode", lambda e, c, d, *rest: divisors.append(d) or decode(e, c, d, *rest))
 
     class Fixed(RandomCrop):
         def box(self, generator, height, width):
