@@ -32,14 +32,12 @@ class Frame(NamedTuple):
         height, width: in pixels.
         position: of the height, in bytes from the start of the file.
         sequential: whether rows come one after the other, as in most files; in a progressive one they come at once.
-        components: 1 for grey, 3 for colours, 4 for those of print.
     """
 
     height: int
     width: int
     position: int
     sequential: bool
-    components: int
 
 
 def read_frame(content: bytes) -> Frame | None:
@@ -47,12 +45,12 @@ def read_frame(content: bytes) -> Frame | None:
     if content[:2] != b"\xff\xd8":
         return None
     position = 2
-    while position + 9 < len(content) and content[position] == 0xFF:
+    while position + 9 <= len(content) and content[position] == 0xFF:
         marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
         # Start of frame, in all its kinds; C4, C8 and CC are other markers.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(content[at : at + 2], "big") for at in (position + 5, position + 7))
-            return Frame(height, width, position + 5, marker in (0xC0, 0xC1), content[position + 9])
+            return Frame(height, width, position + 5, marker in (0xC0, 0xC1))
         position += 2 + length
     return None
 
@@ -168,8 +166,7 @@ def decode(
         UserError: names the image if it is damaged.
     """
     frame = frame or read_frame(example.content)
-    # The colours of print become RGB by Pillow's rule, whoever decodes.
-    if frame is None or frame.height * frame.width > MOST_PIXELS or frame.components > 3:
+    if frame is None or frame.height * frame.width > MOST_PIXELS:
         return _decode_by_pillow(example, channels, divisor)
     content, height, width = example.content, -(-frame.height // divisor), -(-frame.width // divisor)
     # Where the end is missing, all of the image is decoded and the damage said.

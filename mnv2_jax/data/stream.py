@@ -121,11 +121,11 @@ class StreamedDataset:
     @property
     def train_images(self) -> int:
         """How many images there are to train on."""
-        return len(self.sources["train"])
+        return self.count("train")
 
     def count(self, split: str) -> int:
-        """How many images a split has."""
-        return len(self.sources[split])
+        """How many images a split has; 0 where all are one split, or it is another."""
+        return len(self.sources.get(split, ()))
 
     @property
     def normalization(self) -> Normalization:

@@ -195,9 +195,9 @@ def match_classes(network: Network, names: Sequence[str], dataset: str) -> tuple
     if foreign and count == len(names):
         first = f"its first is {theirs[0]!r}" if theirs else "it has no names of them"
         return None, [f"the network's classes are matched by their order: {first}, the first here is {names[0]!r}"]
-    odd = [f"the network has {count} classes and {dataset} {len(names)}"] if count != len(names) else []
-    for owner, own, other in (("the network", theirs, names), (dataset, names, theirs)):
+    odd = [f"it has {count} and the data {len(names)}"] if count != len(names) else []
+    for owner, own, other in (("it has", theirs, names), ("the data have", names, theirs)):
         if theirs and (lacking := sorted(set(own) - set(other))):
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-            odd.append(f"only {owner} has {', '.join(lacking[:5])}{more}")
+            odd.append(f"only {owner} {', '.join(lacking[:5])}{more}")
     raise UserError(f"the network's classes are not those of {dataset}: {'; '.join(odd)}")
