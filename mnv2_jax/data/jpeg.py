@@ -1,16 +1,18 @@
 """Encoded images to pixels, and of a JPEG no more than is needed: at a fraction of its size, down to a row."""
 
 import hashlib
-import io
+import re
 import threading
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags
 
-from mnv2_jax.data.preprocessing import orientation_of, read_image
+from mnv2_jax.data.preprocessing import read_image
 from mnv2_jax.data.sources import Example
 
 MOST_PIXELS = 1 << 26
@@ -40,23 +42,55 @@ class Frame(NamedTuple):
     sequential: bool
 
 
-def read_frame(content: bytes) -> Frame | None:
-    """The header of a JPEG; None for what is no JPEG."""
-    if content[:2] != b"\xff\xd8":
-        return None
-    position = 2
+def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte, first byte after it) of every segment of a JPEG's header; none of what is no JPEG."""
+    position = 2 if content[:2] == b"\xff\xd8" else len(content)
     while position + 9 <= len(content) and content[position] == 0xFF:
-        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
+        after = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+        yield content[position + 1], position + 4, after
+        position = after
+
+
+def read_frame(content: bytes) -> Frame | None:
+    """What a JPEG's header says; None for what is no JPEG."""
+    for marker, first, _ in _segments(content):
         # Start of frame, in all its kinds; C4, C8 and CC are other markers.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(content[at : at + 2], "big") for at in (position + 5, position + 7))
-            return Frame(height, width, position + 5, marker in (0xC0, 0xC1))
-        position += 2 + length
+            height, width = (int.from_bytes(content[at : at + 2], "big") for at in (first + 1, first + 3))
+            return Frame(height, width, first + 1, marker in (0xC0, 0xC1))
     return None
 
 
-ORIENTATION_TAGS = (b"\x01\x12", b"\x12\x01", b"tiff:Orientation")
-"""In EXIF of either byte order, and in XMP."""
+def read_orientation(content: bytes, frame: Frame) -> int:
+    """The orientation that a JPEG states in front of its frame: in EXIF, else in XMP, as Pillow reads it; 1 for none.
+
+    Pillow takes a tenth of a millisecond for it, which is a tenth of the time that decoding takes.
+    """
+    found = 1
+    for marker, first, after in _segments(content[: frame.position]):
+        if marker != 0xE1:
+            continue
+        if content.startswith(b"Exif\0\0", first):
+            stated = _orientation_in_exif(content[first + 6 : after])
+            if stated is not None:
+                return stated
+        elif content.startswith(b"http://ns.adobe.com/xap/1.0/\0", first):
+            match = re.search(rb'tiff:Orientation(?:="|>)([0-9])', content[first:after])
+            found = int(match[1]) if match else found
+    return found
+
+
+def _orientation_in_exif(content: bytes) -> int | None:
+    """EXIF is a TIFF file: a header, and a table of tags with 12 bytes an entry (tag, type, number of values, value)."""
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    table = int.from_bytes(content[4:8], order)
+    entries = int.from_bytes(content[table : table + 2], order)
+    tag = int(ExifTags.Base.Orientation).to_bytes(2, order)
+    for at in range(table + 2, min(table + 2 + 12 * entries, len(content) - 11), 12):
+        if content[at : at + 2] == tag:
+            size = {3: 2, 4: 4}.get(int.from_bytes(content[at + 2 : at + 4], order), 0)  # 16 bits or 32
+            return int.from_bytes(content[at + 8 : at + 8 + size], order)
+    return None
 
 
 class Turn(NamedTuple):
@@ -72,27 +106,24 @@ class Turn(NamedTuple):
     mirrored: bool
 
     def __call__(self, stored: UInt8[np.ndarray, "_ _ c"]) -> UInt8[np.ndarray, "_ _ c"]:
-        """The upright image, or part of one, in the order that OpenCV expects in memory."""
-        if self == UPRIGHT:
-            return stored
-        image = stored.swapaxes(0, 1) if self.exchanged else stored
-        image = image[::-1] if self.upside_down else image
-        return np.ascontiguousarray(image[:, ::-1] if self.mirrored else image)
+        """The upright image, or part of one. OpenCV moves pixels faster than NumPy."""
+        image = cv2.transpose(stored) if self.exchanged else stored
+        if self.upside_down or self.mirrored:
+            image = cv2.flip(image, -1 if self.upside_down and self.mirrored else int(self.mirrored))
+        return image.reshape(*image.shape[:2], stored.shape[2])
 
 
 UPRIGHT = Turn(False, False, False)
-BY_ORIENTATION = (UPRIGHT, Turn(False, False, True), Turn(False, True, True), Turn(False, True, False),
-                  Turn(True, False, False), Turn(True, False, True), Turn(True, True, True), Turn(True, True, False))  # fmt: skip
-"""For the EXIF orientations 1 to 8."""
-
-
-def read_turn(content: bytes, frame: Frame) -> Turn:
-    """How a JPEG becomes upright. Most are: of those without the tag in front of the frame, Pillow is not asked."""
-    header = content[: frame.position]
-    if not any(tag in header for tag in ORIENTATION_TAGS):
-        return UPRIGHT
-    with Image.open(io.BytesIO(content)) as file:
-        return BY_ORIENTATION[orientation_of(file) - 1]
+TURNS = {
+    2: Turn(False, False, True),
+    3: Turn(False, True, True),
+    4: Turn(False, True, False),
+    5: Turn(True, False, False),
+    6: Turn(True, False, True),
+    7: Turn(True, True, True),
+    8: Turn(True, True, False),
+}
+"""By orientation."""
 
 
 class Picture:
@@ -117,7 +148,7 @@ class Picture:
             self.height, self.width = self._whole.shape[:2]
             return
         if example.upright:
-            self._turn = read_turn(example.content, self.frame)
+            self._turn = TURNS.get(read_orientation(example.content, self.frame), UPRIGHT)
         self.height, self.width = self.frame[:2][:: -1 if self._turn.exchanged else 1]
 
     def part(self, top: int, left: int, rows: int, columns: int, smallest: int) -> UInt8[np.ndarray, "h w c"]:

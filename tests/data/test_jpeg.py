@@ -90,21 +90,22 @@ def test_damage_above_what_is_asked_for_is_seen(pixels):
 # --- Orientation and colours -----------------------------------------------------------------------------
 
 
-def turned(pixels, orientation, xmp=False, **options):
-    """A JPEG with an EXIF orientation, or with one in XMP alone."""
+def turned(pixels, orientation, form, **options):
+    """A JPEG with an orientation in EXIF of one of the byte orders, or in XMP alone."""
     exif = Image.Exif()
+    exif.endian = "<" if form == "little" else ">"
     exif[0x0110] = "a camera"
-    if xmp:
+    if form == "xmp":
         text = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
         return jpeg_of(pixels, xmp=text.encode(), **options)
     exif[0x0112] = orientation
     return jpeg_of(pixels, exif=exif, **options)
 
 
-@pytest.mark.parametrize("xmp", [False, True], ids=["exif", "xmp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_part_is_one_of_the_upright_picture(pixels, orientation, xmp):
-    example = turned(pixels, orientation, xmp, quality=95, subsampling=0)
+@pytest.mark.parametrize("form", ["little", "big", "xmp"])
+@pytest.mark.parametrize("orientation", [*range(9), 77])
+def test_a_part_is_one_of_the_upright_picture(pixels, orientation, form):
+    example = turned(pixels, orientation, form, quality=95, subsampling=0)
     with Image.open(io.BytesIO(example.content)) as file:
         upright = ImageOps.exif_transpose(file)
     stored = decode(example, 3).copy()
@@ -124,11 +125,13 @@ def test_a_part_is_one_of_the_upright_picture(pixels, orientation, xmp):
     assert np.abs(half - expected).mean() < 6
 
 
-def test_an_upright_picture_is_not_asked_for_its_orientation(pixels, monkeypatch):
-    monkeypatch.setattr(jpeg, "orientation_of", lambda image: pytest.fail("asked"))
-    exif = Image.Exif()
-    exif[0x0110] = "a camera"
-    assert Picture(jpeg_of(pixels, exif=exif), 3).height == 150
+def test_exif_that_is_cut_short_or_no_exif_turns_nothing(pixels):
+    whole = turned(pixels, 6, "big").content
+    start = whole.index(b"Exif")
+    for length in range(40):
+        damaged = whole[: start + length] + b"\xff" * (40 - length) + whole[start + 40 :]
+        picture = Picture(Example(damaged, 0, "x"), 3)
+        assert (picture.height, picture.width) in ((150, 110), (110, 150))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
