@@ -24,7 +24,7 @@ class Options:
     dataset: str | None = None
     """As for train; the run's own if not given."""
     data_files: Path | None = None
-    """As for train."""
+    """As for train; the run's own if not given."""
     split: Literal["train", "validation", "test", "all"] = "test"
     """The images; all for the whole set, train is evaluated without variation."""
     resolution: int | None = None
@@ -52,13 +52,16 @@ def main(options: Options) -> None:
     name = options.dataset or settings.get("dataset")
     if name is None:
         raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
-    if name == FOLDER and options.data_files is None:
-        raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
+    data_files = options.data_files
+    if name == FOLDER and data_files is None:
+        if "data_files" not in settings:
+            raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
+        data_files = Path(settings["data_files"])
     metrics, skipped, said = evaluate_on(
         network,
         name,
         options.split,
-        data_files=options.data_files,
+        data_files=data_files,
         resolution=options.resolution,
         on_bad_image=options.on_bad_image,
         exif_orientation=options.exif_orientation or settings.get("exif_orientation", "apply"),

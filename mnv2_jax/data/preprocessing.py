@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mnv2_jax.data.batch import Normalization, View
-from mnv2_jax.data.folder import printable
+from mnv2_jax.data.folder import UNREADABLE, printable
 from mnv2_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -135,7 +135,11 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
                 image = _as_bytes(file, name).convert("L" if channels == 1 else "RGB")
                 return image if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} cannot be read as an image: it is damaged, or of a kind that is not known") from error
+        suffix = Path(path).suffix.lower()
+        why = "it is damaged, or of a kind that is not known"
+        if suffix in UNREADABLE:
+            why = f"{suffix} is not read here; convert it to JPEG or PNG"
+        raise UserError(f"{name} cannot be read as an image: {why}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} cannot be read as an image: {printable(str(error))}") from error
 

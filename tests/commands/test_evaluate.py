@@ -82,6 +82,18 @@ def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_netw
     assert found["examples"] == len(list(pets.rglob("*.jpg"))) * 8 // 10 - 1
 
 
+def test_a_run_knows_the_folder_that_it_was_trained_on(run, quick, saved, pets, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder / "network")
+    (folder / "checkpoints").mkdir()
+    (folder / "config.json").write_text(json.dumps({"dataset": "folder", "seed": 0, "data_files": str(pets)}))
+    code, output, _ = run("evaluate", "--weights", folder, "--split", "all", "--on-bad-image", "skip")
+    assert code == 0
+    assert f"{pets}: 30 images of 3 classes" in output
+    assert "folder all, 29 images" in output
+    assert "top5" not in output  # of three classes
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -135,6 +135,11 @@ def test_what_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="x.png cannot be read as an image"):
         read_image(tmp_path / "x.png")
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(
+        UserError, match="x.heic cannot be read as an image: .heic is not read here; convert it to JPEG"
+    ):
+        read_image(tmp_path / "x.heic")
     RGB.save(tmp_path / "y.png")
     (tmp_path / "y.png").write_bytes((tmp_path / "y.png").read_bytes()[:200])
     with pytest.raises(UserError, match="y.png cannot be read as an image"):
