@@ -196,7 +196,8 @@ def _describe(
     line = f"{printable(folder)}: {sum(counts):,} images of {len(classes)} classes ({each})"
     if "all" not in files:
         line += ": " + ", ".join(f"{split} {len(inside):,}" for split, inside in files.items())
-        line += ", split by their names" if len(images) == 1 and files["train"] else ""
+        if files["train"]:
+            line += {1: ", split by their names", 2: ", the validation images taken from train"}.get(len(images), "")
     return (line, f"left out of {printable(folder)}: {left}") if str(left) else (line,)
 
 
@@ -234,8 +235,8 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
         stray = printable((odd or images)[0])
         known = ", ".join(printable(path.name) for path in parts.values())
         raise UserError(
-            f"{printable(folder)} has {known}, which hold classes, and beside them images in {stray}; expected classes "
-            "alone, or a folder of classes for each of train, val and test"
+            f"{printable(folder)} has classes in {known}, and beside that images in {stray}; expected all classes in it, or "
+            "in train, val and test, each with all of them; or name the folder with the classes alone"
         )
     left.add(own)
     left.folders += [f"{printable(path)} ({count:,} images)" for path, count in beside.items()]

@@ -177,11 +177,11 @@ def test_what_is_surely_a_mistake_is_refused(tmp_path):
     refused(tmp_path / "d", "d has Valid and val; expected one of them")
     write_folder(tmp_path / "e" / "train", images=3)
     write_folder(tmp_path / "e", ("cow",), images=3)
-    refused(tmp_path / "e", "e has train, which hold classes, and beside them images in .*/cow")
+    refused(tmp_path / "e", "e has classes in train, and beside that images in .*/cow")
     heic = write_folder(tmp_path / "f", images=3)
     for index in range(4):
         (heic / "cat" / f"{index}.heic").write_bytes(b"")
     refused(heic, "of the class folder .*cat 4 .heic cannot be read here and 3 images can: convert those to JPEG")
     write_folder(tmp_path / "g" / "train", images=3)
     write_folder(tmp_path / "g", ("test",), images=3)
-    refused(tmp_path / "g", "g has train, which hold classes, and beside them images in .*/test")
+    refused(tmp_path / "g", "g has classes in train, and beside that images in .*/test")
