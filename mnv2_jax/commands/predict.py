@@ -75,9 +75,8 @@ def main(options: Options) -> None:
         how, resolution = PREPROCESSING[network.preprocessing], options.resolution or network.resolution
         upright = options.exif_orientation == "apply"
         batches = read_batches(files, how, resolution, channels, upright, damaged)
-        said = f"{network.preprocessing}: {how.describe(resolution)}" + (
-            "" if upright else ", EXIF orientation ignored"
-        )
+        turned = "upright as EXIF says" if upright else "as stored, whatever EXIF says"
+        said = f"{network.preprocessing}: {how.describe(resolution)}, {turned}"
     apply = jax.jit(network.model.apply)
     predictions: list[dict] = []
     for names, batch in batches:

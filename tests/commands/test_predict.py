@@ -28,7 +28,7 @@ def test_images_in_every_way(run, saved, network, images, tmp_path):
     assert code == 0
     assert (
         errors
-        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)\n"
+        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), upright as EXIF says\n"
     )
     predictions = json.loads(output)["predictions"]
     assert [entry["input"] for entry in predictions] == [str(images / name) for name in ("a.png", "b.jpg", "c.webp")]
