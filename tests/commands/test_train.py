@@ -132,6 +132,12 @@ def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
     assert "007.jpg" in output
 
 
+def test_images_to_test_on_alone_train_nothing(refused, tmp_path):
+    folder = write_folder(tmp_path / "photos" / "val", images=2).parent
+    said = refused("train", "--dataset", "folder", "--data-files", folder)
+    assert said == f"{folder} holds images to test on alone; expected a folder train beside them"
+
+
 @pytest.fixture(scope="module")
 def weights(saved, tmp_path_factory):
     """A folder with networks to start from, whole and damaged."""

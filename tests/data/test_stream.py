@@ -179,6 +179,19 @@ def test_a_broken_image_among_good_ones(tmp_path, damage):
         np.testing.assert_array_equal(one.images, other.images)
 
 
+def test_the_orientation_in_exif_is_applied_or_ignored_in_every_split(folder):
+    applied, ignored = (
+        load_stream("folder", folder, resolution=16, exif_orientation=how) for how in ("apply", "ignore")
+    )
+    assert (
+        applied.said[-1] == "photographs are turned upright as their EXIF says (--exif-orientation ignore leaves them)"
+    )
+    assert ignored.said[-1] == "photographs are taken as they are stored, whatever orientation their EXIF says"
+    for split in ("train", "validation", "test"):
+        assert applied.sources[split][0].upright
+        assert not ignored.sources[split].first(1)[0].upright
+
+
 def test_train_images_limits_the_stream(folder, data_dir, imagenet_like):
     assert load_stream("folder", folder, train_images=10).train_images == 10
     assert load_stream("imagenet2012", data_dir=data_dir, train_images=10).train_images == 10
