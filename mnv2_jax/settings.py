@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from mnv2_jax.data.catalog import ExifOrientation
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.names import Activation, ConventionName, Kernels, ModelName
 from mnv2_jax.models.strides import STRIDED_LAYERS
@@ -115,6 +116,8 @@ class DataSettings:
     """Train on this many images of the training split; all of them if not given."""
     resolution: int | None = None
     """Side of the square images in pixels; the data set's own if not given."""
+    exif_orientation: ExifOrientation = "apply"
+    """Turn photographs upright as their EXIF says, or take them as they are stored."""
 
     def __post_init__(self):
         check_resolution(self.resolution)
@@ -127,4 +130,5 @@ class DataSettings:
             "streamed": {"auto": None, "resident": False, "stream": True}[self.input],
             "train_images": self.train_images,
             "resolution": self.resolution,
+            "exif_orientation": self.exif_orientation,
         }

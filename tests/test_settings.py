@@ -101,4 +101,5 @@ def test_how_data_are_read(flag, streamed):
         "streamed": streamed,
         "train_images": 10,
         "resolution": None,
+        "exif_orientation": "apply",
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from mnv2_jax.data.catalog import CATALOG
+from mnv2_jax.data.catalog import CATALOG, ExifOrientation
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.settings import DataSettings, SharedSettings
@@ -71,7 +71,7 @@ class Study:
         train_images: train on the first of the training split only; None for all.
         validation_images: of the learning curves, and of the choice of learning rates; None for the whole split.
         resolution: side of the images in pixels; None for the data set's own.
-        streamed, data_files: as of a run.
+        streamed, data_files, exif_orientation: as of a run.
         weights: trained weights that arms may start from; all arms then have their network.
         task: what is learnt, a name in `mnv2_jax.tasks.task.TASKS`; its metric decides.
         tune: choose a learning rate for each arm first, on the validation split.
@@ -96,6 +96,7 @@ class Study:
     data_files: Path | None = None
     weights: str | None = None
     task: str = "classification"
+    exif_orientation: ExifOrientation = "apply"
     tune: bool = False
     figure: FigureKind = "arms"
     axis: str = ""
@@ -121,6 +122,7 @@ class Study:
             data_files=self.data_files,
             weights=self.weights if arm.started else None,
             task=self.task,
+            exif_orientation=self.exif_orientation,
         )
 
     def with_arms(self, names: Sequence[str]) -> "Study":
@@ -155,6 +157,7 @@ def identity(study: Study) -> dict[str, Any]:
         "task": study.task,
         "baseline": study.baseline.name,
         "tune": study.tune,
+        **({} if study.exif_orientation == "apply" else {"exif_orientation": study.exif_orientation}),
         **named(study.model),
         **dataclasses.asdict(study.training),
         **{f"{ARM}{arm.name}": _identity_of_arm(arm) for arm in study.arms},

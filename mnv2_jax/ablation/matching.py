@@ -7,8 +7,8 @@ from typing import Any, Literal
 from mnv2_jax.ablation.arms import with_shared
 from mnv2_jax.ablation.design import image_size
 from mnv2_jax.data.catalog import FOLDER
+from mnv2_jax.data.folder import read_folder
 from mnv2_jax.data.prepare import image_key, label_key, make_builder
-from mnv2_jax.data.sources import read_folder
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
 from mnv2_jax.models.create import create_model
@@ -32,7 +32,7 @@ class Matching:
     def __init__(self, data: DataSettings, shared: Mapping[str, Any]):
         side = image_size(data)
         if data.dataset == FOLDER and data.data_files is not None:
-            channels, self._classes = 3, len(read_folder(data.data_files)[0])
+            channels, self._classes = 3, len(read_folder(data.data_files).class_names)
         else:
             builder = make_builder(data.dataset)
             features = builder.info.features

@@ -89,6 +89,8 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     # At the study's resolution, whatever the baseline's: each arm with its own scales these images.
     whole = dataclasses.replace(study.run(study.baseline), resolution=study.resolution)
     dataset = create_dataset(whole, start=start)
+    for line in dataset.said:
+        reporter.say(line)
     summary, records = run_study(
         study, dataset, folder, reporter, options.overwrite, command_line(), environment(), start
     )

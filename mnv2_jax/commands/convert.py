@@ -5,8 +5,11 @@ Into a network: --input takes torchvision's, timm's or Hugging Face's .safetenso
 Back: --target torchvision or keras writes a file that their own loader takes.
 """
 
+import codecs
 import dataclasses
 import os
+import re
+import unicodedata
 from pathlib import Path
 from typing import Literal
 
@@ -88,15 +91,25 @@ def main(options: Options) -> None:
 
 
 def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
-    """One name a line.
+    """One name a line, in UTF-8, or in UTF-16 with its mark at the start; spaces around it and empty last lines are left out.
 
     Raises:
-        UserError: if there are not as many as classes.
+        UserError: if there are not as many as classes, or one is empty.
     """
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for it
+        raise UserError(f"--class-names {path} is no file; expected a text file with a name a line")
     try:
-        names = tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class-names {path} cannot be read ({error})") from error
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"--class-names {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--class-names {path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+    # Lines of Unix, Windows and old Macs; str.splitlines would take more characters for ends of lines.
+    lines = re.split("\r\n|\r|\n", text.rstrip())
+    names = tuple(unicodedata.normalize("NFC", line.strip()) for line in lines)
     if len(names) != classes:
         raise UserError(f"--class-names {path} has {len(names)} lines, expected one for each of {classes} classes")
+    if "" in names:
+        raise UserError(f"--class-names {path} has no name in line {names.index('') + 1}")
     return names

@@ -32,7 +32,7 @@ def main(options: Options) -> None:
     from rich.table import Table
 
     from mnv2_jax.data.catalog import CATALOG, FOLDER
-    from mnv2_jax.data.prepare import make_builder, prepared_builder
+    from mnv2_jax.data.prepare import check_data_dir, make_builder, prepared_builder
 
     if options.action == "prepare":
         if options.name is None:
@@ -43,6 +43,7 @@ def main(options: Options) -> None:
         return
     if options.name is not None or options.data_files is not None:
         raise UserError("datasets list takes nothing else; datasets prepare NAME prepares a set")
+    check_data_dir()
     table = Table(
         "name", "what it is", "pixels", "read", "prepared in", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
     )

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mnv2_jax.data.catalog import FOLDER, OnBadImage
+from mnv2_jax.data.catalog import FOLDER, ExifOrientation, OnBadImage
 from mnv2_jax.errors import UserError
 from mnv2_jax.settings import check_resolution
 
@@ -24,15 +24,17 @@ class Options:
     dataset: str | None = None
     """As for train; the run's own if not given."""
     data_files: Path | None = None
-    """As for train."""
-    split: Literal["train", "validation", "test"] = "test"
-    """The images; train is evaluated without variation."""
+    """As for train; the run's own if not given."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """The images; all for the whole set, train is evaluated without variation."""
     resolution: int | None = None
     """Side of the square images in pixels; the network's own if not given."""
     ema: bool = True
     """Of a run that keeps a moving average of its parameters: take the average, or with --no-ema the last ones."""
     on_bad_image: OnBadImage = "stop"
     """What to do about a damaged image; skipped ones are not counted."""
+    exif_orientation: ExifOrientation | None = None
+    """Turn photographs upright as their EXIF says (apply), or not (ignore); as the run did if not given."""
     json: bool = False
     """Print one JSON object."""
 
@@ -50,16 +52,22 @@ def main(options: Options) -> None:
     name = options.dataset or settings.get("dataset")
     if name is None:
         raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
-    if name == FOLDER and options.data_files is None:
-        raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
-    metrics, skipped = evaluate_on(
+    data_files = options.data_files
+    if name == FOLDER and data_files is None:
+        if "data_files" not in settings:
+            raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
+        data_files = Path(settings["data_files"])
+    metrics, skipped, said = evaluate_on(
         network,
         name,
         options.split,
-        data_files=options.data_files,
+        data_files=data_files,
         resolution=options.resolution,
         on_bad_image=options.on_bad_image,
+        exif_orientation=options.exif_orientation or settings.get("exif_orientation", "apply"),
     )
+    for line in said:
+        print(line, file=sys.stderr if options.json else sys.stdout)
     if options.json:
         content = {"weights": options.weights, "dataset": name, "split": options.split, **metrics, "skipped": skipped}
         print(json.dumps(content))
@@ -68,6 +76,8 @@ def main(options: Options) -> None:
     print(f"{name} {options.split}, {images} images, preprocessing {network.preprocessing}")
     for line in skipped:
         print(f"skipped: {line}")
+    if network.model.num_classes <= 5:
+        metrics.pop("top5_accuracy", None)  # all of them are right
     for metric, value in metrics.items():
         print(
             f"{metric.replace('_', ' '):14} {value:.4f}"

@@ -7,13 +7,19 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mnv2_jax.data.catalog import ExifOrientation
+from mnv2_jax.data.folder import LeftOut, list_folder, printable
 from mnv2_jax.errors import UserError
 from mnv2_jax.settings import check_resolution
+
+if TYPE_CHECKING:
+    from mnv2_jax.data.preprocessing import Preprocessing
 
 BATCH_PIXELS = 32 * 224 * 224
 """Of the images that are in memory at once, unless a single one has more."""
@@ -35,6 +41,8 @@ class Options:
     """Print one JSON object; the logits are in it."""
     resolution: int | None = None
     """Side of the network's input in pixels; the weights' own if not given."""
+    exif_orientation: ExifOrientation = "apply"
+    """Turn photographs upright as their EXIF says, or take them as they are stored."""
 
 
 def main(options: Options) -> None:
@@ -44,31 +52,31 @@ def main(options: Options) -> None:
     if options.top < 1:
         raise UserError(f"--top must be 1 or more, got {options.top}")
     check_resolution(options.resolution)
-    files = list(find_images(options.image))
+    files, left_out = find_images(options.image)
+    for line in left_out:
+        print(line, file=sys.stderr)
 
     import jax
 
-    from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+    from mnv2_jax.data.preprocessing import PREPROCESSING
     from mnv2_jax.weights.load import load_weights
 
     network = load_weights(options.weights)
     if not network.model.num_classes:
         raise UserError(f"{options.weights} has no classifier, so it predicts no classes")
     channels = network.image_channels
+    damaged: list[str] = []
     if options.array is not None:
         batch = read_array(options.array, channels)
-        batches = iter([([f"{options.array}[{index}]" for index in range(len(batch))], batch)])
+        name = printable(options.array)
+        batches = iter([([f"{name}[{index}]" for index in range(len(batch))], batch)])
         said = "none: --array is taken as it is"
     else:
         how, resolution = PREPROCESSING[network.preprocessing], options.resolution or network.resolution
-        size = max(1, BATCH_PIXELS // resolution**2)
-        groups = [files[start : start + size] for start in range(0, len(files), size)]
-
-        def read(file: Path) -> np.ndarray:
-            return preprocess(read_image(file, channels), how, resolution)
-
-        batches = (([str(file) for file in group], np.stack([read(file) for file in group])) for group in groups)
-        said = f"{network.preprocessing}: {how.describe(resolution)}"
+        upright = options.exif_orientation == "apply"
+        batches = read_batches(files, how, resolution, channels, upright, damaged)
+        turned = "upright as EXIF says" if upright else "as stored, whatever EXIF says"
+        said = f"{network.preprocessing}: {how.describe(resolution)}, {turned}"
     apply = jax.jit(network.model.apply)
     predictions: list[dict] = []
     for names, batch in batches:
@@ -80,7 +88,9 @@ def main(options: Options) -> None:
             if not options.json:
                 print(as_text(predictions[-1]), flush=True)
     if options.json:
-        print(json.dumps({"predictions": predictions}, indent=2))
+        print(json.dumps({"predictions": predictions, "damaged": damaged}, indent=2))
+    if damaged:
+        raise UserError(f"{len(damaged)} of {len(files)} images could not be read; they are named above")
 
 
 def as_text(entry: dict) -> str:
@@ -89,24 +99,57 @@ def as_text(entry: dict) -> str:
     return "\n".join(["", entry["input"], *lines])
 
 
-def find_images(paths: tuple[Path, ...]) -> Iterator[Path]:
-    """The images that paths name; a folder stands for those in it, in alphabetical order.
+def find_images(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
+    """The images that paths name, and what was left out, a line a folder.
+
+    A folder stands for the images in it, in alphabetical order, not for those in its subfolders.
 
     Raises:
-        UserError: for a path that is not there, and a folder without images.
+        UserError: for a path that is not there or no file, and a folder without images.
     """
-    from mnv2_jax.data.preprocessing import IMAGE_SUFFIXES
-
+    found: list[Path] = []
+    said = []
     for path in paths:
-        if not path.exists():
-            raise UserError(f"--image {path} does not exist")
-        if not path.is_dir():
-            yield path
+        if path.is_file():
+            found.append(path)
             continue
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not inside:
-            raise UserError(f"--image {path} is a folder without images ({', '.join(IMAGE_SUFFIXES)})")
-        yield from inside
+        if not path.exists():
+            raise UserError(f"--image {printable(path)} does not exist")
+        if not path.is_dir():
+            raise UserError(f"--image {printable(path)} is a pipe or a device; expected a file or a folder")
+        left = LeftOut()
+        folders, images = list_folder(path, left)
+        left.folders += [f"the images in {printable(folder)}" for folder in folders]
+        if not images:
+            there = f"; it holds {left}" if str(left) else ""
+            raise UserError(f"--image {printable(path)} is a folder without images{there}")
+        found += images
+        if str(left):
+            said.append(f"left out of {printable(path)}: {left}")
+    return found, said
+
+
+def read_batches(
+    files: Sequence[Path], how: "Preprocessing", resolution: int, channels: int, upright: bool, damaged: list[str]
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """(names, inputs) of a number of images at a time; those that cannot be read are said and added to `damaged`."""
+    from mnv2_jax.data.preprocessing import preprocess, read_image
+
+    names: list[str] = []
+    inputs: list[np.ndarray] = []
+    for file in files:
+        try:
+            inputs.append(preprocess(read_image(file, channels, upright=upright), how, resolution))
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            damaged.append(printable(file))
+            continue
+        names.append(printable(file))
+        if len(names) == max(1, BATCH_PIXELS // resolution**2):
+            yield names, np.stack(inputs)
+            names, inputs = [], []
+    if names:
+        yield names, np.stack(inputs)
 
 
 def read_array(path: Path, channels: int) -> np.ndarray:
@@ -116,6 +159,8 @@ def read_array(path: Path, channels: int) -> np.ndarray:
         UserError: if it is none, or none that fits the network.
     """
     expected = f"(images, height, width, {channels}) of float32"
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for it
+        raise UserError(f"--array {printable(path)} is no file; expected {expected}")
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:

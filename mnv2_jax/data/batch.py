@@ -106,11 +106,17 @@ class Targets(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ClassTargets:
-    """A class's number, the same however the image is moved."""
+    """A class's number, the same however the image is moved.
+
+    Attributes:
+        numbers: of the data set's classes in the network, where it numbers them otherwise.
+    """
+
+    numbers: tuple[int, ...] | None = None
 
     def encode(self, annotation: Any, view: View) -> Int[np.integer, ""]:
         """The annotation of a classification set is the class's number."""
-        return np.int32(annotation)
+        return np.int32(annotation if self.numbers is None else self.numbers[annotation])
 
     def move(self, targets: Int[Array, ""], move: Move, resolution: int) -> Int[Array, ""]:
         """Unchanged."""
@@ -191,6 +197,10 @@ class Dataset(Protocol):
     @property
     def targets(self) -> Targets:
         """How the targets in its batches are encoded."""
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What was found and how it is read, a line each, for those who use it."""
 
     def count(self, split: str) -> int:
         """How many images "train", "validation" or "test" has."""

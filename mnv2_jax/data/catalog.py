@@ -14,6 +14,16 @@ FOLDER = "folder"
 OnBadImage = Literal["stop", "skip"]
 """What a stream does about a damaged image."""
 
+ExifOrientation = Literal["apply", "ignore"]
+"""Whether an image is turned upright as its EXIF orientation says, or taken as it is stored."""
+
+
+def describe_orientation(how: ExifOrientation) -> str:
+    """In words."""
+    if how == "apply":
+        return "photographs are turned upright as their EXIF says (--exif-orientation ignore leaves them)"
+    return "photographs are taken as they are stored, whatever orientation their EXIF says"
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mnv2_jax.data.batch import CLASSES, Targets
-from mnv2_jax.data.catalog import CATALOG, OnBadImage
+from mnv2_jax.data.catalog import CATALOG, ExifOrientation, OnBadImage
 from mnv2_jax.data.resident import Dataset as ResidentDataset
 from mnv2_jax.data.resident import load
 from mnv2_jax.data.stream import StreamedDataset, load_stream
@@ -23,6 +23,7 @@ def open_dataset(
     smallest_crop: float = 0.05,
     color: bool = False,
     on_bad_image: OnBadImage = "stop",
+    exif_orientation: ExifOrientation = "apply",
     targets: Targets = CLASSES,
 ) -> ResidentDataset | StreamedDataset:
     """Open a data set, prepared if necessary.
@@ -31,7 +32,8 @@ def open_dataset(
         name: in the catalog, of a set that TFDS has prepared, or "folder".
         streamed: whether to read it while it is used; None for what the catalog says.
         data_files, train_images, validation_images, resolution, targets: see `resident.load`.
-        convention, smallest_crop, color, on_bad_image: see `load_stream`; a resident set has no need of them.
+        convention, smallest_crop, color, on_bad_image, exif_orientation: see `load_stream`; a resident set has no need
+            of them.
 
     Raises:
         UserError: if there is no such set, it cannot be resident, or see `resident.load` and `load_stream`.
@@ -47,7 +49,7 @@ def open_dataset(
         targets=targets,
     )
     if streamed:
-        varied: dict[str, Any] = dict(smallest_crop=smallest_crop, color=color)
+        varied: dict[str, Any] = dict(smallest_crop=smallest_crop, color=color, exif_orientation=exif_orientation)
         return load_stream(name, **common, **varied, convention=convention, on_bad_image=on_bad_image)
     if entry is None or entry.shift is None:
         raise UserError(f"{name} has images of many sizes, so it is streamed; leave --input resident out")

@@ -3,11 +3,14 @@
 import contextlib
 import importlib
 import io
+import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
 
 from mnv2_jax.data.catalog import CATALOG, FOLDER, Entry
 from mnv2_jax.errors import UserError
@@ -68,8 +71,19 @@ def label_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
     return tuple(builder.info.features[label_key(builder)].names)
 
 
+def check_data_dir() -> None:
+    """Refuse an empty TFDS_DATA_DIR, which TFDS takes for the current folder.
+
+    Raises:
+        UserError: if it is empty.
+    """
+    if os.environ.get("TFDS_DATA_DIR") == "":
+        raise UserError("TFDS_DATA_DIR is empty; unset it, or name the folder of the prepared sets")
+
+
 def make_builder(name: str, data_files: Path | None = None, data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
     """The TFDS builder of a data set, prepared or not; see `prepared_builder`."""
+    check_data_dir()
     entry = find_entry(name, data_dir)
     options: dict[str, Any] = dict(data_dir=data_dir, file_format="array_record")
     if data_files is not None and not entry.takes_files:
@@ -111,15 +125,25 @@ def prepared_builder(
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; prepare it once: python -m mnv2_jax datasets prepare {name}"
         )
+    there = _existing_parent(Path(builder.data_dir))
     try:
-        if not os.access(_existing_parent(Path(builder.data_dir)), os.W_OK):
-            raise UserError(f"{name} cannot be prepared: {builder.data_dir} cannot be written; set TFDS_DATA_DIR")
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{name} cannot be prepared: {builder.data_dir} cannot be written ({error.strerror}); set TFDS_DATA_DIR"
+        ) from error
+    # Its ten would take minutes to say that there is no network, which urllib3 would report ten times.
+    downloader.MAX_RETRIES = 2
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    try:
         # TFDS prints where it writes; that is for the caller to say.
         with contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except UserError:
-        raise
     except Exception as error:
+        _remove_empty_folders(Path(builder.data_dir), there)
+        if isinstance(error, UserError):
+            raise
         raise UserError(_why_unprepared(name, builder, error, data_files)) from error
     return builder
 
@@ -136,6 +160,15 @@ def check_images(flag: str, wanted: int, there: int, name: str) -> None:
 
 def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _remove_empty_folders(path: Path, there: Path) -> None:
+    """What TFDS has made below `there` on the way to `path`, where nothing came into it."""
+    made = [folder for folder in (path, *path.parents) if folder.is_relative_to(there) and folder != there]
+    if made:
+        for folder, _, _ in os.walk(made[-1], topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Exception, data_files: Path | None) -> str:

@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mnv2_jax.data.batch import Normalization, View
+from mnv2_jax.data.folder import UNREADABLE, printable
 from mnv2_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -20,7 +21,16 @@ HALF = (0.5, 0.5, 0.5)
 MOST_ELONGATED = 100
 """Longer over shorter side; a strip whose shorter side is scaled up takes any amount of memory."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a stored image upright, by its EXIF orientation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +96,66 @@ def of_convention(convention: str) -> str:
     return "tensorflow" if convention == "tensorflow" else "torchvision"
 
 
-def read_image(path: Path | str, channels: int = 3, content: bytes | None = None) -> Image.Image:
-    """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB; transparency is left out.
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation that an image states, from 1 to 8; 1, upright, where it states none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's own words: its reading of EXIF is highly experimental
+        return 1
+    return value if value in TURNS else 1
+
+
+def read_image(path: Path | str, channels: int = 3, content: bytes | None = None, upright: bool = True) -> Image.Image:
+    """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB, of 8 bits.
+
+    The first picture of a file with several. Colours become RGB, and RGB grey, as Pillow converts them. Transparent
+    pixels have the colour that is stored for them. Of 16 bits the upper eight are taken, and of integers of 32 bits
+    likewise, which must be 0 to 65535; floating-point values must be 0 (black) to 1.
 
     Args:
         path: of the file, or what to call it if there is none.
         channels: of the result.
         content: of the file, where it has been read.
+        upright: turn it as its EXIF orientation says. (A TIFF's own orientation Pillow applies in any case.)
 
     Raises:
-        UserError: if it is no image, is damaged, is larger than Pillow finds safe, or is a mere strip.
+        UserError: if it is no image, is damaged, is larger than Pillow finds safe, is a mere strip, or has values of
+            which it is not said what is white.
     """
+    name = printable(path)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, say
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content)) as file:
-                image: Image.Image = file
-                if max(image.size) > MOST_ELONGATED * min(image.size):
-                    raise UserError(f"{path} is {image.width} by {image.height} pixels: no network sees such a strip")
-                if image.mode.startswith("I"):
-                    # Pillow would cut 16-bit grey off at 255 instead of scaling it.
-                    image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-                return image.convert("L" if channels == 1 else "RGB")
+                if max(file.size) > MOST_ELONGATED * min(file.size):
+                    raise UserError(f"{name} is {file.width} by {file.height} pixels: no network sees such a strip")
+                file.load()
+                turn = TURNS.get(orientation_of(file)) if upright else None
+                image = _as_bytes(file, name).convert("L" if channels == 1 else "RGB")
+                return image if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} cannot be read as an image: it is damaged, or of a kind that is not known") from error
+        suffix = Path(path).suffix.lower()
+        why = "it is damaged, or of a kind that is not known"
+        if suffix in UNREADABLE:
+            why = f"{suffix} is not read here; convert it to JPEG or PNG"
+        raise UserError(f"{name} cannot be read as an image: {why}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        raise UserError(f"{name} cannot be read as an image: {printable(str(error))}") from error
+
+
+def _as_bytes(image: Image.Image, name: str) -> Image.Image:
+    """With values of 8 bits where they have more: Pillow would cut them off at 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    white = 1 if image.mode == "F" else 65535
+    if not ((values >= 0) & (values <= white)).all():
+        raise UserError(
+            f"{name} has values from {values.min():g} to {values.max():g}; expected 0 (black) to {white} (white), or an "
+            "image of 8 bits"
+        )
+    return Image.fromarray((np.rint(values * 255) if white == 1 else values // 256).astype(np.uint8))
 
 
 def preprocess(

@@ -50,6 +50,7 @@ class Dataset:
         preprocessing: a name in `PREPROCESSING`, of which training and evaluation take the normalisation: the
             images are scaled whole, whatever it crops.
         targets: how targets are encoded, and moved with their image.
+        said: see `batch.Dataset`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset:
     augmentation: Augmentation
     preprocessing: str = PREPROCESSED
     targets: Targets = CLASSES
+    said: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from mnv2_jax.data.batch import CLASSES, Batch, Examples, Normalization, Targets, data_key, stack_targets
-from mnv2_jax.data.catalog import FOLDER, OnBadImage
+from mnv2_jax.data.catalog import FOLDER, Entry, ExifOrientation, OnBadImage, describe_orientation
+from mnv2_jax.data.folder import printable, read_folder
 from mnv2_jax.data.prepare import check_images, find_entry, image_key, label_names, prepared_builder
 from mnv2_jax.data.preprocessing import PREPROCESSING, of_convention, preprocess, read_image, view_of
-from mnv2_jax.data.sources import FolderSource, Source, TfdsSource, read_folder
+from mnv2_jax.data.sources import FolderSource, Source, TfdsSource
 from mnv2_jax.data.transforms import Crop, RandomCrop, RandomShift, crop_and_scale, distort_color, scale_and_shift
 from mnv2_jax.errors import UserError
 
@@ -88,7 +89,7 @@ class StreamedDataset:
     Attributes:
         name: of the set.
         class_names: in the order of their numbers.
-        sources: of the splits "train", "validation" and "test".
+        sources: of the splits "train", "validation" and "test", or of "all".
         image_shape: (height, width, channels) of the network's input.
         preprocessing: of evaluation, a name in `PREPROCESSING`; training is normalised alike.
         crop, flip, color: how training images are varied.
@@ -96,6 +97,7 @@ class StreamedDataset:
             evaluation counts one image less.
         targets: how the sources' annotations are encoded.
         skipped: which images were skipped so far, and why.
+        said: see `batch.Dataset`.
     """
 
     name: str
@@ -109,6 +111,7 @@ class StreamedDataset:
     on_bad_image: OnBadImage = "stop"
     targets: Targets = CLASSES
     skipped: dict[str, None] = dataclasses.field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -118,11 +121,11 @@ class StreamedDataset:
     @property
     def train_images(self) -> int:
         """How many images there are to train on."""
-        return len(self.sources["train"])
+        return self.count("train")
 
     def count(self, split: str) -> int:
-        """How many images a split has."""
-        return len(self.sources[split])
+        """How many images a split has; 0 where all are one split, or it is another."""
+        return len(self.sources.get(split, ()))
 
     @property
     def normalization(self) -> Normalization:
@@ -168,7 +171,7 @@ class StreamedDataset:
         A damaged image that is skipped counts nowhere.
 
         Args:
-            split: "train", "validation" or "test".
+            split: of `sources`.
             batch_size: of the global batch.
             process, processes: whose share of every batch to yield, of how many.
         """
@@ -192,7 +195,7 @@ class StreamedDataset:
         how = PREPROCESSING[self.preprocessing]
         try:
             example = source[number]
-            image = read_image(example.name, channels, example.content)
+            image = read_image(example.name, channels, example.content, example.upright)
             targets = self.targets.encode(example.annotation, view_of(image, how, size))
             return preprocess(image, how, size), targets, 1.0
         except UserError as error:
@@ -291,48 +294,68 @@ def load_stream(
     color: bool = False,
     on_bad_image: OnBadImage = "stop",
     targets: Targets = CLASSES,
+    exif_orientation: ExifOrientation = "apply",
+    whole: bool = False,
 ) -> StreamedDataset:
     """Open a data set for streaming, prepared if necessary.
 
     Args:
-        name, data_files, data_dir, train_images, validation_images, resolution, targets: as in `resident.load`;
-            "folder" is the user's own `data_files`, see `read_folder`.
+        name, data_files, data_dir, train_images, validation_images, resolution, targets: as in `resident.load`; the
+            name "folder" is the user's own `data_files`, see `read_folder`.
         convention: whose normalisation and central crop images of many sizes get.
         smallest_crop, color: how training varies them; see `RandomCrop` and `distort_color`.
         on_bad_image: see `StreamedDataset`.
+        exif_orientation: of images of many sizes.
+        whole: take all images as one split, "all".
 
     Raises:
         UserError: see `prepared_builder` and `read_folder`; or if there are fewer images.
     """
-    sources: dict[str, FolderSource | TfdsSource]
+    sources: Mapping[str, FolderSource | TfdsSource]
+    said: tuple[str, ...] = ()
     size, channels, shift, flip = 224, 3, None, True
+    upright = exif_orientation == "apply"
     if name == FOLDER:
-        if data_files is None:
-            raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")
-        name = str(data_files)
-        class_names, files = read_folder(data_files)
-        sources = {split: FolderSource(data_files, inside) for split, inside in files.items()}
+        class_names, sources, said = _folder_sources(data_files, upright, whole)
+        name = printable(data_files or name)
     else:
         entry = find_entry(name, data_dir)
         builder = prepared_builder(name, data_files, data_dir)
-        splits = {"train": entry.train, "validation": entry.validation, "test": entry.test}
-        sources = {split: TfdsSource(builder, tfds_split) for split, tfds_split in splits.items()}
+        sources = _tfds_sources(builder, entry, upright, whole)
         class_names, size, shift, flip = label_names(builder), entry.image_size, entry.shift, entry.flip
         channels = 1 if builder.info.features[image_key(builder)].shape[-1] == 1 else 3
     for split, wanted in (("train", train_images), ("validation", validation_images)):
         if wanted is not None:
             check_images(f"--{split}-images", wanted, len(sources[split]), name)
-            sources[split] = sources[split].first(wanted)
-    side = resolution or size
+            sources = {**sources, split: sources[split].first(wanted)}
+    said = said if shift is not None else (*said, describe_orientation(exif_orientation))
     return StreamedDataset(
         name,
         class_names,
         sources,
-        (side, side, channels),
+        (resolution or size, resolution or size, channels),
         of_convention(convention) if shift is None else "keras",
         RandomCrop(smallest_crop) if shift is None else RandomShift(shift),
         flip,
         color and shift is None,
         on_bad_image,
         targets,
+        said=said,
     )
+
+
+def _folder_sources(
+    data_files: Path | None, upright: bool, whole: bool
+) -> tuple[tuple[str, ...], dict[str, FolderSource], tuple[str, ...]]:
+    """(classes, splits, what there is to say) of the user's own images."""
+    if data_files is None:
+        raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")
+    class_names, files, said = read_folder(data_files, whole)
+    return class_names, {split: FolderSource(data_files, inside, upright) for split, inside in files.items()}, said
+
+
+def _tfds_sources(builder: Any, entry: Entry, upright: bool, whole: bool) -> dict[str, TfdsSource]:
+    splits = {"train": entry.train, "validation": entry.validation, "test": entry.test}
+    if whole:
+        splits = {"all": "+".join(splits.values())}
+    return {split: TfdsSource(builder, inside, upright=upright) for split, inside in splits.items()}

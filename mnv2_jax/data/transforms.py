@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from mnv2_jax.data.batch import Move, Targets, View
-from mnv2_jax.data.jpeg import decode, read_frame
+from mnv2_jax.data.jpeg import Picture
 from mnv2_jax.data.sources import Example
 
 # Grain's threads are the parallelism; OpenCV's own would fight them for the cores.
@@ -64,18 +64,11 @@ def crop_and_scale(
 ) -> View:
     """Decode, crop and scale in one go; of a JPEG only what the crop needs of its size and rows is decoded."""
     size, _, channels = output.shape
-    frame = read_frame(example.content)
-    image = None if frame else decode(example, channels)
-    height, width = frame[:2] if frame else image.shape[:2]  # type: ignore[union-attr]
-    top, left, rows, columns = crop.box(generator, height, width)
-    divisor = 1
-    if image is None:
-        while divisor < 8 and min(rows, columns) >= 2 * divisor * size:
-            divisor *= 2
-        image = decode(example, channels, divisor, top + rows)
-    part = image[top // divisor : -(-(top + rows) // divisor), left // divisor : -(-(left + columns) // divisor)]
+    picture = Picture(example, channels)
+    top, left, rows, columns = crop.box(generator, picture.height, picture.width)
+    part = picture.part(top, left, rows, columns, smallest=size)
     write(cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR), flip, output)
-    return View(height, width, top, left, rows, columns, flip, size)
+    return View(picture.height, picture.width, top, left, rows, columns, flip, size)
 
 
 def write(image: UInt8[np.ndarray, "size size *c"], flip: bool, output: UInt8[np.ndarray, "size size c"]) -> None:
@@ -94,8 +87,9 @@ def scale_and_shift(
 ) -> View:
     """Decode, scale, and move."""
     size, _, channels = output.shape
-    image = decode(example, channels)
-    height, width = image.shape[:2]
+    picture = Picture(example, channels)
+    height, width = picture.height, picture.width
+    image = picture.part(0, 0, height, width, smallest=max(height, width))
     if (height, width) != (size, size):
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR).reshape(output.shape)
     margin = shift.pixels

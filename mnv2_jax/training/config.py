@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mnv2_jax.data.catalog import OnBadImage
+from mnv2_jax.data.catalog import ExifOrientation, OnBadImage
 from mnv2_jax.errors import UserError
 
 Parallel = Literal["jit", "pmap"]
@@ -196,6 +196,7 @@ class Run:
         data_files: the user's own files.
         weights: a file, a folder or a reference to start from; None for initial weights.
         task: a name in `mnv2_jax.tasks.task.TASKS`.
+        exif_orientation: of photographs.
     """
 
     dataset: str
@@ -209,6 +210,7 @@ class Run:
     data_files: Path | None = None
     weights: str | None = None
     task: str = "classification"
+    exif_orientation: ExifOrientation = "apply"
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
@@ -221,7 +223,9 @@ class Run:
         """Flat, for JSON; two runs with the same are the same run."""
         names = ("dataset", "seed", "resolution", "train_images", "validation_images", "streamed", "weights", "task")
         own = {name: getattr(self, name) for name in names}
-        return {**own, **self.model, **dataclasses.asdict(self.training)}
+        # Those of earlier versions do not say it.
+        turned = {} if self.exif_orientation == "apply" else {"exif_orientation": self.exif_orientation}
+        return {**own, **turned, **self.model, **dataclasses.asdict(self.training)}
 
 
 @dataclasses.dataclass(frozen=True)

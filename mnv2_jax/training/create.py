@@ -9,6 +9,7 @@ from flax import linen as nn
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG, OnBadImage
 from mnv2_jax.data.open import open_dataset
+from mnv2_jax.errors import UserError
 from mnv2_jax.models.create import create_model
 from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.network import OWN, Network
@@ -41,12 +42,15 @@ def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network |
             smallest_crop=run.training.smallest_crop,
             color=run.training.color_distortion,
             on_bad_image=on_bad_image,
+            exif_orientation=run.exif_orientation,
             targets=TASKS[run.task].targets,
         )
 
     dataset = open_it() if jax.process_index() == 0 else None
     wait_for_processes("data")
     dataset = dataset or open_it()
+    if not dataset.train_images:
+        raise UserError(f"{run.data_files} holds images to test on alone; expected a folder train beside them")
     return dataset if start is None else dataset.prepared_as(start.preprocessing, start.image_channels)
 
 

@@ -1,22 +1,25 @@
 """A split, once: every example counted once, whatever the batch, the devices and the processes."""
 
+import dataclasses
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mnv2_jax.data.batch import Batch, Dataset
-from mnv2_jax.data.catalog import FOLDER, OnBadImage
+from mnv2_jax.data.batch import Batch, ClassTargets, Dataset
+from mnv2_jax.data.catalog import FOLDER, ExifOrientation, OnBadImage
 from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import OWN, Network
+from mnv2_jax.network import Network
 from mnv2_jax.tasks.task import Task
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.step import Learner, TrainState, eval_step
+from mnv2_jax.weights.load import SOURCES
 
 EVALUATION_BATCH = 256
 """Images of a batch of evaluation, or one a device where there are more of them."""
@@ -122,8 +125,18 @@ def _chain(first: Batch, others: Iterable[Batch]) -> Iterable[Batch]:
     yield from others
 
 
-def _some(names: Sequence[str] | None) -> str:
-    return ", ".join(list(names or ())[:3]) + ", ..."
+class Evaluation(NamedTuple):
+    """A network on a split.
+
+    Attributes:
+        metrics: and "examples", how many were counted.
+        skipped: which images were not, and why.
+        said: what was found and how it was read, a line each.
+    """
+
+    metrics: dict[str, float]
+    skipped: list[str]
+    said: list[str]
 
 
 def evaluate_on(
@@ -133,8 +146,11 @@ def evaluate_on(
     data_files: Path | None = None,
     resolution: int | None = None,
     on_bad_image: OnBadImage = "stop",
-) -> tuple[dict[str, float], list[str]]:
-    """Metrics of a network over all of a data set's split, with the preprocessing that belongs to it, and what was skipped.
+    exif_orientation: ExifOrientation = "apply",
+) -> Evaluation:
+    """Evaluate a network on all of a data set's split, with the preprocessing that belongs to it.
+
+    The split is "train", "validation" or "test", or "all" for all images. Classes are matched by their names.
 
     Raises:
         UserError: if the data are not there, or of other classes than the network.
@@ -145,15 +161,43 @@ def evaluate_on(
         resolution=resolution or network.resolution,
         on_bad_image=on_bad_image,
         targets=network.task.targets,
+        exif_orientation=exif_orientation,
+        whole=split == "all",
     )
-    classes = network.model.num_classes
-    if classes != data.num_classes:
-        raise UserError(f"the network has {classes} classes and {dataset} {data.num_classes}")
-    # Other code bases name the same classes in other words; our own runs name them as their folders do.
-    if dataset == FOLDER and network.source == OWN and network.class_names != data.class_names:
-        raise UserError(
-            f"the network's classes ({_some(network.class_names)}) are not those of {data_files} ({_some(data.class_names)})"
-        )
+    numbers, said = match_classes(network, data.class_names, data.name)
+    if numbers is not None:
+        data = dataclasses.replace(data, targets=ClassTargets(numbers))
+    said = [*data.said, *said]
+    if dataset == FOLDER and split != "all":
+        images = sum(map(data.count, data.sources))
+        said.append(f"scores {data.count(split):,} of {images:,} images: the part {split} (--split all: all of them)")
     data = data.prepared_as(network.preprocessing, network.image_channels)
     metrics = evaluate_network(network, data, split)
-    return metrics, sorted(data.skipped)
+    return Evaluation(metrics, sorted(data.skipped), said)
+
+
+def match_classes(network: Network, names: Sequence[str], dataset: str) -> tuple[tuple[int, ...] | None, list[str]]:
+    """(the number in the network of each class of the data, None where they are the same; what there is to say of it).
+
+    Raises:
+        UserError: for other classes than the network's; names those of either that the other has not.
+    """
+    theirs = [unicodedata.normalize("NFC", name) for name in network.class_names or ()]
+    if tuple(theirs) == tuple(names):
+        return None, []
+    count = network.model.num_classes
+    if set(theirs) == set(names) and len(theirs) == len(names):
+        return tuple(theirs.index(name) for name in names), [
+            "the network has the classes in another order; matched by name"
+        ]
+    # Other code bases name the same classes in other words, and some do not name them.
+    foreign = not theirs or (network.source in SOURCES and not set(theirs) & set(names))
+    if foreign and count == len(names):
+        first = f"its first is {theirs[0]!r}" if theirs else "it has no names of them"
+        return None, [f"the network's classes are matched by their order: {first}, the first here is {names[0]!r}"]
+    odd = [f"it has {count} and the data {len(names)}"] if count != len(names) else []
+    for owner, own, other in (("it has", theirs, names), ("the data have", names, theirs)):
+        if theirs and (lacking := sorted(set(own) - set(other))):
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            odd.append(f"only {owner} {', '.join(lacking[:5])}{more}")
+    raise UserError(f"the network's classes are not those of {dataset}: {'; '.join(odd)}")

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mnv2_jax.data.batch import Dataset
+from mnv2_jax.data.catalog import FOLDER
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import Network, describe, save_network
 from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_folder, plain, write_json
@@ -33,6 +34,7 @@ from mnv2_jax.training.step import TrainState
 from mnv2_jax.training.trainer import Member, Programs, Trainer, trace_programs
 
 TENSORBOARD, TRACE = "tensorboard", "trace"
+DATA_FILES = "data_files"
 CONTENTS = (CHECKPOINTS, NETWORK, METRICS, SUMMARY, TENSORBOARD, TRACE, *FIGURES)
 
 
@@ -56,7 +58,9 @@ def train_run(
         settings = {**run.settings(), "data_sha256": dataset.fingerprint()}
         if start is not None:
             settings["weights_sha256"] = tree_digest(start.variables)
-        check_folder(settings, folder, overwrite, "run")
+        # Where one's own images lie is for `evaluate`; that they are the same, their digest says.
+        where = {DATA_FILES: str(run.data_files.resolve())} if run.dataset == FOLDER and run.data_files else {}
+        check_folder(settings, folder, overwrite, "run", extends=DATA_FILES)
         if (folder / SUMMARY).exists() and not overwrite:
             reporter.say("This run was finished before.")
             return json.loads((folder / SUMMARY).read_text())
@@ -66,7 +70,7 @@ def train_run(
         devices = Devices.create(parallel=execution.parallel)
         devices.check_divides(run.training.batch_size, run.training.accumulation)
         if jax.process_index() == 0:
-            claim_folder(settings, folder, overwrite, CONTENTS)
+            claim_folder({**settings, **where}, folder, overwrite, CONTENTS)
         wait_for_processes("folder")
         reporter.say(f"compiling for {devices.mesh.size} devices ({devices.kind})")
         learner = create_learner(run, dataset, devices.per_run)
@@ -116,6 +120,8 @@ def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Da
         for line in (*said, *given.notes):
             reporter.say(line)
     dataset = create_dataset(run, execution.on_bad_image, given)
+    for line in dataset.said:
+        reporter.say(line)
     if given is None:
         return run, dataset, None
     model = network_of(run, dataset).model

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax import InvertedResidual, MobileNetV2
+from mnv2_jax.commands.convert import read_class_names
+from mnv2_jax.errors import UserError
 from mnv2_jax.models import names
 from mnv2_jax.models.blocks import LinearInside
 from mnv2_jax.network import save_network
@@ -61,6 +63,32 @@ def test_names_preprocessing_and_resolution_can_be_given(run, saved, tmp_path):
     assert code == 2
     assert "has 2 lines, expected one for each of 3 classes" in errors
     assert not (tmp_path / "z").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "café\r\nb\u2028b\r\n c \r\n\r\n".encode("utf-8-sig"),
+        "café\nb\u2028b\nc".encode("utf-16"),
+        "cafe\u0301\rb\u2028b\rc\r".encode(),
+    ],
+    ids=["windows", "utf-16", "mac"],
+)
+def test_class_names_as_editors_save_them(tmp_path, content):
+    (tmp_path / "names.txt").write_bytes(content)
+    assert read_class_names(tmp_path / "names.txt", 3) == ("café", "b\u2028b", "c")
+
+
+def test_class_names_that_are_none(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("café\nb".encode("latin-1"))
+    with pytest.raises(UserError, match="latin.txt is no text in UTF-8 .*; save it as UTF-8"):
+        read_class_names(tmp_path / "latin.txt", 2)
+    (tmp_path / "empty.txt").write_text("a\n\nb\n")
+    with pytest.raises(UserError, match="empty.txt has no name in line 2"):
+        read_class_names(tmp_path / "empty.txt", 3)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe is no file; expected a text file"):
+        read_class_names(tmp_path / "pipe", 3)
 
 
 def test_published_weights_by_reference(run, hub_network, tmp_path):

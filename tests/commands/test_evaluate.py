@@ -71,12 +71,27 @@ def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_netw
     assert "000.jpg cannot be read as an image" in errors
     assert errors.count("\n") == 1
     code, output, errors = run(*flags, "--on-bad-image", "skip", "--json")
-    assert (code, errors) == (0, "")
+    assert code == 0
+    assert "pets: 30 images of 3 classes (bird 10, cat 10, dog 10): train 24, validation 3, test 3" in errors
+    assert "photographs are turned upright as their EXIF says" in errors
+    assert "scores 24 of 30 images: the part train" in errors
     found = json.loads(output)
     (skipped,) = found["skipped"]
     assert "000.jpg" in skipped
     assert found["weights"] == reference
     assert found["examples"] == len(list(pets.rglob("*.jpg"))) * 8 // 10 - 1
+
+
+def test_a_run_knows_the_folder_that_it_was_trained_on(run, quick, saved, pets, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder / "network")
+    (folder / "checkpoints").mkdir()
+    (folder / "config.json").write_text(json.dumps({"dataset": "folder", "seed": 0, "data_files": str(pets)}))
+    code, output, _ = run("evaluate", "--weights", folder, "--split", "all", "--on-bad-image", "skip")
+    assert code == 0
+    assert f"{pets}: 30 images of 3 classes" in output
+    assert "folder all, 29 images" in output
+    assert "top5" not in output  # of three classes
 
 
 @pytest.mark.parametrize(
@@ -97,8 +112,8 @@ def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tm
     assert "was trained on a folder of images; name one with --data-files" in refused(*folder)
     others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)
     said = refused(*folder, "--data-files", others)
-    assert "the network's classes (cat, dog, bird, ...) are not those of" in said
-    assert "3 classes" in refused("evaluate", "--weights", saved, "--dataset", "digits")
+    assert "only it has bird, cat, dog; only the data have cow, hen, pig" in said
+    assert "it has 3 and the data 10" in refused("evaluate", "--weights", saved, "--dataset", "digits")
 
 
 def test_a_study_is_not_one_network(refused, tmp_path):

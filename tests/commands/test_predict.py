@@ -1,6 +1,8 @@
 """`python -m mnv2_jax predict`."""
 
 import json
+import os
+import shutil
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ def test_images_in_every_way(run, saved, network, images, tmp_path):
     assert code == 0
     assert (
         errors
-        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)\n"
+        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), upright as EXIF says\n"
     )
     predictions = json.loads(output)["predictions"]
     assert [entry["input"] for entry in predictions] == [str(images / name) for name in ("a.png", "b.jpg", "c.webp")]
@@ -54,6 +56,52 @@ def test_images_in_every_way(run, saved, network, images, tmp_path):
     assert lines[0].startswith("preprocessing torchvision: ")
     assert [line for line in lines if line.endswith((".jpg", ".png"))] == [str(images / "b.jpg"), str(images / "a.png")]
     assert sum("%" in line for line in lines) == 2
+
+
+def test_damaged_images_are_named_and_the_others_predicted(run, saved, images):
+    (images / "b.jpg").write_bytes(b"no image")
+    (images / "notes.txt").write_text("x")
+    code, output, errors = run("predict", "--weights", saved, "--image", images, "--top", 1)
+    assert code == 2
+    assert [line for line in output.splitlines() if str(images) in line] == [
+        str(images / "a.png"),
+        str(images / "c.webp"),
+    ]
+    assert f"left out of {images}: 1 .txt" in errors
+    assert "left out: " + str(images / "b.jpg") in errors
+    assert errors.endswith("\nerror: 1 of 3 images could not be read; they are named above\n")
+    code, output, _ = run("predict", "--weights", saved, "--image", images, "--json")
+    found = json.loads(output)
+    assert (code, len(found["predictions"]), found["damaged"]) == (2, 2, [str(images / "b.jpg")])
+
+
+def test_an_image_is_turned_as_its_exif_says_unless_told_otherwise(run, saved, images):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(images / "a.png") as image:
+        image.save(images / "turned.png", exif=exif)
+        image.transpose(Image.Transpose.ROTATE_270).save(images / "upright.png")
+
+    def logits(*arguments):
+        return json.loads(run("predict", "--weights", saved, "--json", *arguments)[1])["predictions"][0]["logits"]
+
+    assert logits("--image", images / "turned.png") == logits("--image", images / "upright.png")
+    flags = ["--exif-orientation", "ignore"]
+    assert logits("--image", images / "turned.png", *flags) == logits("--image", images / "a.png")
+
+
+def test_names_that_are_not_utf_8_are_printed(run, saved, images):
+    odd = os.fsdecode(bytes(images) + b"/caf\xe9.png")
+    shutil.copy(images / "a.png", odd)
+    code, output, _ = run("predict", "--weights", saved, "--image", odd)
+    assert code == 0
+    assert f"{images}/caf\\xe9.png" in output
+
+
+def test_pipes_are_not_waited_for(refused, saved, images):
+    os.mkfifo(images / "pipe.png")
+    assert "is a pipe or a device" in refused("predict", "--weights", saved, "--image", images / "pipe.png")
+    assert "pipe.png is no file" in refused("predict", "--weights", saved, "--array", images / "pipe.png")
 
 
 def test_published_weights_by_reference(run, hub_network, images):

@@ -97,13 +97,21 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     folder = Path("runs") / "train-folder-weights-0"
     settings = json.loads((folder / "config.json").read_text())
     assert (settings["weights"], settings["freeze"], settings["width_multiplier"]) == ("three", "backbone", 0.1)
+    assert settings["data_files"] == str(Path("pets").resolve())
     before, after = load_weights("three"), load_weights(folder)
     assert after.model.stages == before.model.stages
     assert (after.preprocessing, after.class_names) == (before.preprocessing, ("cat", "dog"))
     theirs = {name: layer for name, layer in before.variables["params"].items() if name != "classifier"}
     ours = {name: layer for name, layer in after.variables["params"].items() if name != "classifier"}
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    assert "finished before" in run(*flags)[1]
+    # The same images elsewhere are the same run.
+    Path("pets").rename("moved")
+    output = run(*["moved" if flag == "pets" else flag for flag in flags])[1]
+    assert (
+        "moved: 24 images of 2 classes (cat 12, dog 12): train 16, validation 4, test 4, split by their names" in output
+    )
+    assert "finished before" in output
+    Path("moved").rename("pets")
     # Other weights under the same name are another run.
     save_network(Path("three"), before.replace(variables=jax.tree.map(lambda leaf: leaf + 1, before.variables)))
     code, _, errors = run(*flags)
@@ -122,6 +130,12 @@ def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
     assert (code, errors) == (0, "")
     assert "1 damaged images were skipped" in output
     assert "007.jpg" in output
+
+
+def test_images_to_test_on_alone_train_nothing(refused, tmp_path):
+    folder = write_folder(tmp_path / "photos" / "val", images=2).parent
+    said = refused("train", "--dataset", "folder", "--data-files", folder)
+    assert said == f"{folder} holds images to test on alone; expected a folder train beside them"
 
 
 @pytest.fixture(scope="module")

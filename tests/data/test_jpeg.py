@@ -3,11 +3,12 @@ import io
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 from samples import encoded
 
 from mnv2_jax.data import jpeg
-from mnv2_jax.data.jpeg import decode, read_frame
+from mnv2_jax.data.jpeg import Picture, decode, read_frame
+from mnv2_jax.data.preprocessing import read_image
 from mnv2_jax.data.sources import Example
 from mnv2_jax.errors import UserError
 
@@ -84,6 +85,66 @@ def test_damage_above_what_is_asked_for_is_seen(pixels):
         patch.setattr(jpeg, "read_image", lambda name, *rest: read.append(name) or Image.new("RGB", (110, 150)))
         decode(half, 3, rows=120)
     assert read == ["half"]
+
+
+# --- Orientation and colours -----------------------------------------------------------------------------
+
+
+def turned(pixels, orientation, form, **options):
+    """A JPEG with an orientation in EXIF of one of the byte orders, or in XMP alone."""
+    exif = Image.Exif()
+    exif.endian = "<" if form == "little" else ">"
+    exif[0x0110] = "a camera"
+    if form == "xmp":
+        text = f'<x:xmpmeta><rdf:Description tiff:Orientation="{orientation}"/></x:xmpmeta>'
+        return jpeg_of(pixels, xmp=text.encode(), **options)
+    exif[0x0112] = orientation
+    return jpeg_of(pixels, exif=exif, **options)
+
+
+@pytest.mark.parametrize("form", ["little", "big", "xmp"])
+@pytest.mark.parametrize("orientation", [*range(9), 77])
+def test_a_part_is_one_of_the_upright_picture(pixels, orientation, form):
+    example = turned(pixels, orientation, form, quality=95, subsampling=0)
+    with Image.open(io.BytesIO(example.content)) as file:
+        upright = ImageOps.exif_transpose(file)
+    stored = decode(example, 3).copy()
+    plain = Example(example.content, 0, "x", upright=False)
+    assert Picture(plain, 3).part(0, 0, 150, 110, smallest=150).tobytes() == stored.tobytes()
+    height, width = Picture(example, 3).height, Picture(example, 3).width
+    assert (width, height) == upright.size
+    whole = Picture(example, 3).part(0, 0, height, width, smallest=150).copy()
+    assert np.abs(whole.astype(int) - np.asarray(upright, int)).max() <= 4  # by libjpeg's fast transform
+    for top, left, rows, columns in ((0, 0, 20, 30), (17, 5, 64, 48), (90, 60, 20, 50), (0, 10, height, 41)):
+        part = Picture(example, 3).part(top, left, rows, columns, smallest=150)
+        np.testing.assert_array_equal(part, whole[top : top + rows, left : left + columns])
+    half = Picture(example, 3).part(16, 32, 64, 48, smallest=24)
+    assert half.shape == (32, 24, 3)
+    expected = whole[16:80, 32:80].reshape(32, 2, 24, 2, 3).mean((1, 3))
+    # Where the stored picture's middle is not a pixel's edge, a half of it lies a pixel beside.
+    assert np.abs(half - expected).mean() < 6
+
+
+def test_exif_that_is_cut_short_or_no_exif_turns_nothing(pixels):
+    whole = turned(pixels, 6, "big").content
+    start = whole.index(b"Exif")
+    for length in range(40):
+        damaged = whole[: start + length] + b"\xff" * (40 - length) + whole[start + 40 :]
+        picture = Picture(Example(damaged, 0, "x"), 3)
+        assert (picture.height, picture.width) in ((150, 110), (110, 150))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_colours_are_those_of_pillow(mode, channels):
+    """An Adobe CMYK file is stored inverted; both libraries have to know."""
+    smooth = np.linspace(0, 255, 64)
+    image = np.stack([np.tile(smooth, (64, 1)), np.tile(smooth[:, None], (1, 64)), np.full((64, 64), 90)], -1)
+    buffer = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).convert(mode).save(buffer, "JPEG", quality=95, subsampling=0)
+    found = decode(Example(buffer.getvalue(), 0, "x"), channels).astype(int)
+    expected = np.asarray(read_image("x", channels, buffer.getvalue()), int).reshape(64, 64, channels)
+    assert np.abs(found - expected).max() <= 4
 
 
 # --- Files that libjpeg complains of ---------------------------------------------------------------------

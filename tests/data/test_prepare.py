@@ -54,3 +54,25 @@ def test_names_of_tfds_may_have_versions(data_dir):
     """A colon in front of a version is no module's."""
     with pytest.raises(UserError, match=r"mnist:3.0.1 is not prepared in .*mnist/3.0.1"):
         load("mnist:3.0.1", data_dir=data_dir)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        UserError, match=r"digits cannot be prepared: .*/file/sets/digits/1.0.0 cannot be written \(Not a"
+    ):
+        prepared_builder("digits", data_dir=tmp_path / "file" / "sets", progress=True)
+    monkeypatch.setenv("TFDS_DATA_DIR", "")
+    with pytest.raises(UserError, match="TFDS_DATA_DIR is empty"):
+        prepared_builder("digits")
+
+
+def test_a_preparation_that_fails_leaves_no_empty_folders(tmp_path, monkeypatch):
+    def no_network(self, **_):
+        (tmp_path / "new" / "sets" / "downloads" / "extracted").mkdir(parents=True)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
+    with pytest.raises(UserError, match="cifar10 is not prepared in .* cannot be downloaded .no route to host"):
+        prepared_builder("cifar10", data_dir=tmp_path / "new" / "sets")
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
 from mnv2_jax.errors import UserError
@@ -55,15 +55,91 @@ def test_files_of_any_kind(suffix, tmp_path):
     assert read_image(tmp_path / f"x.{suffix}").size == (120, 80)
 
 
-def test_sixteen_bits_are_scaled_not_cut_off(tmp_path):
-    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "x.png")), 128)
+DEEP = np.linspace(0, 65535, 48).reshape(6, 8)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values"),
+    [
+        ("png", DEEP.astype(np.uint16)),
+        ("tif", DEEP.astype(np.uint16)),
+        ("tif", DEEP.astype(np.int32)),
+        ("tif", (DEEP / 65535).astype(np.float32)),
+    ],
+    ids=["png-16", "tif-16", "tif-32", "tif-float"],
+)
+def test_more_than_eight_bits_are_scaled_not_cut_off(tmp_path, suffix, values):
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    found = np.asarray(read_image(tmp_path / f"x.{suffix}"))
+    expected = DEEP.astype(int) >> 8 if values.max() > 1 else np.rint(values * 255)
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, -1))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"x.{suffix}", 1)), expected)
+
+
+def test_values_of_which_it_is_not_said_what_is_white_are_refused(tmp_path):
+    for values in (
+        np.full((4, 4), 255, np.float32),
+        np.full((4, 4), np.nan, np.float32),
+        np.full((4, 4), -1, np.int32),
+    ):
+        Image.fromarray(values).save(tmp_path / "x.tif")
+        with pytest.raises(UserError, match=r"x.tif has values from .* expected 0 \(black\) to (1|65535) \(white\)"):
+            read_image(tmp_path / "x.tif")
+
+
+def test_transparent_pixels_have_the_colour_that_is_stored_for_them(tmp_path):
+    """In a palette with a transparent entry, or with an opacity an entry, as with a channel of opacity."""
+    clear = RGB.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.arange(80 * 120, dtype=np.uint8).reshape(80, 120)))
+    palette = RGB.quantize(16)
+    for name, image, options in (
+        ("rgba", clear, {}),
+        ("la", clear.convert("LA"), {}),
+        ("entry", palette, {"transparency": 3}),
+        ("entries", palette, {"transparency": bytes(range(16))}),
+    ):
+        image.save(tmp_path / f"{name}.png", **options)
+        expected = np.asarray(image.convert("RGBA"))[..., :3]
+        np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"{name}.png")), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "YCbCr", "CMYK", "P"])
+def test_colours_become_rgb_as_pillow_converts_them(tmp_path, mode):
+    RGB.convert(mode).save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as stored:
+        assert stored.mode == mode
+        expected = np.asarray(stored.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "x.tif")), expected)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_says(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    RGB.save(tmp_path / f"x.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"x.{suffix}") as stored:
+        expected = ImageOps.exif_transpose(stored).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"x.{suffix}")), np.asarray(expected))
+    # A TIFF's orientation is no matter of EXIF: Pillow applies it.
+    as_stored = read_image(tmp_path / f"x.{suffix}", upright=False)
+    assert as_stored.size == (expected.size if suffix == "tif" else (120, 80))
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    RGB.save(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    assert read_image(tmp_path / "x.jpg").size == (120, 80)
 
 
 def test_what_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="x.png cannot be read as an image"):
         read_image(tmp_path / "x.png")
+    (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(
+        UserError, match="x.heic cannot be read as an image: .heic is not read here; convert it to JPEG"
+    ):
+        read_image(tmp_path / "x.heic")
     RGB.save(tmp_path / "y.png")
     (tmp_path / "y.png").write_bytes((tmp_path / "y.png").read_bytes()[:200])
     with pytest.raises(UserError, match="y.png cannot be read as an image"):

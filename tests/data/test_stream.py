@@ -9,8 +9,9 @@ from samples import encoded, prepare_imagenet_like, write_folder
 from toy import MaskTargets, PointTargets, pointing_stream, write_images
 
 from mnv2_jax.data.batch import Examples
+from mnv2_jax.data.folder import read_folder
 from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
-from mnv2_jax.data.sources import FolderSource, read_folder
+from mnv2_jax.data.sources import FolderSource
 from mnv2_jax.data.stream import StreamedDataset, load_stream
 from mnv2_jax.data.transforms import RandomCrop, RandomShift
 from mnv2_jax.errors import UserError
@@ -156,7 +157,7 @@ def test_a_data_set_is_known_by_its_files(folder, tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_a_broken_image_among_good_ones(tmp_path, damage):
     folder = write_folder(tmp_path / "pets")
-    _, files = read_folder(folder)
+    _, files, _ = read_folder(folder)
     broken = [files["train"][5][0], files["test"][0][0]]
     for path in broken:
         content = path.read_bytes()
@@ -178,6 +179,19 @@ def test_a_broken_image_among_good_ones(tmp_path, damage):
         np.testing.assert_array_equal(one.images, other.images)
 
 
+def test_the_orientation_in_exif_is_applied_or_ignored_in_every_split(folder):
+    applied, ignored = (
+        load_stream("folder", folder, resolution=16, exif_orientation=how) for how in ("apply", "ignore")
+    )
+    assert (
+        applied.said[-1] == "photographs are turned upright as their EXIF says (--exif-orientation ignore leaves them)"
+    )
+    assert ignored.said[-1] == "photographs are taken as they are stored, whatever orientation their EXIF says"
+    for split in ("train", "validation", "test"):
+        assert applied.sources[split][0].upright
+        assert not ignored.sources[split].first(1)[0].upright
+
+
 def test_train_images_limits_the_stream(folder, data_dir, imagenet_like):
     assert load_stream("folder", folder, train_images=10).train_images == 10
     assert load_stream("imagenet2012", data_dir=data_dir, train_images=10).train_images == 10
@@ -195,7 +209,7 @@ def test_validation_images_limits_the_validation_split(folder):
 def test_a_limited_folder_is_known_by_the_files_that_it_takes(tmp_path):
     folder = write_folder(tmp_path / "pets")
     whole, limited = (load_stream("folder", folder, train_images=count).fingerprint() for count in (None, 4))
-    _, files = read_folder(folder)
+    _, files, _ = read_folder(folder)
     files["train"][-1][0].unlink()
     assert load_stream("folder", folder).fingerprint() != whole
     assert load_stream("folder", folder, train_images=4).fingerprint() == limited

@@ -7,11 +7,19 @@ import pytest
 from PIL import Image
 from samples import encoded
 
-from mnv2_jax.data import transforms
+from mnv2_jax.data import jpeg
 from mnv2_jax.data.batch import CLASSES
 from mnv2_jax.data.preprocessing import read_image
 from mnv2_jax.data.sources import Example
-from mnv2_jax.data.transforms import Augmentation, RandomCrop, augment, crop_and_scale, distort_color
+from mnv2_jax.data.transforms import (
+    Augmentation,
+    RandomCrop,
+    RandomShift,
+    augment,
+    crop_and_scale,
+    distort_color,
+    scale_and_shift,
+)
 
 # --- Crops of a stream -----------------------------------------------------------------------------------
 
@@ -47,8 +55,8 @@ def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=95)
     example = Example(buffer.getvalue(), 0, "large")
-    divisors, decode = [], transforms.decode
-    monkeypatch.setattr(transforms, "decode", lambda e, c, d, rows: divisors.append(d) or decode(e, c, d, rows))
+    divisors, decode = [], jpeg.decode
+    monkeypatch.setattr(jpeg, "decode", lambda e, c, d, *rest: divisors.append(d) or decode(e, c, d, *rest))
 
     class Fixed(RandomCrop):
         def box(self, generator, height, width):
@@ -58,6 +66,25 @@ def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
     assert divisors == [4]
     expected = np.asarray(Image.fromarray(pixels.astype(np.uint8)[64:320, 128:384]).resize((64, 64)))
     assert np.abs(small.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_crop_of_a_turned_image_is_one_of_the_upright_image(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, exif=exif, quality=95, subsampling=0)
+    upright = read_image("x", 3, buffer.getvalue())
+    lossless = io.BytesIO()
+    upright.save(lossless, "PNG")
+    for how in (RandomCrop(), RandomShift(3)):
+        found, expected = np.zeros((2, 40, 40, 3), np.uint8)
+        vary = crop_and_scale if isinstance(how, RandomCrop) else scale_and_shift
+        for content, output in ((buffer.getvalue(), found), (lossless.getvalue(), expected)):
+            view = vary(Example(content, 0, "x"), how, True, np.random.default_rng(5), output)
+            assert (view.height, view.width) == (90, 60)
+        assert np.abs(found.astype(int) - expected).mean() < 2  # by libjpeg's fast transform
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])

@@ -131,3 +131,10 @@ def test_what_is_done_to_trained_weights_needs_some(change, flag):
 def test_flags_are_listed_without_jax():
     code = "import sys; import mnv2_jax.training.config; assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_whether_photographs_are_turned_is_a_setting_of_a_run_where_they_are_not():
+    """Those of earlier versions do not say it."""
+    applied, ignored = (Run("x", {}, RECIPES["small"], exif_orientation=how).settings() for how in ("apply", "ignore"))
+    assert "exif_orientation" not in applied
+    assert ignored["exif_orientation"] == "ignore"

@@ -24,9 +24,10 @@ from mnv2_jax.training.evaluation import (
 
 class ConstantLogits(nn.Module):
     num_classes: int = 10
+    answer: int = 3
 
     def __call__(self, images, train=False, index=None):
-        return jnp.zeros((len(images), self.num_classes)).at[:, 3].set(1.0)
+        return jnp.zeros((len(images), self.num_classes)).at[:, self.answer].set(1.0)
 
 
 class Brightest(nn.Module):
@@ -76,7 +77,7 @@ class Nothing:
     """As much of a data set as is asked for before anything else."""
 
     image_shape, train_images, class_names, num_classes, preprocessing = (12, 12, 1), 0, (), 0, "keras"
-    targets = Pointing.targets
+    targets, said = Pointing.targets, ()
 
     def evaluation(self, split, batch_size, process=0, processes=1):
         return iter(())
@@ -125,8 +126,12 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
             return jnp.zeros((len(images), 2)).at[:, 1].set(1.0)
 
     network = network_of(Second(2), Classification(2), resolution=20, class_names=("cat", "dog"))
-    metrics, skipped = evaluate_on(network, "folder", "train", folder)
+    metrics, skipped, said = evaluate_on(network, "folder", "train", folder)
     assert skipped == []
+    assert (
+        f"{folder}: 12 images of 2 classes (cat 6, dog 6): train 8, validation 2, test 2, split by their names" in said
+    )
+    assert "scores 8 of 12 images: the part train (--split all: all of them)" in said
     assert metrics["examples"] > 0
     assert 0 < metrics["accuracy"] < 1
 
@@ -134,11 +139,38 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
 @pytest.mark.parametrize(
     ("classes", "names", "says"),
     [
-        (3, None, "the network has 3 classes and folder 2"),
-        (2, ("bird", "cat"), r"the network's classes \(bird, cat, ...\) are not those of .* \(cat, dog, ...\)"),
+        (3, None, "the network's classes are not those of .*pets: it has 3 and the data 2"),
+        (2, ("bird", "cat"), "the network's classes are not those of .*: only it has bird; only the data have dog"),
+        (3, ("bird", "cat", "dog"), "it has 3 and the data 2; only it has bird"),
     ],
 )
 def test_other_classes_are_refused(folder, classes, names, says):
     network = network_of(ConstantLogits(classes), Classification(classes), class_names=names)
     with pytest.raises(UserError, match=says):
         evaluate_on(network, "folder", "test", folder)
+
+
+def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
+    """Nine dogs and three cats, scored by a network whose first class is dog."""
+    write_folder(tmp_path / "pets", ("dog",), images=9)
+    write_folder(tmp_path / "pets", ("cat",), images=3)
+    changes = {"resolution": 20, "class_names": ("dog", "cat")}
+    metrics, _, said = evaluate_on(
+        network_of(ConstantLogits(2, 0), Classification(2), **changes), "folder", "all", tmp_path / "pets"
+    )
+    assert (metrics["accuracy"], metrics["examples"]) == (0.75, 12)
+    assert "the network has the classes in another order; matched by name" in said
+
+
+def test_names_in_other_words_are_matched_by_their_order_which_is_said(folder):
+    network = network_of(ConstantLogits(2, 0), Classification(2), resolution=20, class_names=("tabby", "terrier"))
+    metrics, _, said = evaluate_on(network._replace(source="timm"), "folder", "all", folder)
+    assert metrics["accuracy"] == 0.5
+    assert "the network's classes are matched by their order: its first is 'tabby', the first here is 'cat'" in said
+    with pytest.raises(UserError, match="only it has tabby; only the data have dog"):
+        evaluate_on(network._replace(source="timm", class_names=("tabby", "cat")), "folder", "all", folder)
+
+
+def test_all_of_a_set_is_all_of_its_splits(data_dir, digits):
+    metrics, _, _ = evaluate_on(network_of(ConstantLogits(), Classification(10)), "digits", "all")
+    assert metrics["examples"] == sum(map(digits.count, ("train", "validation", "test")))

@@ -58,19 +58,22 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
         UserError: names the file and says what was expected.
     """
     expected = f"expected {file.name} of Fashion-MNIST, unsigned bytes of shape {file.shape}"
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read or is truncated ({error}); {expected}") from error
     # The header: two zero bytes, the type (8, unsigned bytes), the number of axes, each axis as 32 bits.
     header = bytes([0, 0, 8, len(file.shape)]) + b"".join(size.to_bytes(4, "big") for size in file.shape)
+    size = len(header) + math.prod(file.shape)
+    try:
+        with path.open("rb") as plain:
+            zipped = plain.read(2) == b"\x1f\x8b"
+        # A byte more than there should be, and no more: a small file may be unpacked to any size.
+        with gzip.open(path) if zipped else path.open("rb") as stream:
+            content = stream.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read or is truncated ({error}); {expected}") from error
     if content[: len(header)] != header:
         raise UserError(f"{path} is another kind of file: its header is {content[:16].hex(' ')}; {expected}")
-    size = len(header) + math.prod(file.shape)
     if len(content) != size:
-        raise UserError(f"{path} holds {len(content):,} bytes instead of {size:,}; {expected}")
+        there = f"{len(content):,} bytes" if len(content) < size else "more bytes"
+        raise UserError(f"{path} holds {there} instead of {size:,}; {expected}")
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise UserError(f"{path} holds other data, its SHA-256 differs; {expected}, SHA-256 {file.sha256}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)

@@ -68,6 +68,11 @@ def take_labels(path):
     path.write_bytes((path.parent / "train-labels-idx1-ubyte.gz").read_bytes())
 
 
+def inflate(path):
+    """A file of a gibibyte in a megabyte."""
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())) + gzip.compress(bytes(1 << 20)) * 1024)
+
+
 def take_text(path):
     path.write_text("not an IDX file")
 
@@ -78,6 +83,7 @@ def take_text(path):
         (truncate, "cannot be read or is truncated"),
         (shorten, r"bytes instead of"),
         (alter, "SHA-256 differs"),
+        (inflate, "holds more bytes instead of 23,536"),
         (take_labels, "another kind of file"),
         (take_text, "another kind of file"),
     ],

@@ -1,0 +1,336 @@
+"""A folder of images, read once: which images of which classes are in which part of it, and what is left out."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from mnv2_jax.errors import UserError
+from mnv2_jax.results import CONFIG, kind_of
+
+File = tuple[Path, int]
+"""An image and the number of its class."""
+
+Images = Mapping[str, list[list[Path]]]
+"""Of each part of a folder ("classes" where it has none), by the number of their class."""
+
+SPLITS = {
+    "train": ("train", "training", "training_set"),
+    "validation": ("val", "valid", "validation", "validation_set", "dev", "eval"),
+    "test": ("test", "testing", "test_set"),
+}
+"""What people call the parts of a data set, in upper or lower case."""
+
+PHOTOGRAPHS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""Pillow's names of the kinds of files that photographs are kept in; it knows others: icons, documents, films."""
+
+UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".raw", ".rw2")
+"""Suffixes of photographs that not every Pillow reads, or none."""
+
+CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
+"""What systems leave in folders, besides names with a dot in front."""
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Of the photographs that the Pillow that is installed reads."""
+    # An MPO file, several JPEGs in one, is opened as JPEG.
+    opened = {*Image.registered_extensions().values()} & {*Image.OPEN, "MPO"}
+    return frozenset(
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in PHOTOGRAPHS and kind in opened
+    )
+
+
+def printable(path: str | os.PathLike) -> str:
+    r"""A path as text that any file and terminal takes: bytes that are not UTF-8 as \xNN."""
+    return os.fspath(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def spelled(path: str | os.PathLike) -> str:
+    """A name as it is compared: é is one character (NFC), whichever way the system that wrote it spells it."""
+    return unicodedata.normalize("NFC", printable(path))
+
+
+@dataclasses.dataclass
+class LeftOut:
+    """What in a folder is not used.
+
+    Attributes:
+        counts: of files and links, by what they are.
+        folders: beside the splits, with how many images they hold.
+        results: folders that runs, studies or computations have for their results.
+    """
+
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    folders: list[str] = dataclasses.field(default_factory=list)
+    results: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{count:,} {what}" for what, count in sorted(self.counts.items())] + self.folders
+        if self.results:
+            more = f" and {len(self.results) - 1} more" if len(self.results) > 1 else ""
+            parts.append(f"the results in {self.results[0]}{more}")
+        return ", ".join(parts)
+
+    def add(self, other: "LeftOut") -> None:
+        """What is left out of a part."""
+        self.counts += other.counts
+        self.folders += other.folders
+        self.results += other.results
+
+
+def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
+    """(subfolders, images) in a folder, by name, links followed; all else is added to what is left out.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    folders, images = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                path, suffix = folder / entry.name, Path(entry.name).suffix.lower()
+                if entry.name.startswith(".") or entry.name.casefold() in CLUTTER:
+                    left.counts["hidden or the system's"] += 1
+                elif entry.is_dir():
+                    folders.append(path)
+                elif not entry.is_file():  # to open a pipe is to wait for it
+                    left.counts["links to nothing" if entry.is_symlink() else "pipes, sockets or devices"] += 1
+                elif suffix in image_suffixes():
+                    images.append(path)
+                else:
+                    left.counts[printable(suffix) or "without a suffix"] += 1
+    except OSError as error:
+        raise UserError(f"{printable(folder)} cannot be read ({error.strerror})") from error
+    results = [path for path in folders if _holds_results(path)]
+    left.results += [printable(path) for path in results]
+    return [path for path in folders if path not in results], images
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether a run, a study or a computation has this folder for its results."""
+    try:
+        return kind_of(json.loads((folder / CONFIG).read_text())) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _images_below(folder: Path, left: LeftOut) -> Iterator[Path]:
+    folders, images = list_folder(folder, left)
+    yield from images
+    for path in folders:
+        if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+            left.counts["links to a folder around them"] += 1
+        else:
+            yield from _images_below(path, left)
+
+
+class Folder(NamedTuple):
+    """The images of a folder.
+
+    Attributes:
+        class_names: in the order of their numbers.
+        files: of each part, "train", "validation" and "test", or "all".
+        said: what was found and what was left out, a line each.
+    """
+
+    class_names: tuple[str, ...]
+    files: dict[str, list[File]]
+    said: tuple[str, ...]
+
+
+def read_folder(folder: Path, whole: bool = False) -> Folder:
+    """The classes of a folder of images, and the images of each by split.
+
+    A class is a subfolder, and its images are those in it and below. Classes may lie in a folder a split (`SPLITS`
+    has their names), else every class is split: of its images in the order of a hash of their names, every tenth is a
+    test image and the next one a validation image. Where there is one held-out part only it is the test split, and the
+    validation split is taken from the training images in the same way.
+
+    Args:
+        folder: of the images.
+        whole: take all images as one part, "all".
+
+    Raises:
+        UserError: for a folder without class folders, a class without images, splits of other classes, and what is
+            surely a mistake.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"--data-files {printable(folder)} is not a folder; expected a folder with a subfolder of images a class"
+        )
+    left = LeftOut()
+    parts = _find_parts(folder, left)
+    read = {split: _read_classes(path, left) for split, path in parts.items()}
+    (first, (classes, _)), *others = read.items()
+    for split, (names, _) in others:
+        if names != classes:
+            odd = ", ".join(sorted(set(names) ^ set(classes))[:5])
+            raise UserError(f"{printable(parts[split])} and {printable(parts[first])} hold other classes: {odd}")
+    images = {split: inside for split, (_, inside) in read.items()}
+    if whole:
+        merged = [list(itertools.chain(*paths)) for paths in zip(*images.values(), strict=True)]
+        files = {"all": _flat(merged)}
+    else:
+        files = _split(images)
+    return Folder(classes, files, _describe(folder, classes, images, files, left))
+
+
+def _describe(
+    folder: Path, classes: Sequence[str], images: Images, files: Mapping[str, Sequence[File]], left: LeftOut
+) -> tuple[str, ...]:
+    """What was found and what was left out, a line each."""
+    counts = [sum(len(inside[label]) for inside in images.values()) for label in range(len(classes))]
+    each = ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts, strict=True))
+    if len(classes) > 10:
+        each = f"{min(counts):,} to {max(counts):,} each"
+    line = f"{printable(folder)}: {sum(counts):,} images of {len(classes)} classes ({each})"
+    if "all" not in files:
+        line += ": " + ", ".join(f"{split} {len(inside):,}" for split, inside in files.items())
+        if files["train"]:
+            line += {1: ", split by their names", 2: ", the validation images taken from train"}.get(len(images), "")
+    return (line, f"left out of {printable(folder)}: {left}") if str(left) else (line,)
+
+
+def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
+    """The folder of each split; that of all classes as "classes" where there are no splits.
+
+    Raises:
+        UserError: where it cannot be told which folder is a split and which a class.
+    """
+    own = LeftOut()
+    subfolders, images = list_folder(folder, own)
+    split_of = {name: split for split, names in SPLITS.items() for name in names}
+    named: dict[str, list[Path]] = {}
+    others = []
+    for path in subfolders:
+        split = split_of.get(path.name.casefold())
+        # A folder of this name without subfolders may be a class: trains, for one.
+        if split and list_folder(path, LeftOut())[0]:
+            named.setdefault(split, []).append(path)
+        else:
+            others.append(path)
+    if not named:
+        if len(subfolders) == 1 and len(list_folder(subfolders[0], LeftOut())[0]) > 1:
+            inner = printable(subfolders[0])
+            raise UserError(f"{printable(folder)} holds one folder, {inner}, with the classes in it; name that one")
+        return {"classes": folder}
+    twice = next((paths for paths in named.values() if len(paths) > 1), None)
+    if twice:
+        raise UserError(f"{printable(folder)} has {' and '.join(path.name for path in twice)}; expected one of them")
+    parts = {split: named[split][0] for split in SPLITS if split in named}
+    beside = {path: sum(1 for _ in _images_below(path, LeftOut())) for path in others}
+    odd = [path for path, count in beside.items() if count and ("train" not in parts or len(parts) == 1)]
+    odd += [path for path, count in beside.items() if count and path.name.casefold() in split_of]
+    if odd or images:
+        stray = printable((odd or images)[0])
+        known = ", ".join(printable(path.name) for path in parts.values())
+        raise UserError(
+            f"{printable(folder)} has classes in {known}, and beside that images in {stray}; expected all classes in it, or "
+            "in train, val and test, each with all of them; or name the folder with the classes alone"
+        )
+    left.add(own)
+    left.folders += [f"{printable(path)} ({count:,} images)" for path, count in beside.items()]
+    return parts
+
+
+def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[list[Path]]]:
+    """The classes of one part, by name, and the images of each, in the order of a hash of their names."""
+    subfolders, stray = list_folder(folder, left)
+    found: dict[str, tuple[Path, list[Path]]] = {}
+    for path in subfolders:
+        inside = LeftOut()
+        images = list(_images_below(path, inside))
+        left.add(inside)
+        if inside.results and (not images or path.name == "runs"):
+            continue
+        _check_readable(path, images, inside)
+        if spelled(path.name) in found:
+            raise UserError(
+                f"{printable(folder)} has two class folders {spelled(path.name)} that look alike, one of them spelled with "
+                "accents of their own (Unicode NFD): make one of the two, or rename one"
+            )
+        found[spelled(path.name)] = path, sorted(images, key=functools.partial(_order, inside=path))
+    if len(found) < 2:
+        there = f" and {len(stray)} images" if stray else ""
+        raise UserError(
+            f"{printable(folder)} has {len(found)} subfolders{there}; expected one a class, two classes or more"
+        )
+    if stray:
+        raise UserError(
+            f"{printable(folder)} has {len(stray)} images beside its class folders ({printable(stray[0].name)}); move "
+            "them into a class, or away"
+        )
+    classes = tuple(sorted(found))
+    return classes, [found[name][1] for name in classes]
+
+
+def _order(file: Path, inside: Path) -> tuple[str, str]:
+    name = spelled(file.relative_to(inside).as_posix())
+    return hashlib.sha256(name.encode()).hexdigest(), str(file)
+
+
+def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None:
+    """Refuse a class without images, or with more that cannot be read than can."""
+    unreadable = {suffix: left.counts[suffix] for suffix in UNREADABLE if left.counts[suffix]}
+    if sum(unreadable.values()) > len(images):
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in unreadable.items())
+        raise UserError(
+            f"of the class folder {printable(folder)} {kinds} cannot be read here and {len(images)} images can: convert "
+            "those to JPEG or PNG, or move them away"
+        )
+    if not images:
+        there = f"but {left}" if str(left) else "and nothing else"
+        raise UserError(
+            f"the class folder {printable(folder)} holds no images, {there}; expected .jpg, .png, .webp, .tif, .bmp or "
+            "another photograph that Pillow reads"
+        )
+
+
+def _flat(images: Sequence[Sequence[Path]]) -> list[File]:
+    """All classes side by side, so that the first images are of all of them."""
+    longest = max(map(len, images), default=0)
+    return [
+        (paths[index], label) for index in range(longest) for label, paths in enumerate(images) if index < len(paths)
+    ]
+
+
+def _split(images: Images) -> dict[str, list[File]]:
+    """The three splits from what there is of them."""
+    if len(images) == 1:
+        ((part, inside),) = images.items()
+        # A held-out part alone is there to be scored.
+        return (
+            _tenths(inside) if part in ("classes", "train") else {"train": [], "validation": [], "test": _flat(inside)}
+        )
+    test, validation = images.get("test"), images.get("validation")
+    train = images.get("train", [])
+    if test is None or validation is None:
+        return {**_tenths(train, test=False), "test": _flat(test or validation or [])}
+    return {"train": _flat(train), "validation": _flat(validation), "test": _flat(test)}
+
+
+def _tenths(images: list[list[Path]], test: bool = True) -> dict[str, list[File]]:
+    """Every tenth of each class to the test split, and to the validation split."""
+    needed = 3 if test else 2
+    small = next((paths for paths in images if len(paths) < needed), None)
+    if small is not None:
+        raise UserError(
+            f"the class folder {printable(small[0].parent)} holds {len(small)} images; expected {needed} or more, to "
+            "train, validate and test on"
+        )
+    first = ["test" if test else "train", "validation"]
+    names = [*first, *["train"] * 8]
+    return {
+        split: _flat([[path for index, path in enumerate(paths) if names[index % 10] == split] for paths in images])
+        for split in ("train", "validation", "test")
+    }
