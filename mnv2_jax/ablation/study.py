@@ -30,7 +30,7 @@ from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import Network, save_network
+from mnv2_jax.network import Network, save_network, tree_digest
 from mnv2_jax.results import (
     FIGURES,
     METRICS,
@@ -43,7 +43,7 @@ from mnv2_jax.results import (
     write_json,
 )
 from mnv2_jax.tasks.task import TASKS, Metric
-from mnv2_jax.training.checkpoint import CHECKPOINTS, RunCheckpoints, tree_digest
+from mnv2_jax.training.checkpoint import CHECKPOINTS, RunCheckpoints
 from mnv2_jax.training.create import create_dataset
 from mnv2_jax.training.devices import Devices, group_size, run_groups
 from mnv2_jax.training.distributed import watch_for_preemption

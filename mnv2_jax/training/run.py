@@ -16,9 +16,9 @@ import numpy as np
 
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import Network, describe, save_network
+from mnv2_jax.network import Network, describe, save_network, tree_digest
 from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_folder, plain, write_json
-from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints, tree_digest
+from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
 from mnv2_jax.training.config import Execution, Run
 from mnv2_jax.training.create import create_dataset, create_learner, network_of
 from mnv2_jax.training.devices import Devices

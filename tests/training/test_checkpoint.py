@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.checkpoint import RunCheckpoints, tree_digest
+from mnv2_jax.network import tree_digest
+from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.step import TrainState
 
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
