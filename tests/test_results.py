@@ -37,8 +37,13 @@ def refusal(*arguments, **options):
     return message
 
 
+def claim(*arguments, **options):
+    with claim_folder(*arguments, **options):
+        pass
+
+
 def claimed(folder, kind, contents=()):
-    claim_folder(KINDS[kind], folder, False, contents)
+    claim(KINDS[kind], folder, False, contents)
     return folder
 
 
@@ -62,7 +67,7 @@ def test_the_same_settings_continue_and_nothing_is_written(kind, tmp_path):
     folder = claimed(tmp_path / "new", kind)
     before = (folder / "config.json").read_bytes()
     check_folder(KINDS[kind], folder, False, kind)
-    claim_folder(KINDS[kind], folder, False, ())
+    claim(KINDS[kind], folder, False, ())
     assert (folder / "config.json").read_bytes() == before
 
 
@@ -91,15 +96,15 @@ def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
     both = {**STUDY, "arm relu6": {"seeds": 2}}
     assert "holds another study: arm relu6 is None there" in refusal(both, folder, False, "study")
     check_folder(both, folder, False, "study", extends="arm ")
-    claim_folder(both, folder, False, (), extends="arm ")
+    claim(both, folder, False, (), extends="arm ")
     # The one that this study leaves out stays.
     check_folder(STUDY, folder, False, "study", extends="arm ")
-    claim_folder(STUDY, folder, False, (), extends="arm ")
+    claim(STUDY, folder, False, (), extends="arm ")
     assert json.loads((folder / "config.json").read_text()) == both
     # What is there and here has to be the same.
     changed = {**both, "arm relu6": {"seeds": 3}}
     assert "arm relu6 is {'seeds': 2} there" in refusal(changed, folder, False, "study", extends="arm ")
-    claim_folder(STUDY, folder, True, (), extends="arm ")
+    claim(STUDY, folder, True, (), extends="arm ")
     assert json.loads((folder / "config.json").read_text()) == STUDY
 
 
@@ -118,7 +123,7 @@ def test_an_empty_folder_and_one_that_an_interruption_left_are_taken(tmp_path):
 
 def test_a_damaged_config_is_only_overwritten(tmp_path):
     (tmp_path / "config.json").write_text('{"dataset": ')
-    assert "config.json is not a run's" in refusal(RUN, tmp_path, False, "run")
+    assert "config.json is damaged" in refusal(RUN, tmp_path, False, "run")
     check_folder(RUN, tmp_path, True, "run")
 
 
@@ -130,7 +135,7 @@ def test_overwriting_removes_what_such_a_folder_holds_and_nothing_else(tmp_path)
     (folder / "network").symlink_to(elsewhere)
     for name in ("summary.json", "notes.txt"):
         (folder / name).write_text("x")
-    claim_folder({**RUN, "seed": 1}, folder, True, ("checkpoints", "network", "summary.json", "figure.png"))
+    claim({**RUN, "seed": 1}, folder, True, ("checkpoints", "network", "summary.json", "figure.png"))
     assert {path.name for path in folder.iterdir()} == {"config.json", "notes.txt"}
     assert (elsewhere / "kept").exists()
     assert json.loads((folder / "config.json").read_text())["seed"] == 1
@@ -139,7 +144,7 @@ def test_overwriting_removes_what_such_a_folder_holds_and_nothing_else(tmp_path)
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out .*/file/x cannot be written"):
-        claim_folder(RUN, tmp_path / "file" / "x", False, ())
+        claim(RUN, tmp_path / "file" / "x", False, ())
 
 
 # --- Files -----------------------------------------------------------------------------------------------
@@ -159,16 +164,16 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_lines_survive_one_that_was_cut_short(tmp_path):
     path = tmp_path / "x.jsonl"
-    assert read_lines(path) == []
+    assert read_lines(path, {"step": int}) == []
     append_line(path, {"step": 1})
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert read_lines(path) == [{"step": 1}]
+    assert read_lines(path, {"step": int}) == [{"step": 1}]
     append_line(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     path.write_text('{"step": 1\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"x.jsonl is damaged .* --overwrite starts anew"):
-        read_lines(path)
+        read_lines(path, {"step": int})
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
         open_results(settings_of(Options(64), "count"), folder, False)
     (folder / "plans.json").write_text("{}")
     open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert {path.name for path in folder.iterdir()} == {"config.json", ".lock"}
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):

@@ -70,9 +70,9 @@ def test_several_studies_on_one_page(finished_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
-    ("summary.json", "{", "holds no finished study"),
+    ("summary.json", "{", "summary.json is damaged .*run its experiment to the end first"),
     ("summary.json", "{}", "holds no study: its summary.json is of something else"),
-    ("summary.json", '{"comparisons": []}', "was written by another version: arms is missing"),
+    ("summary.json", '{"comparisons": []}', "was written by another version .experiment is missing"),
     ("metrics.jsonl", "", "the test result of linear, seed 0, is missing"),
 ])  # fmt: skip
 def test_what_is_half_written_is_named(copy, name, content, says):

@@ -293,7 +293,7 @@ def test_a_folder_of_something_else_is_never_touched(tiny, tmp_path):
 
 def test_a_damaged_config_is_named(copy, tiny):
     (copy / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not a study's .*--overwrite"):
+    with pytest.raises(UserError, match=r"config.json is damaged .*--overwrite"):
         run(tiny, copy)
 
 
