@@ -160,6 +160,14 @@ def orbax_path(folder: Path) -> Iterator[Path]:
         yield link
 
 
+def said_by(error: Exception) -> str:
+    """What Orbax, or a library below it, says went wrong, without its pages of where."""
+    text = " ".join(str(error).split())
+    if "No space left" in text:
+        return "no space is left"
+    return getattr(error, "strerror", None) or text[:200] or type(error).__name__
+
+
 def check_room(folder: Path, tree: PyTree) -> None:
     """Refuse to write arrays where the disk is too full for them: writers that find it full fail by the dozen.
 
@@ -198,8 +206,9 @@ def save_network(path: Path, network: Network) -> None:
         _open_variables(beside / "new", variables, tree_digest(variables))
         _replace_folder(path, beside)
     except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the network {path} cannot be written ({reason}); make room, or name another place") from error
+        raise UserError(
+            f"the network {path} cannot be written ({said_by(error)}); make room, or name another place"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -274,5 +283,4 @@ def _restore(path: Path, **parts: Any) -> Any:
         with orbax_path(path) as folder, _checkpointer() as checkpointer:
             return checkpointer.restore(folder, ocp.args.Composite(**parts))
     except Exception as error:  # Orbax lets errors of every library below it through
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the network {path} cannot be read; it may be damaged ({reason})") from error
+        raise UserError(f"the network {path} cannot be read; it may be damaged ({said_by(error)})") from error

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import check_room, orbax_path, tree_digest
+from mnv2_jax.network import check_room, orbax_path, said_by, tree_digest
 from mnv2_jax.training.step import TrainState
 
 CHECKPOINTS, NETWORK = "checkpoints", "network"
@@ -156,8 +156,7 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"a checkpoint cannot be written to {folder} ({reason}); make room, and the same command continues from "
+            f"a checkpoint cannot be written to {folder} ({said_by(error)}); make room, and the same command continues from "
             "the last one that is whole"
         ) from error

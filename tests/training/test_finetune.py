@@ -419,7 +419,7 @@ def test_a_study_is_no_network(tmp_path):
     with pytest.raises(UserError, match="is a study; name one of its networks, .*/checkpoints/ARM-SEED"):
         open_trained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not a run's"):
+    with pytest.raises(UserError, match=r"config.json is damaged"):
         open_trained(tmp_path)
 
 
