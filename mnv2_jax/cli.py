@@ -1,6 +1,7 @@
 """What every command does the same way: read its flags, keep quiet but for itself, fail in one line."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import logging
@@ -71,7 +72,15 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Where one write of a checkpoint fails, those beside it fail too: one line says so, not a hundred.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    _forget_dropped_reads()
     tfds.disable_progress_bar()
+
+
+@functools.cache
+def _forget_dropped_reads() -> None:
+    # Where one read of a checkpoint fails, Orbax drops the others, which end where nobody waits for them any more.
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda dropped: None if "loop is closed" in str(dropped.exc_value) else shown(dropped)
 
 
 def use_compilation_cache() -> None:

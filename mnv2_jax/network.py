@@ -22,9 +22,11 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from mnv2_jax.data.preprocessing import PREPROCESSING
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.blocks import Block
 from mnv2_jax.models.create import create_model, model_settings, upgrade_settings
+from mnv2_jax.results import misfit
 from mnv2_jax.tasks.task import TASKS, Task, task_settings
 
 OWN = "mnv2_jax"
@@ -32,6 +34,16 @@ OWN = "mnv2_jax"
 
 DIGEST = "variables_sha256"
 """What the description calls the digest of the arrays."""
+
+DESCRIPTION = {
+    "model": dict,
+    "image_channels": int,
+    "source": str,
+    "preprocessing": str,
+    "resolution": int,
+    "class_names": ([str], type(None)),
+}
+"""What a description has to hold; `from_description` knows more of it."""
 
 FILES = {"variables", "description", "_CHECKPOINT_METADATA", "commit_success.txt"}
 """What Orbax keeps in a network's folder; the last only where it cannot rename a finished folder into place."""
@@ -236,11 +248,38 @@ def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
     Raises:
         UserError: if there is no such network, it is damaged, or its arrays are not its model's.
     """
-    description = dict(_restore(path, description=ocp.args.JsonRestore())["description"])
+    description = _restore(path, description=ocp.args.JsonRestore())["description"]
+    if problem := misfit(description, DESCRIPTION):
+        raise UserError(f"the network {path} is damaged: its description is not of a network ({problem})")
     network = from_description(description, blocks)
-    shapes = variable_shapes(network.model, network.image_channels)
+    try:
+        shapes = variable_shapes(network.model, network.image_channels)
+        check_agrees(network)
+    except Exception as error:  # what settings of other types break cannot be listed
+        raise UserError(
+            f"the network {path} is damaged: its description makes no network ({said_by(error)})"
+        ) from error
     # Version 0.1.0 kept no digest.
     return network.replace(variables=_open_variables(path, shapes, description.get(DIGEST)))
+
+
+def check_agrees(network: Network) -> None:
+    """Refuse a network whose parts are not of one another.
+
+    Raises:
+        ValueError: says which.
+    """
+    outputs = network.model.num_classes  # type: ignore[attr-defined]
+    counts = {"num_classes": getattr(network.task, "num_classes", outputs)}
+    if network.class_names is not None:
+        counts["class_names"] = len(network.class_names)
+    for name, count in counts.items():
+        if count != outputs:
+            raise ValueError(f"{name} has {count}, and there are {outputs} outputs")
+    if network.preprocessing not in PREPROCESSING:
+        raise ValueError(f"there is no preprocessing {network.preprocessing!r}")
+    if not 0 < network.resolution < 1 << 15:
+        raise ValueError(f"its resolution is {network.resolution}")
 
 
 def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str, PyTree]:

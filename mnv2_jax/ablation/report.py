@@ -55,12 +55,16 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     described = read_json(folder / SUMMARY, {}, again)
     if "comparisons" not in described:
         raise UserError(f"{folder} holds no study: its {SUMMARY} is of something else")
-    if problem := misfit(described, DESCRIBED):
-        raise UserError(f"{folder / SUMMARY} is damaged, or was written by another version ({problem}); {again}")
-    arms, seeds = described["arms"], described["seeds"]
-    metric = metric_of(described).name
-    records = [r for r in read_records(folder / METRICS, metric) if r.arm in arms and r.seed in seeds]
-    return summarize(described, records), records
+    problem: object = misfit(described, DESCRIBED)
+    if not problem:
+        arms, seeds = described["arms"], described["seeds"]
+        try:
+            found = read_records(folder / METRICS, metric_of(described).name)
+            records = [record for record in found if record.arm in arms and record.seed in seeds]
+            return summarize(described, records), records
+        except (KeyError, ValueError, TypeError) as error:  # a baseline that is no arm, a task that is none
+            problem = repr(error)
+    raise UserError(f"{folder / SUMMARY} is damaged, or was written by another version ({problem}); {again}")
 
 
 def write_files(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> None:
