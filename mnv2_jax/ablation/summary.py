@@ -108,7 +108,7 @@ DESCRIBED = {
     "paper_range": ([(float, str)], type(None)),
     "notes": [str],
     "tuned": bool,
-    "budget": dict,
+    "budget": dict.fromkeys(("steps", "images", "train_images", "validation_images", "test_images"), int),
     "model": dict,
     "training": {"batch_size": int},
     "environment": dict,
