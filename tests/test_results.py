@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,9 @@ from mnv2_jax.results import (
     claim_folder,
     command_line,
     kind_of,
+    misfit,
     open_results,
+    read_json,
     read_lines,
     save_figure,
     settings_of,
@@ -147,6 +150,45 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         claim(RUN, tmp_path / "file" / "x", False, ())
 
 
+# --- One process at a time ---------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mnv2_jax.results import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_process_s_until_that_ends_however_it_ends(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        # Not the first alone is told who it is.
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=f"--out .* is in use by process {other.pid} on .*; wait until"
+            ) as error:
+                claim(RUN, tmp_path, False, ())
+            assert "\n" not in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.communicate()
+    assert (tmp_path / ".lock").exists()
+    claim(RUN, tmp_path, False, ())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_another_process_made_since_the_check_is_not_replaced(tmp_path):
+    check_folder(RUN, tmp_path, False, "run")
+    claim(STUDY, tmp_path, False, ())
+    with pytest.raises(UserError, match="holds no run"):
+        claim(RUN, tmp_path, True, ())
+
+
 # --- Files -----------------------------------------------------------------------------------------------
 
 
@@ -172,8 +214,36 @@ def test_lines_survive_one_that_was_cut_short(tmp_path):
     append_line(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"x.jsonl is damaged .* --overwrite starts anew"):
+    with pytest.raises(UserError, match=r"x.jsonl is damaged \(line 1: .* --overwrite starts anew"):
         read_lines(path, {"step": int})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "it is [], expected an object"),
+        ({"a": 1}, "b is missing"),
+        ({"a": 1, "b": {}}, "c is missing in b"),
+        ({"a": True, "b": {"c": []}}, "a is true, expected a number"),
+        ({"a": "1", "b": {"c": []}}, 'a is "1", expected a number'),
+        ({"a": None, "b": {"c": [1, 2.5]}}, "c[1] is 2.5, expected a whole number"),
+        ({"a": 2, "b": {"c": [1]}, "d": 3}, "d is 3, expected a text"),
+        ({"a": float("nan"), "b": {"c": []}, "d": "x"}, None),
+    ],
+)
+def test_what_a_file_has_to_hold_is_said_by_name(content, says):
+    shape = {"a": (float, type(None)), "b": {"c": [int]}, str: str}
+    assert misfit(content, shape) == says
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\0\0\0", b'{"a": "\xff"}', b"[" * 100_000, b"[]", None])
+def test_a_damaged_file_is_one_line_that_names_it(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    for read in (lambda: read_json(path, {}), lambda: read_json(path, {"a": int}, "remove it")):
+        with pytest.raises(UserError, match=r"x\.json is (damaged|no file)") as error:
+            read()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +288,7 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
         open_results(settings_of(Options(64), "count"), folder, False)
     (folder / "plans.json").write_text("{}")
     open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
+    # It is not done yet.
     assert {path.name for path in folder.iterdir()} == {"config.json", ".lock"}
 
 

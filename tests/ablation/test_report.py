@@ -82,6 +82,18 @@ def test_what_is_half_written_is_named(copy, name, content, says):
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [({"seeds": ["0"]}, "seeds.0. is .0., expected a whole number"), ({"baseline": "none"}, "KeyError"),
+     ({"task": "none"}, "KeyError"), ({"arms": {"linear": {}}}, "parameters is missing in linear")],
+)  # fmt: skip
+def test_a_damaged_summary_is_named(copy, change, says):
+    path = copy / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=f"summary.json is damaged, or was written by another version .{says}"):
+        read_study(copy)
+
+
+@pytest.mark.parametrize(
     ("difference", "verdict", "expected"),
     [(-0.05, "worse", "relu6 is worse than linear"), (-0.05, "worse", "direction is the same"),
      (0.05, "better", "direction is the opposite"), (0.001, "inconclusive", "Inconclusive"),

@@ -99,6 +99,15 @@ def test_the_newest_and_every_so_manieth_are_kept(tmp_path):
         assert checkpoints.steps == [50, 40, 20]
 
 
+def test_the_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "c[1] *" / "x"
+    for step in (20, 40):
+        with opened(folder) as checkpoints:
+            checkpoints.save(state_of(step), step, {})
+    assert_same(restored(folder, state_of(0)).state, state_of(40))
+    assert {path.name for path in folder.iterdir()} == {"20", "40"}
+
+
 def test_digests_tell_names_types_shapes_and_bits_apart():
     tree = {"a": np.arange(6, dtype=np.float32)}
     changed = [

@@ -127,6 +127,13 @@ def test_a_finished_run_is_not_repeated(whole):
     assert contents(whole[0]) == before
 
 
+def test_a_finished_run_s_damaged_summary_is_named(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "x")
+    (folder / "summary.json").write_text('{"test": {"loss": 1}}')
+    with pytest.raises(UserError, match=r"summary.json is damaged \(accuracy is missing in test\); remove it, and the"):
+        run_tiny(folder)
+
+
 # --- Stopped ---------------------------------------------------------------------------------------------
 
 
