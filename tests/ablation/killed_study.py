@@ -28,10 +28,10 @@ from mnv2_jax.data.resident import load
 from mnv2_jax.errors import Preempted
 from mnv2_jax.training.progress import Reporter
 
-LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=40, evaluations=40))
-"""A study that is still at work when it has been ended twenty-five times."""
+LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=40, evaluations=16))
+"""A study of some seconds."""
 
-LONGEST = 1.0
+LONGEST = 2.5
 """Seconds of training until it is ended, at most; a fifth of the times it is ended before it trains."""
 
 

@@ -182,15 +182,19 @@ def test_a_study_ended_at_random_moments_ends_the_same(tmp_path):
     whole = end(tmp_path / "whole" / "out", 0, 0, 0)
     assert whole.returncode == 0, whole.stdout
     tries = [json.loads(line) for line in end(tmp_path / "ended" / "out", seed, 3, 1).stdout.splitlines()]
-    ways = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (os.EX_TEMPFAIL, -signal.SIGTERM), None: (0,)}
-    assert [(found["signal"], found["code"]) for found in tries if found["code"] not in ways[found["signal"]]] == []
+    # On a fast machine it may be at its end before.
+    ways = {signal.SIGKILL: (-signal.SIGKILL, 0), signal.SIGTERM: (os.EX_TEMPFAIL, -signal.SIGTERM, 0), None: (0,)}
+    assert [found for found in tries if found["code"] not in ways[found["signal"]]] == []
     assert len(tries) == 5
+    assert tries[0]["code"] != 0
     folders = [tmp_path / name / "out" for name in ("whole", "ended")]
     assert len({(folder / "summary.json").read_bytes() for folder in folders}) == 1
     assert len({json.dumps(measured(read_records(folder / "metrics.jsonl"))) for folder in folders}) == 1
     assert {path.name for path in folders[1].iterdir()} == {path.name for path in folders[0].iterdir()}
 
 
+# TensorBoard's writer does not close a file that it cannot flush.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 def test_a_full_disk_ends_in_one_line_and_the_same_command_ends_the_same(
     finished_folder, tiny, tmp_path, saved_often, monkeypatch
