@@ -35,6 +35,9 @@ OWN = "mnv2_jax"
 DIGEST = "variables_sha256"
 """What the description calls the digest of the arrays."""
 
+ODD = re.compile(r"[*?\[\\\ud800-\udfff]")
+"""What Orbax or TensorStore cannot have in a path."""
+
 DESCRIPTION = {
     "model": dict,
     "image_channels": int,
@@ -163,7 +166,7 @@ def orbax_path(folder: Path) -> Iterator[Path]:
     folder's in `a*b`; TensorStore takes a backslash for a slash, and nothing that is not UTF-8.
     """
     folder = folder.absolute()
-    if not re.search(r"[*?\[\\\ud800-\udfff]", str(folder)):
+    if not ODD.search(str(folder)):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="mnv2_jax-") as place:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import Network, describe, save_network, tree_digest
+from mnv2_jax.network import ODD, Network, describe, save_network, tree_digest
 from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_folder, plain, read_json, write_json
 from mnv2_jax.tasks.task import TASKS
 from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
@@ -57,6 +57,8 @@ def train_run(
         if start is not None:
             settings["weights_sha256"] = tree_digest(start.variables)
         check_folder(settings, folder, overwrite, "run")
+        if jax.process_count() > 1 and ODD.search(str(folder.absolute())):
+            raise UserError(f"--out {folder}: several processes take no name with *, ?, [ or \\; name another folder")
         if (folder / SUMMARY).exists() and not overwrite:
             reporter.say("This run was finished before.")
             tested = {"loss": float, TASKS[run.task].metric.name: float, str: float}

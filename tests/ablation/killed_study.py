@@ -26,13 +26,15 @@ from ablation.studies import STUDY, quick, run, stopping
 from mnv2_jax.ablation import study
 from mnv2_jax.data.resident import load
 from mnv2_jax.errors import Preempted
-from mnv2_jax.training.progress import Reporter
 
 LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=40, evaluations=16))
 """A study of some seconds."""
 
-LONGEST = 2.5
-"""Seconds of training until it is ended, at most; a fifth of the times it is ended before it trains."""
+SIGNS = ("*.json*", "running/*/state/*", "checkpoints/.*", "checkpoints/*-0", "checkpoints/*-1", "tensorboard/*-1/*")
+"""What there is when a try is to be ended: settings, a state, a network half and whole, one of the second group."""
+
+LONGEST = 1.0
+"""Seconds from there, at most."""
 
 
 def kill_itself(folder: Path, step: int) -> None:
@@ -46,17 +48,10 @@ def kill_itself(folder: Path, step: int) -> None:
     run(tiny_of(load("digits")), folder, reporter=stopping(step, kill))
 
 
-def child(folder: Path, began: Path) -> int:
+def child(folder: Path) -> int:
     """Run to the end; the exit code that a command would have."""
-
-    class Beginning(Reporter):
-        def begin(self, label, steps, done):
-            super().begin(label, steps, done)
-            began.touch()
-
     try:
-        with quick():
-            run(tiny_of(load("digits")), folder, LONG, Beginning)
+        run(tiny_of(load("digits")), folder, LONG)
     except Preempted:
         return os.EX_TEMPFAIL
     except BaseException as error:
@@ -67,30 +62,26 @@ def child(folder: Path, began: Path) -> int:
 
 def attempt(folder: Path, number: int | None, moments: random.Random) -> dict:
     """Run in a child, and send it a signal at a random moment; None lets it finish."""
-    began = folder.with_name("began")
-    began.unlink(missing_ok=True)
     process = os.fork()
     if process == 0:
-        os._exit(child(folder, began))
+        os._exit(child(folder))
     found: dict = {"signal": number}
     if number is not None:
-        early = moments.random() < 0.2
-        start, longest = time.monotonic(), moments.uniform(0, 2) if early else 120.0
-        while (
-            not began.exists()
-            and time.monotonic() - start < longest
-            and not os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        ):
+        found["sign"] = moments.choice(SIGNS)
+        while not any(folder.glob(found["sign"])) and not ended(process):
             time.sleep(0.01)
-        found["trained"] = began.exists()
-        if began.exists():
-            time.sleep(moments.uniform(0, LONGEST))
+        time.sleep(moments.uniform(0, LONGEST))
         os.kill(process, number)
     found["code"] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    found["saving"] = any("tmp" in path.name for path in folder.glob("running/*/state/*"))
+    found["left"] = sorted(path.name for path in folder.rglob("*") if "tmp" in path.name or ".new" in path.name)
     metrics = folder / "metrics.jsonl"
     found["tested"] = metrics.read_text().count('"test"') if metrics.exists() else 0
     return found
+
+
+def ended(process: int) -> bool:
+    """Whether it has come to its end by itself."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def end_at_random(folder: Path, seed: int, kills: int, terms: int) -> None:
