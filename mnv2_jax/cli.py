@@ -114,7 +114,12 @@ def silence_libraries() -> None:
 def _forget_dropped_reads() -> None:
     # Where one read of a checkpoint fails, Orbax drops the others, which end where nobody waits for them any more.
     shown = sys.unraisablehook
-    sys.unraisablehook = lambda dropped: None if "loop is closed" in str(dropped.exc_value) else shown(dropped)
+
+    def hook(dropped: Any) -> None:
+        if "loop is closed" not in str(dropped.exc_value) and "_read_array" not in repr(dropped.object):
+            shown(dropped)
+
+    sys.unraisablehook = hook
 
 
 def use_compilation_cache() -> None:

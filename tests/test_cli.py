@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +120,21 @@ def test_what_is_no_path_of_this_machine_is_refused(path, says):
     with pytest.raises(UserError) as error:
         cli.parse(Files, "", ["--out", path])
     assert says in str(error.value)
+
+
+def test_reads_that_orbax_drops_are_no_news(monkeypatch):
+    """Others that nobody waits for are."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    cli._forget_dropped_reads.__wrapped__()
+    news = SimpleNamespace(exc_value=ValueError("x"), object=None)
+    for dropped in (
+        SimpleNamespace(exc_value=RuntimeError("Event loop is closed"), object=None),
+        SimpleNamespace(exc_value=Exception("x"), object="<coroutine object _read_array_index at 0>"),
+        news,
+    ):
+        sys.unraisablehook(dropped)
+    assert shown == [news]
 
 
 # --- How a command ends ----------------------------------------------------------------------------------
