@@ -304,7 +304,7 @@ def open_given(options: Options, console: "Console") -> "tuple[Network | None, s
         UserError: if the network or its data cannot be looked at.
     """
     from mnv2_jax.analysis import patterns
-    from mnv2_jax.training.checkpoint import tree_digest
+    from mnv2_jax.network import tree_digest
     from mnv2_jax.training.finetune import open_trained
 
     settings: dict[str, Any] = {"experiment": "activation_patterns", "seed": options.seed, "images": options.images}

@@ -1,10 +1,13 @@
 """What every command does the same way: read its flags, keep quiet but for itself, fail in one line."""
 
 import contextlib
+import dataclasses
+import functools
 import importlib.util
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -45,7 +48,7 @@ def parse(
             arguments = sys.argv[1:] if arguments is None else arguments
             start = None if default is None else default(arguments)
             extra: dict[str, Any] = {} if start is None else {"default": start}
-            return tyro.cli(options, description=description, args=arguments, prog=program, **extra)
+            return expand_paths(tyro.cli(options, description=description, args=arguments, prog=program, **extra))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -55,6 +58,38 @@ def parse(
         lines = [line.strip("│╭╮╰╯─+| \n") for line in rows]
         sentences = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
         raise UserError(f"{sentences.rstrip('.')}; --help lists what is known") from None
+
+
+def expand_paths(options: Options) -> Options:
+    """The same flags with `~` and `$VARIABLE` replaced in every path, as a shell does only at the start of a word.
+
+    Raises:
+        UserError: for what is no path of this machine: gs://BUCKET, a home folder or a variable that is not there.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = expand_paths(value)
+        elif isinstance(value, Path):
+            changes[field.name] = _expanded(value)
+        elif isinstance(value, tuple) and any(isinstance(each, Path) for each in value):
+            changes[field.name] = tuple(_expanded(each) for each in value)
+        elif isinstance(value, str) and field.name in ("weights", "input"):  # a path, or a reference to a hub
+            changes[field.name] = str(_expanded(Path(value))) if value[:1] == "~" or "$" in value else value
+    return dataclasses.replace(options, **changes)  # type: ignore[type-var]
+
+
+def _expanded(path: Path) -> Path:
+    if scheme := re.match(r"([A-Za-z][\w+.-]+):/", str(path)):
+        url = str(path).replace(":/", "://", 1)
+        raise UserError(f"{url} is no path of this machine; mount what {scheme[1]}:// names, and name its folder here")
+    found = os.path.expandvars(os.path.expanduser(path))
+    if found.startswith("~"):
+        raise UserError(f"{path}: there is no home folder of that name here; write the whole path")
+    if unset := re.search(r"\$\{?([A-Za-z_]\w*)", found):
+        raise UserError(f"{path}: the environment variable {unset[1]} is not set; set it, or write the whole path")
+    return Path(found)
 
 
 def silence_libraries() -> None:
@@ -71,7 +106,20 @@ def silence_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Where one write of a checkpoint fails, those beside it fail too: one line says so, not a hundred.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    _forget_dropped_reads()
     tfds.disable_progress_bar()
+
+
+@functools.cache
+def _forget_dropped_reads() -> None:
+    # Where one read of a checkpoint fails, Orbax drops the others, which end where nobody waits for them any more.
+    shown = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if "loop is closed" not in str(dropped.exc_value) and "_read_array" not in repr(dropped.object):
+            shown(dropped)
+
+    sys.unraisablehook = hook
 
 
 def use_compilation_cache() -> None:

@@ -1,10 +1,17 @@
 """A trained network as one record: model, task, variables, and what its images need. Saved and opened here, in one place.
 
-On disk it is a folder that Orbax wrote: "variables" (the arrays) and "description" (the rest, as JSON).
+On disk it is a folder that Orbax wrote: "variables" (the arrays) and "description" (the rest and a digest of the arrays,
+as JSON).
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +22,31 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from mnv2_jax.data.preprocessing import PREPROCESSING
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.blocks import Block
 from mnv2_jax.models.create import create_model, model_settings, upgrade_settings
+from mnv2_jax.results import misfit
 from mnv2_jax.tasks.task import TASKS, Task, task_settings
 
 OWN = "mnv2_jax"
 """The source of networks that were trained here."""
+
+DIGEST = "variables_sha256"
+"""What the description calls the digest of the arrays."""
+
+ODD = re.compile(r"[*?\[\\\ud800-\udfff]")
+"""What Orbax or TensorStore cannot have in a path."""
+
+DESCRIPTION = {
+    "model": dict,
+    "image_channels": int,
+    "source": str,
+    "preprocessing": str,
+    "resolution": int,
+    "class_names": ([str], type(None)),
+}
+"""What a description has to hold; `from_description` knows more of it."""
 
 FILES = {"variables", "description", "_CHECKPOINT_METADATA", "commit_success.txt"}
 """What Orbax keeps in a network's folder; the last only where it cannot rename a finished folder into place."""
@@ -117,18 +142,103 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
 # --- On disk ---------------------------------------------------------------------------------------------
 
 
-def save_network(path: Path, network: Network) -> None:
-    """Write a network that `open_network` reads without further arguments; what was at `path` is replaced.
+def tree_digest(tree: PyTree) -> str:
+    """SHA-256 over the names, types, shapes and bits of all arrays of a tree."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # Attributes, keys and indices alike, in the order of their names: the tree may come back as dictionaries.
+        name = "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
+        leaves[name] = leaf
+    digest = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        array = np.asarray(leaf if whole else leaf.addressable_data(0))
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
-    Of several processes one calls this, and the others need not.
+
+@contextlib.contextmanager
+def orbax_path(folder: Path) -> Iterator[Path]:
+    """A folder under a name that Orbax can write and read: its own, or that of a link to it.
+
+    Orbax takes a whole path for a pattern where it looks for its own files, so it finds none in `c[1]`, and another
+    folder's in `a*b`; TensorStore takes a backslash for a slash, and nothing that is not UTF-8.
+    """
+    folder = folder.absolute()
+    if not ODD.search(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="mnv2_jax-") as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def said_by(error: Exception) -> str:
+    """What Orbax, or a library below it, says went wrong, without its pages of where."""
+    text = " ".join(str(error).split())
+    if "No space left" in text:
+        return "no space is left"
+    return getattr(error, "strerror", None) or text[:200] or type(error).__name__
+
+
+def check_room(folder: Path, tree: PyTree) -> None:
+    """Refuse to write arrays where the disk is too full for them: writers that find it full fail by the dozen.
+
+    Raises:
+        OSError: says how much there is.
+    """
+    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + (1 << 20)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
+
+
+def save_network(path: Path, network: Network) -> None:
+    """Write a network that `open_network` reads without further arguments; what was at `path` is replaced by it.
+
+    It is written beside its place and read again before it takes it, so that what was there stays where this fails. Of
+    several processes one calls this, and the others need not.
+
+    Raises:
+        UserError: where it cannot be written, for want of space for instance.
     """
     # On the host, so that the arrays are nobody's but this process's.
     variables = jax.tree.map(np.asarray, dict(network.variables))
     parts = ocp.args.Composite(
-        variables=ocp.args.StandardSave(variables), description=ocp.args.JsonSave(describe(network))
+        variables=ocp.args.StandardSave(variables),
+        description=ocp.args.JsonSave({**describe(network), DIGEST: tree_digest(variables)}),
     )
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path.absolute(), parts, force=True)
+    path = path.absolute()
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        check_room(beside, variables)
+        with orbax_path(beside) as folder, _checkpointer() as checkpointer:
+            checkpointer.save(folder / "new", parts)
+        _open_variables(beside / "new", variables, tree_digest(variables))
+        _replace_folder(path, beside)
+    except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
+        raise UserError(
+            f"the network {path} cannot be written ({said_by(error)}); make room, or name another place"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replace_folder(path: Path, beside: Path) -> None:
+    """Put `beside`/new in the place of what is at `path`, if anything."""
+    there = os.path.lexists(path)
+    if there:
+        path.rename(beside / "old")
+    try:
+        (beside / "new").rename(path)
+    except OSError:
+        if there:
+            (beside / "old").rename(path)
+        raise
 
 
 def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
@@ -141,13 +251,48 @@ def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
     Raises:
         UserError: if there is no such network, it is damaged, or its arrays are not its model's.
     """
-    network = from_description(_restore(path, description=ocp.args.JsonRestore())["description"], blocks)
+    description = _restore(path, description=ocp.args.JsonRestore())["description"]
+    if problem := misfit(description, DESCRIPTION):
+        raise UserError(f"the network {path} is damaged: its description is not of a network ({problem})")
+    network = from_description(description, blocks)
+    try:
+        shapes = variable_shapes(network.model, network.image_channels)
+        check_agrees(network)
+    except Exception as error:  # what settings of other types break cannot be listed
+        raise UserError(
+            f"the network {path} is damaged: its description makes no network ({said_by(error)})"
+        ) from error
+    # Version 0.1.0 kept no digest.
+    return network.replace(variables=_open_variables(path, shapes, description.get(DIGEST)))
+
+
+def check_agrees(network: Network) -> None:
+    """Refuse a network whose parts are not of one another.
+
+    Raises:
+        ValueError: says which.
+    """
+    outputs = network.model.num_classes  # type: ignore[attr-defined]
+    counts = {"num_classes": getattr(network.task, "num_classes", outputs)}
+    if network.class_names is not None:
+        counts["class_names"] = len(network.class_names)
+    for name, count in counts.items():
+        if count != outputs:
+            raise ValueError(f"{name} has {count}, and there are {outputs} outputs")
+    if network.preprocessing not in PREPROCESSING:
+        raise ValueError(f"there is no preprocessing {network.preprocessing!r}")
+    if not 0 < network.resolution < 1 << 15:
+        raise ValueError(f"its resolution is {network.resolution}")
+
+
+def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str, PyTree]:
+    """The arrays on the default device; what is missing of one is read as zeros, which a digest tells."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        variable_shapes(network.model, network.image_channels),
-    )
-    return network.replace(variables=_restore(path, variables=ocp.args.StandardRestore(target))["variables"])
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    variables = _restore(path, variables=ocp.args.StandardRestore(target))["variables"]
+    if digest is not None and tree_digest(variables) != digest:
+        raise UserError(f"the network {path} is damaged: its arrays are not those that were saved")
+    return variables
 
 
 def is_network(path: Path) -> bool:
@@ -177,8 +322,7 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def _restore(path: Path, **parts: Any) -> Any:
     try:
-        with _checkpointer() as checkpointer:
-            return checkpointer.restore(path.absolute(), ocp.args.Composite(**parts))
+        with orbax_path(path) as folder, _checkpointer() as checkpointer:
+            return checkpointer.restore(folder, ocp.args.Composite(**parts))
     except Exception as error:  # Orbax lets errors of every library below it through
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the network {path} cannot be read; it may be damaged ({reason})") from error
+        raise UserError(f"the network {path} cannot be read; it may be damaged ({said_by(error)})") from error

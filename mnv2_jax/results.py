@@ -5,15 +5,20 @@ settings continue in it, other settings are refused. Every file is written besid
 that a reader or an interruption meets the old or the new one, whole.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import shutil
+import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import filelock
 
 from mnv2_jax.errors import UserError
 
@@ -26,6 +31,17 @@ Kind = Literal["run", "study", "computation"]
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 FIGURES = ("figure.png", "figure.svg")
+LOCK = ".lock"
+"""Held by the command that writes to a folder, and gone with it; says which process that is."""
+
+ANEW = "put back a copy of it, or --overwrite starts anew"
+"""What helps where a file is damaged that nothing else tells."""
+
+NAMES: dict[type, str] = {
+    **{dict: "an object", list: "a list", str: "a text", type(None): "null"},
+    **{int: "a whole number", float: "a number", bool: "true or false"},
+}
+"""What the types of JSON are called."""
 
 
 # --- Files -----------------------------------------------------------------------------------------------
@@ -43,22 +59,98 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a last line cut short by an interruption is left out.
+def misfit(content: Any, shape: Any, where: str = "it") -> str | None:
+    """What of a file's content is not as it has to be, in words; None if all is.
+
+    Args:
+        content: as it came from JSON.
+        shape: a type (`float` takes whole numbers too); {name: shape, str: shape} for an object: what it has to hold, and
+            all else; [shape] for a list; a tuple of shapes of which one has to fit.
+        where: what to call the content.
+    """
+    if isinstance(shape, tuple):
+        each = [misfit(content, one, where) for one in shape]
+        return None if None in each else each[0]
+    kind: Any = type(shape) if isinstance(shape, (dict, list)) else shape
+    fits = isinstance(content, (int, float)) if kind is float else isinstance(content, kind)
+    # To Python, true and false are whole numbers.
+    if not fits or (kind in (int, float) and isinstance(content, bool)):
+        return f"{where} is {json.dumps(content)[:40]}, expected {NAMES[kind]}"
+    parts: list[tuple[Any, Any, str]] = []
+    if isinstance(shape, list):
+        parts = [(one, shape[0], f"{where}[{index}]") for index, one in enumerate(content)]
+    elif isinstance(shape, dict):
+        named = {name: one for name, one in shape.items() if name is not str}
+        missing = [name for name in named if name not in content]
+        if missing:
+            return f"{missing[0]} is missing" + ("" if where == "it" else f" in {where}")
+        rest = shape.get(str, object)  # type: ignore[call-overload]
+        parts = [(one, named.get(name, rest), name) for name, one in content.items()]
+    return next((problem for part in parts if (problem := misfit(*part)) is not None), None)
+
+
+def parse_json(text: str, shape: Any) -> Any:
+    """What a text of JSON holds.
 
     Raises:
-        UserError: if another line is not JSON.
+        ValueError: says what of it is not as `misfit` has it.
     """
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     try:
-        return [json.loads(line) for line in lines]
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if problem := misfit(content, shape):
+        raise ValueError(problem)
+    return content
+
+
+def read_text(path: Path, remedy: str = ANEW) -> str:
+    """A text file of ours.
+
+    Raises:
+        UserError: if there is none, or it is none; ends with the remedy.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file; move it away, or name another folder")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (it is not UTF-8); {remedy}") from error
+
+
+def read_json(path: Path, shape: Any, remedy: str = ANEW) -> Any:
+    """A file of JSON that is as `misfit` has it.
+
+    Raises:
+        UserError: says what is wrong with it, and ends with the remedy.
+    """
+    try:
+        return parse_json(read_text(path, remedy), shape)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); --overwrite starts anew") from error
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def read_lines(path: Path, shape: Any, remedy: str = ANEW) -> list[dict[str, Any]]:
+    """JSON lines that are as `misfit` has them; none if there is no file. A last line cut short by an interruption is left out.
+
+    Raises:
+        UserError: says what is wrong with another line, and ends with the remedy.
+    """
+    lines = read_text(path, remedy).split("\n")[:-1] if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(parse_json(line, shape))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged (line {number}: {error}); {remedy}") from error
+    return found
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append one JSON line, on disk before this returns."""
-    whole = path.read_text() if path.exists() else ""
+    whole = read_text(path) if path.exists() else ""
     write_atomically(path, whole[: whole.rfind("\n") + 1] + json.dumps(content) + "\n")
 
 
@@ -98,17 +190,18 @@ def check_folder(
         raise UserError(f"--out {folder} is a file; name a folder")
     config_file = folder / CONFIG
     if not config_file.exists():
-        # A settings file that an interruption left unfinished is ours.
-        foreign = [path.name for path in folder.iterdir() if path.name != f".{CONFIG}.new"] if folder.exists() else []
+        # Ours are a lock, and a settings file that an interruption left unfinished.
+        ours = (LOCK, f".{CONFIG}.new")
+        foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
         if foreign:
             raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
         return
     try:
-        known = json.loads(config_file.read_text())
-    except ValueError as error:
-        if overwrite:
+        known = read_json(config_file, object)
+    except UserError:
+        if overwrite and config_file.is_file():
             return
-        raise UserError(f"{config_file} is not a {kind}'s ({error}); name another --out or --overwrite it") from error
+        raise
     if kind_of(known) != kind:
         raise UserError(f"--out {folder} holds no {kind}: its {CONFIG} is of something else; name another folder")
     wanted = plain(settings)
@@ -124,10 +217,48 @@ def check_folder(
         )
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder that is there; a lock of one that was killed is none.
+
+    Raises:
+        UserError: names the process that has it.
+    """
+    file = folder / LOCK
+    lock = filelock.FileLock(file, timeout=0, thread_local=False)
+    holder = _holder(file)  # read first, since some versions of the library empty what they try to lock
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(
+            f"--out {folder} is in use by {holder}; wait until that has ended, stop it, or name another folder"
+        ) from None
+    try:
+        mine = f"{os.getpid()}\n{socket.gethostname()}\n"
+        if not file.read_text(errors="replace").startswith(
+            mine
+        ):  # as the library writes itself, where a file system has no locks
+            file.write_text(mine)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # no results are lost by it
+            file.unlink()
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    try:
+        process, host = file.read_text(errors="replace").splitlines()[:2]
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {host}"
+
+
+@contextlib.contextmanager
 def claim_folder(
     settings: Mapping[str, Any], folder: Path, overwrite: bool, contents: Iterable[str], extends: str | None = None
-) -> None:
-    """Make a checked folder the results' own.
+) -> Iterator[None]:
+    """Make a checked folder the results' own; as long as the context is open, no other process may.
 
     Args:
         settings, folder: as in `check_folder`.
@@ -136,25 +267,30 @@ def claim_folder(
         extends: settings whose names begin with this stay, where they are there alone.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if it cannot be written, or another process does so.
     """
-    try:
-        if overwrite and folder.exists():
-            for name in contents:
-                path = folder / name
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        config_file = folder / CONFIG
-        kept = {}
-        if extends and config_file.exists() and not overwrite:
-            known = json.loads(config_file.read_text())
-            kept = {name: value for name, value in known.items() if name.startswith(extends)}
-        write_json(config_file, {**plain(settings), **kept})
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+            # What was true before may be so no longer.
+            check_folder(settings, folder, overwrite, kind_of(settings) or "run", extends)
+            if overwrite:
+                for name in contents:
+                    path = folder / name
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
+            config_file = folder / CONFIG
+            kept = {}
+            if extends and config_file.exists() and not overwrite:
+                known = read_json(config_file, {})
+                kept = {name: value for name, value in known.items() if name.startswith(extends)}
+            write_json(config_file, {**plain(settings), **kept})
+        except OSError as error:
+            raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+        yield
 
 
 def command_line() -> str:
@@ -173,22 +309,29 @@ def settings_of(options: Any, experiment: str) -> dict[str, Any]:
     return {"experiment": experiment, **flags}
 
 
+_computation = contextlib.ExitStack()
+"""Holds the folder of the computation that this process does."""
+atexit.register(_computation.close)
+
+
 def open_results(settings: Mapping[str, Any], folder: Path, overwrite: bool, others: Iterable[str] = ()) -> None:
-    """Check and claim a folder for a computation; `others` are what it holds besides summary and figure.
+    """Check and claim a folder for a computation, until its results are written; `others` are what else it holds.
 
     Raises:
         UserError: if it holds something else, or cannot be written.
     """
+    _computation.close()
     check_folder(settings, folder, overwrite, "computation")
-    claim_folder(settings, folder, overwrite, (SUMMARY, *FIGURES, *others))
+    _computation.enter_context(claim_folder(settings, folder, overwrite, (SUMMARY, *FIGURES, *others)))
 
 
 def write_results(folder: Path, found: Mapping[str, Any], figure: "Figure") -> None:
-    """Write a computation's summary and figure, with the command and the environment that they come from."""
+    """Write a computation's summary and figure, with the command and the environment; its folder is free then."""
     from mnv2_jax.environment import environment
 
     write_json(folder / SUMMARY, {**found, "command": command_line(), "environment": environment()})
     save_figure(figure, folder)
+    _computation.close()
 
 
 def name_results(console: "Console", folder: Path) -> None:

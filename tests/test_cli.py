@@ -4,6 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +75,66 @@ def test_a_help_has_the_description_and_the_flags(run):
     for text in ("usage: command", "A command.", "--width", "A form.", "round"):
         assert text in output
     assert "ran" not in output
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Flags that name files."""
+
+    out: Path | None = None
+    """One."""
+    more: tuple[Path, ...] = ()
+    """Several."""
+    weights: str = ""
+    """A path, or a reference."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """Flags in groups."""
+
+    files: Files = Files()
+    """The group."""
+
+
+def test_home_and_variables_are_replaced_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("RUNS", "/scratch")
+    flags = ["--files.out", "~/a", "--files.more", "$RUNS/b", "c$", "--files.weights", "~/w"]
+    files = cli.parse(Nested, "", flags).files
+    assert files == Files(Path("/home/me/a"), (Path("/scratch/b"), Path("c$")), "/home/me/w")
+    kept = Files(weights="hf://timm/x")
+    assert cli.expand_paths(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("gs://bucket/run", "gs://bucket/run is no path of this machine; mount what gs:// names"),
+        ("~nobody-here/run", "there is no home folder of that name here"),
+        ("$NOT_SET_HERE/run", "the environment variable NOT_SET_HERE is not set"),
+        ("a/${NOT_SET_HERE}", "the environment variable NOT_SET_HERE is not set"),
+    ],
+)
+def test_what_is_no_path_of_this_machine_is_refused(path, says):
+    with pytest.raises(UserError) as error:
+        cli.parse(Files, "", ["--out", path])
+    assert says in str(error.value)
+
+
+def test_reads_that_orbax_drops_are_no_news(monkeypatch):
+    """Others that nobody waits for are."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    cli._forget_dropped_reads.__wrapped__()
+    news = SimpleNamespace(exc_value=ValueError("x"), object=None)
+    for dropped in (
+        SimpleNamespace(exc_value=RuntimeError("Event loop is closed"), object=None),
+        SimpleNamespace(exc_value=Exception("x"), object="<coroutine object _read_array_index at 0>"),
+        news,
+    ):
+        sys.unraisablehook(dropped)
+    assert shown == [news]
 
 
 # --- How a command ends ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mnv2_jax import InvertedResidual, MobileNetV1, MobileNetV2, Network
+from mnv2_jax import network as network_module
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.models.blocks import ExpansionShortcut
@@ -110,6 +112,28 @@ def test_a_network_of_one_s_own_blocks_opens_with_their_classes(tmp_path):
     assert_same(open_network(tmp_path / "x", [ExpansionShortcut, Mine]), network)
 
 
+@pytest.mark.parametrize("name", ["c[1]/run", "a*b?", "back\\slash", "x" * 250, "\udcff", "a 'b' %20.", "**"])
+def test_a_folder_may_have_any_name(name, tmp_path):
+    """Orbax takes brackets, stars and question marks for a pattern."""
+    (tmp_path / "axxb").mkdir()
+    save_network(tmp_path / name, network_of())
+    assert_same(open_network(tmp_path / name), network_of())
+    top = name.split("/")[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"axxb", top}
+    assert is_replaceable(tmp_path / name)
+
+
+@pytest.mark.parametrize("fault", ["check_room", "_open_variables", "_replace_folder"])
+def test_where_writing_fails_what_was_there_stays(fault, tmp_path, monkeypatch):
+    save_network(tmp_path / "x", network_of())
+    monkeypatch.setattr(network_module, fault, mock.Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"the network .*x cannot be written \(no space is left\); make room, or"):
+        save_network(tmp_path / "x", network_of(resolution=32))
+    monkeypatch.undo()
+    assert_same(open_network(tmp_path / "x"), network_of())
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 # --- What is no network ----------------------------------------------------------------------------------
 
 
@@ -132,6 +156,40 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path):
             file.write_bytes(b"")
     with pytest.raises(UserError, match="the network .*x cannot be read; it may be damaged"):
         open_network(tmp_path / "x")
+
+
+def test_arrays_that_are_not_those_that_were_saved_are_noticed(tmp_path, monkeypatch):
+    """Of a network of version 0.1.0, which has no digest, they cannot be."""
+    with monkeypatch.context() as patch:
+        patch.setattr(network_module, "tree_digest", lambda tree: "0")
+        save_network(tmp_path / "x", network_of())
+    with pytest.raises(UserError, match="the network .*x is damaged: its arrays are not those that were saved"):
+        open_network(tmp_path / "x")
+    change_description(tmp_path / "x", variables_sha256=None)
+    assert_same(open_network(tmp_path / "x"), network_of())
+
+
+def change_description(folder, **changes):
+    file = folder / "description" / "metadata"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"resolution": "16"}, 'resolution is "16", expected a whole number'),
+        ({"resolution": -1}, "its resolution is -1"),
+        ({"preprocessing": "none"}, "there is no preprocessing 'none'"),
+        ({"class_names": ["cat"]}, "class_names has 1, and there are 3 outputs"),
+        ({"task": {"name": "classification", "num_classes": 4}}, "num_classes has 4, and there are 3 outputs"),
+    ],
+)
+def test_a_description_that_contradicts_itself_is_refused(change, says, tmp_path):
+    save_network(tmp_path / "x", network_of())
+    change_description(tmp_path / "x", **change)
+    with pytest.raises(UserError, match="the network .*x is damaged") as error:
+        open_network(tmp_path / "x")
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize(

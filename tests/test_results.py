@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,9 @@ from mnv2_jax.results import (
     claim_folder,
     command_line,
     kind_of,
+    misfit,
     open_results,
+    read_json,
     read_lines,
     save_figure,
     settings_of,
@@ -37,8 +40,13 @@ def refusal(*arguments, **options):
     return message
 
 
+def claim(*arguments, **options):
+    with claim_folder(*arguments, **options):
+        pass
+
+
 def claimed(folder, kind, contents=()):
-    claim_folder(KINDS[kind], folder, False, contents)
+    claim(KINDS[kind], folder, False, contents)
     return folder
 
 
@@ -62,7 +70,7 @@ def test_the_same_settings_continue_and_nothing_is_written(kind, tmp_path):
     folder = claimed(tmp_path / "new", kind)
     before = (folder / "config.json").read_bytes()
     check_folder(KINDS[kind], folder, False, kind)
-    claim_folder(KINDS[kind], folder, False, ())
+    claim(KINDS[kind], folder, False, ())
     assert (folder / "config.json").read_bytes() == before
 
 
@@ -91,15 +99,15 @@ def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
     both = {**STUDY, "arm relu6": {"seeds": 2}}
     assert "holds another study: arm relu6 is None there" in refusal(both, folder, False, "study")
     check_folder(both, folder, False, "study", extends="arm ")
-    claim_folder(both, folder, False, (), extends="arm ")
+    claim(both, folder, False, (), extends="arm ")
     # The one that this study leaves out stays.
     check_folder(STUDY, folder, False, "study", extends="arm ")
-    claim_folder(STUDY, folder, False, (), extends="arm ")
+    claim(STUDY, folder, False, (), extends="arm ")
     assert json.loads((folder / "config.json").read_text()) == both
     # What is there and here has to be the same.
     changed = {**both, "arm relu6": {"seeds": 3}}
     assert "arm relu6 is {'seeds': 2} there" in refusal(changed, folder, False, "study", extends="arm ")
-    claim_folder(STUDY, folder, True, (), extends="arm ")
+    claim(STUDY, folder, True, (), extends="arm ")
     assert json.loads((folder / "config.json").read_text()) == STUDY
 
 
@@ -118,7 +126,7 @@ def test_an_empty_folder_and_one_that_an_interruption_left_are_taken(tmp_path):
 
 def test_a_damaged_config_is_only_overwritten(tmp_path):
     (tmp_path / "config.json").write_text('{"dataset": ')
-    assert "config.json is not a run's" in refusal(RUN, tmp_path, False, "run")
+    assert "config.json is damaged" in refusal(RUN, tmp_path, False, "run")
     check_folder(RUN, tmp_path, True, "run")
 
 
@@ -130,7 +138,7 @@ def test_overwriting_removes_what_such_a_folder_holds_and_nothing_else(tmp_path)
     (folder / "network").symlink_to(elsewhere)
     for name in ("summary.json", "notes.txt"):
         (folder / name).write_text("x")
-    claim_folder({**RUN, "seed": 1}, folder, True, ("checkpoints", "network", "summary.json", "figure.png"))
+    claim({**RUN, "seed": 1}, folder, True, ("checkpoints", "network", "summary.json", "figure.png"))
     assert {path.name for path in folder.iterdir()} == {"config.json", "notes.txt"}
     assert (elsewhere / "kept").exists()
     assert json.loads((folder / "config.json").read_text())["seed"] == 1
@@ -139,7 +147,46 @@ def test_overwriting_removes_what_such_a_folder_holds_and_nothing_else(tmp_path)
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--out .*/file/x cannot be written"):
-        claim_folder(RUN, tmp_path / "file" / "x", False, ())
+        claim(RUN, tmp_path / "file" / "x", False, ())
+
+
+# --- One process at a time ---------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mnv2_jax.results import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_process_s_until_that_ends_however_it_ends(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        # Not the first alone is told who it is.
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=f"--out .* is in use by process {other.pid} on .*; wait until"
+            ) as error:
+                claim(RUN, tmp_path, False, ())
+            assert "\n" not in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.communicate()
+    assert (tmp_path / ".lock").exists()
+    claim(RUN, tmp_path, False, ())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_another_process_made_since_the_check_is_not_replaced(tmp_path):
+    check_folder(RUN, tmp_path, False, "run")
+    claim(STUDY, tmp_path, False, ())
+    with pytest.raises(UserError, match="holds no run"):
+        claim(RUN, tmp_path, True, ())
 
 
 # --- Files -----------------------------------------------------------------------------------------------
@@ -159,16 +206,44 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_lines_survive_one_that_was_cut_short(tmp_path):
     path = tmp_path / "x.jsonl"
-    assert read_lines(path) == []
+    assert read_lines(path, {"step": int}) == []
     append_line(path, {"step": 1})
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert read_lines(path) == [{"step": 1}]
+    assert read_lines(path, {"step": int}) == [{"step": 1}]
     append_line(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"x.jsonl is damaged .* --overwrite starts anew"):
-        read_lines(path)
+    with pytest.raises(UserError, match=r"x.jsonl is damaged \(line 1: .* --overwrite starts anew"):
+        read_lines(path, {"step": int})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([], "it is [], expected an object"),
+        ({"a": 1}, "b is missing"),
+        ({"a": 1, "b": {}}, "c is missing in b"),
+        ({"a": True, "b": {"c": []}}, "a is true, expected a number"),
+        ({"a": "1", "b": {"c": []}}, 'a is "1", expected a number'),
+        ({"a": None, "b": {"c": [1, 2.5]}}, "c[1] is 2.5, expected a whole number"),
+        ({"a": 2, "b": {"c": [1]}, "d": 3}, "d is 3, expected a text"),
+        ({"a": float("nan"), "b": {"c": []}, "d": "x"}, None),
+    ],
+)
+def test_what_a_file_has_to_hold_is_said_by_name(content, says):
+    shape = {"a": (float, type(None)), "b": {"c": [int]}, str: str}
+    assert misfit(content, shape) == says
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\0\0\0", b'{"a": "\xff"}', b"[" * 100_000, b"[]", None])
+def test_a_damaged_file_is_one_line_that_names_it(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    for read in (lambda: read_json(path, {}), lambda: read_json(path, {"a": int}, "remove it")):
+        with pytest.raises(UserError, match=r"x\.json is (damaged|no file)") as error:
+            read()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +288,8 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
         open_results(settings_of(Options(64), "count"), folder, False)
     (folder / "plans.json").write_text("{}")
     open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
-    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    # It is not done yet.
+    assert {path.name for path in folder.iterdir()} == {"config.json", ".lock"}
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):

@@ -1,6 +1,5 @@
 """A study in words: `report.html`, one file that opens without a network, several joined, and the table that ends a run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,34 +11,11 @@ from rich.table import Table
 
 from mnv2_jax.ablation import figures
 from mnv2_jax.ablation.statistics import seeds_needed
-from mnv2_jax.ablation.summary import metric_of, speeds, summarize
+from mnv2_jax.ablation.summary import DESCRIBED, TIMING, metric_of, speeds, summarize
 from mnv2_jax.errors import UserError
-from mnv2_jax.results import read_lines, save_figure, write_atomically
+from mnv2_jax.results import METRICS, SUMMARY, misfit, read_json, read_lines, save_figure, write_atomically
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record, read_records
-
-SUMMARY = [
-    "experiment",
-    "question",
-    "claim",
-    "dataset",
-    "title",
-    "baseline",
-    "seeds",
-    "arms",
-    "figure",
-    "axis",
-    "published",
-    "paper_range",
-    "notes",
-    "tuned",
-    "budget",
-    "model",
-    "training",
-    "command",
-    "environment",
-]
-"""What a summary holds besides what is made from the records."""
 
 
 def interval(comparison: Mapping[str, Any], metric: Metric) -> str:
@@ -98,18 +74,20 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     Raises:
         UserError: if the folder holds no finished study, or one that another version wrote.
     """
-    try:
-        described = json.loads((folder / "summary.json").read_text())
-        if "comparisons" not in described:
-            raise UserError(f"{folder} holds no study: its summary.json is of something else")
-        missing = set(SUMMARY) - described.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder} holds no finished study ({error}); run its experiment to the end first") from error
-    if missing:
-        raise UserError(f"{folder} was written by another version: {sorted(missing)[0]} is missing in its summary.json")
-    arms, seeds = described["arms"], described["seeds"]
-    records = [r for r in read_records(folder / "metrics.jsonl") if r.arm in arms and r.seed in seeds]
-    return summarize(described, records), records
+    again = "run its experiment to the end first, or again"
+    described = read_json(folder / SUMMARY, {}, again)
+    if "comparisons" not in described:
+        raise UserError(f"{folder} holds no study: its {SUMMARY} is of something else")
+    problem: object = misfit(described, DESCRIBED)
+    if not problem:
+        arms, seeds = described["arms"], described["seeds"]
+        try:
+            found = read_records(folder / METRICS, metric_of(described).name)
+            records = [record for record in found if record.arm in arms and record.seed in seeds]
+            return summarize(described, records), records
+        except (KeyError, ValueError, TypeError) as error:  # a baseline that is no arm, a task that is none
+            problem = repr(error)
+    raise UserError(f"{folder / SUMMARY} is damaged, or was written by another version ({problem}); {again}")
 
 
 def write_files(summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> None:
@@ -137,7 +115,7 @@ def _study(summary: Mapping[str, Any], records: Sequence[Record], folder: Path, 
         "sentences": [sentence(comparison, metric, len(comparisons)) for comparison in comparisons],
         # A page holds several figures, whose parts are told apart by their names.
         "svg": _unique(svg[svg.index("<svg") :], f"study-{index}"),
-        "speeds": speeds(records, read_lines(folder / "timings.jsonl")),
+        "speeds": speeds(records, read_lines(folder / "timings.jsonl", TIMING, "remove it: it holds times alone")),
         "needed": seeds_needed(len(comparisons)),
         "failed": any(failures(comparison) for comparison in comparisons),
     }

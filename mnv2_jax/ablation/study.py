@@ -30,7 +30,7 @@ from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import Network, save_network
+from mnv2_jax.network import Network, save_network, tree_digest
 from mnv2_jax.results import (
     FIGURES,
     METRICS,
@@ -39,14 +39,13 @@ from mnv2_jax.results import (
     check_folder,
     claim_folder,
     command_line,
-    read_lines,
     write_json,
 )
 from mnv2_jax.tasks.task import TASKS, Metric
-from mnv2_jax.training.checkpoint import CHECKPOINTS, RunCheckpoints, tree_digest
+from mnv2_jax.training.checkpoint import CHECKPOINTS, RunCheckpoints
 from mnv2_jax.training.create import create_dataset
 from mnv2_jax.training.devices import Devices, group_size, run_groups
-from mnv2_jax.training.distributed import watch_for_preemption
+from mnv2_jax.training.distributed import wait_for_processes, watch_for_preemption
 from mnv2_jax.training.finetune import Start, open_trained, with_settings_of
 from mnv2_jax.training.log import Log
 from mnv2_jax.training.metrics import Record, read_records
@@ -157,17 +156,18 @@ def run_study(
     if start is not None:
         settings["weights_sha256"] = tree_digest(start.variables)
     check_folder(settings, folder, overwrite, "study", extends=ARM)
-    claim_folder(settings, folder, overwrite, CONTENTS, extends=ARM)
     began = time.perf_counter()
-    with said_in_one_line(folder), watch_for_preemption() as should_stop:
+    with said_in_one_line(folder), watch_for_preemption() as should_stop, contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, extends=ARM))
+        wait_for_processes("folder")
         try:
             trained = StudyTrainer(study, dataset, folder, reporter, should_stop, start).train()
         finally:
             reporter.stop()
-        names = {arm.name for arm in study.arms}
-        records = [r for r in read_records(folder / METRICS) if r.arm in names and r.seed < study.seeds]
-        tried = read_lines(folder / tuning.FILE)
-        rates = tuning.best_rates(tried, study_metric(study)) if study.tune else None
+        names, metric = {arm.name for arm in study.arms}, study_metric(study)
+        records = [r for r in read_records(folder / METRICS, metric.name) if r.arm in names and r.seed < study.seeds]
+        rates = tuning.best_rates(tuning.read_trials(folder, metric), metric) if study.tune else None
         summary = summarize(describe(study, dataset, rates, command, environment or {}), records)
         write_json(folder / SUMMARY, summary)
     reporter.say(f"{trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
@@ -291,8 +291,9 @@ class StudyTrainer:
     def train(self) -> int:
         """Train; every record is on disk before the next is made. Returns how many runs there were to train."""
         study, reporter = self.study, self.reporter
-        finished = {(r.arm, r.seed) for r in read_records(self.folder / METRICS) if r.split == "test"}
-        tried = read_lines(self.folder / tuning.FILE) if study.tune else []
+        records = read_records(self.folder / METRICS, study_metric(study).name)
+        finished = {(r.arm, r.seed) for r in records if r.split == "test"}
+        tried = tuning.read_trials(self.folder, study_metric(study)) if study.tune else []
         plan = []
         for arms in families(study):
             # Seed by seed, so that what is compared is trained side by side.

@@ -91,6 +91,34 @@ def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, 
     return described
 
 
+_ARM = {
+    "parameters": int,
+    "multiply_adds": int,
+    "resolution": int,
+    "learning_rate": float,
+    "series": str,
+    "value": (float, type(None)),
+    "paper": ({"difference": float, "where": str, "how": str}, type(None)),
+}
+
+DESCRIBED = {
+    **dict.fromkeys(
+        ("experiment", "question", "claim", "dataset", "title", "baseline", "figure", "axis", "command"), str
+    ),
+    "seeds": [int],
+    "arms": {str: _ARM},
+    "published": [[(float, str)]],
+    "paper_range": ([(float, str)], type(None)),
+    "notes": [str],
+    "tuned": bool,
+    "budget": dict.fromkeys(("steps", "images", "train_images", "validation_images", "test_images"), int),
+    "model": dict,
+    "training": {"batch_size": int},
+    "environment": dict,
+}
+"""What `describe` makes, as `results.misfit` checks it where a summary is read."""
+
+
 def metric_of(described: Mapping[str, Any]) -> Metric:
     """The metric that decides a study. Summaries of version 0.1.0, which knew classification only, do not name their task."""
     return TASKS[described.get("task", "classification")].metric
@@ -138,6 +166,10 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
         for name, comparison in compare_all(others, against, metric.higher_is_better, described.get("chance")).items()
     ]
     return plain({**described, "arms": arms, "comparisons": comparisons})
+
+
+TIMING = {"arms": [str], "compile_seconds": float}
+"""What a line of `timings.jsonl` holds."""
 
 
 def speeds(records: Sequence[Record], timings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from mnv2_jax.errors import Diverged
-from mnv2_jax.results import append_line
+from mnv2_jax.results import append_line, read_lines
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.trainer import Member
 
@@ -20,6 +20,16 @@ RATES = (0.5, 1.0, 2.0)
 """Factors of the study's learning rate that are tried for each arm."""
 SEEDS = (1000, 1001)
 """Of the runs that the learning rates are compared with, none of the study's own."""
+
+
+def read_trials(folder: Path, metric: Metric) -> list[dict[str, Any]]:
+    """What a study's folder says was tried before.
+
+    Raises:
+        UserError: if its file is damaged.
+    """
+    shape = {"arm": str, "seed": int, "rate": float, metric.name: float, "loss": (float, type(None))}
+    return read_lines(folder / FILE, shape)
 
 
 def pending(family: "Family", tried: Sequence[Mapping[str, Any]]) -> list[Member]:

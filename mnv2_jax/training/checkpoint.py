@@ -1,19 +1,17 @@
 """The state of a group of runs on disk, so that a run that was stopped continues as if it had not been."""
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jaxtyping import PyTree
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.network import check_room, orbax_path, said_by, tree_digest
 from mnv2_jax.training.step import TrainState
 
 CHECKPOINTS, NETWORK = "checkpoints", "network"
@@ -32,22 +30,6 @@ class Saved(NamedTuple):
     state: TrainState
     notes: dict[str, Any]
     damaged: list[tuple[int, str]]
-
-
-def tree_digest(tree: PyTree) -> str:
-    """SHA-256 over the names, types, shapes and bits of all arrays of a tree."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # Attributes, keys and indices alike, in the order of their names: the tree may come back as dictionaries.
-        name = "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
-        leaves[name] = leaf
-    digest = hashlib.sha256()
-    for name, leaf in sorted(leaves.items()):
-        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-        array = np.asarray(leaf if whole else leaf.addressable_data(0))
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 class RunCheckpoints:
@@ -70,9 +52,12 @@ class RunCheckpoints:
         disposable: bool = False,
     ):
         self.disposable = disposable
+        self._open = contextlib.ExitStack()
         with _writable(folder):
+            if not read_only:
+                folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                folder.absolute(),
+                self._open.enter_context(orbax_path(folder)),
                 item_handlers={"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()},
                 options=ocp.CheckpointManagerOptions(read_only=True)
                 if read_only
@@ -93,12 +78,9 @@ class RunCheckpoints:
         state = jax.tree.map(lambda leaf: leaf.copy(), state)
         notes = {**notes, "sha256": tree_digest(state)}
         with _writable(self._folder):
-            # One at a time, and only where it has room: writers that find the disk full fail by the dozen.
+            # One at a time.
             self._manager.wait_until_finished()
-            needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + (1 << 20)
-            free = shutil.disk_usage(self._folder).free
-            if free < needed:
-                raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
+            check_room(self._folder, state)
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
             )
@@ -114,7 +96,7 @@ class RunCheckpoints:
 
     def close(self) -> None:
         """Wait, and let go of the folder."""
-        with _writable(self._folder):
+        with _writable(self._folder), self._open:
             self._manager.close()
 
     @property
@@ -174,8 +156,7 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"a checkpoint cannot be written to {folder} ({reason}); make room, and the same command continues from "
+            f"a checkpoint cannot be written to {folder} ({said_by(error)}); make room, and the same command continues from "
             "the last one that is whole"
         ) from error

@@ -6,7 +6,6 @@ that does not fit is refused in one line before anything is trained.
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from jaxtyping import PyTree
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.create import NOT_IN_INFERENCE, create_model, model_name, model_settings
 from mnv2_jax.network import Network, from_description, variable_shapes
-from mnv2_jax.results import CONFIG, kind_of
+from mnv2_jax.results import CONFIG, kind_of, read_json
 from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
 from mnv2_jax.training.config import Run
 from mnv2_jax.training.devices import SEED, Devices
@@ -43,10 +42,7 @@ def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dic
     path = Path(where)
     if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
         return load_weights(where), {}, []
-    try:
-        settings = json.loads((path / CONFIG).read_text())
-    except ValueError as error:
-        raise UserError(f"{path / CONFIG} is not a run's ({error})") from error
+    settings = read_json(path / CONFIG, {}, f"put back a copy of it, or name {path / NETWORK}")
     if kind_of(settings) != "run":
         raise UserError(f"{path} is a study; name one of its networks, {path / CHECKPOINTS}/ARM-SEED")
     if (path / NETWORK).is_dir() and (averaged or not settings.get("ema_decay")):

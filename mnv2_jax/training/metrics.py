@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.results import write_atomically
+from mnv2_jax.results import ANEW, misfit, parse_json, read_text, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Record:
 
 
 FIELDS = {field.name for field in dataclasses.fields(Record)} - {"metrics"}
+SHAPE = {"arm": str, "seed": int, "step": int, "split": str, "wall_seconds": float, "images": int}
+"""What a line has to hold besides its metrics."""
 
 
 def to_line(record: Record) -> str:
@@ -43,9 +45,17 @@ def to_line(record: Record) -> str:
 
 
 def from_line(line: str) -> Record:
-    """The record that `to_line` wrote."""
-    content = json.loads(line)
+    """The record that `to_line` wrote.
+
+    Raises:
+        ValueError: says what of it is no record.
+    """
+    content = parse_json(line, SHAPE)
+    speed = content.get("images_per_second")
     fields = {name: content.pop(name) for name in FIELDS & content.keys()}
+    problem = misfit(speed, (float, type(None)), "images_per_second") or misfit(content, {"loss": float, str: float})
+    if problem:
+        raise ValueError(problem)
     return Record(metrics=content, **fields)
 
 
@@ -54,21 +64,25 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     write_atomically(path, "".join(map(to_line, records)))
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path, metric: str = "loss") -> list[Record]:
     """All records of a file; none if there is no file. A last line cut short by an interruption is left out.
+
+    Args:
+        path: the file.
+        metric: what each of them has to have.
 
     Raises:
         UserError: if another line is no record.
     """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
     records = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
         try:
-            records.append(from_line(line))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}, line {number}, is no record of a run ({error}); --overwrite starts anew"
-            ) from error
+            record = from_line(line)
+            if metric not in record.metrics:
+                raise ValueError(f"{metric} is missing")
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}, is no record of a run ({error}); {ANEW}") from error
+        records.append(record)
     return records

@@ -48,6 +48,7 @@ class Reporter:
     def __init__(self, console: Console | None = None):
         self.console = console or create_console()
         self._bar: Progress | None = None
+        self._steps, self._began = 0, time.perf_counter()
 
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""

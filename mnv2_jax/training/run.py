@@ -6,7 +6,6 @@ reads. The same run started again continues from its newest checkpoint, to the s
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import FOLDER
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import Network, describe, save_network
-from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_folder, plain, write_json
-from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints, tree_digest
+from mnv2_jax.network import ODD, Network, describe, save_network, tree_digest
+from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_folder, plain, read_json, write_json
+from mnv2_jax.tasks.task import TASKS
+from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
 from mnv2_jax.training.config import Execution, Run
 from mnv2_jax.training.create import create_dataset, create_learner, network_of
 from mnv2_jax.training.devices import Devices
@@ -53,7 +53,7 @@ def train_run(
         UserError: for bad input, before anything is written; for a loss that is no number; for a full disk.
         Preempted: after SIGTERM, when the run is saved.
     """
-    with said_in_one_line(folder), watch_for_preemption() as should_stop:
+    with said_in_one_line(folder), watch_for_preemption() as should_stop, contextlib.ExitStack() as held:
         run, dataset, start = prepare(run, execution, reporter)
         settings = {**run.settings(), "data_sha256": dataset.fingerprint()}
         if start is not None:
@@ -61,16 +61,20 @@ def train_run(
         # Where one's own images lie is for `evaluate`; that they are the same, their digest says.
         where = {DATA_FILES: str(run.data_files.resolve())} if run.dataset == FOLDER and run.data_files else {}
         check_folder(settings, folder, overwrite, "run", extends=DATA_FILES)
+        if jax.process_count() > 1 and ODD.search(str(folder.absolute())):
+            raise UserError(f"--out {folder}: several processes take no name with *, ?, [ or \\; name another folder")
         if (folder / SUMMARY).exists() and not overwrite:
             reporter.say("This run was finished before.")
-            return json.loads((folder / SUMMARY).read_text())
+            tested = {"loss": float, TASKS[run.task].metric.name: float, str: float}
+            again = "remove it, and the same command makes it again"
+            return read_json(folder / SUMMARY, {"test": tested}, again)
         steps = run.training.steps(dataset.train_images)
         if execution.profiled[1] > steps:
             raise UserError(f"--profile ends at step {execution.profiled[1]}, and the run has {steps}")
         devices = Devices.create(parallel=execution.parallel)
         devices.check_divides(run.training.batch_size, run.training.accumulation)
         if jax.process_index() == 0:
-            claim_folder({**settings, **where}, folder, overwrite, CONTENTS)
+            held.enter_context(claim_folder({**settings, **where}, folder, overwrite, CONTENTS))
         wait_for_processes("folder")
         reporter.say(f"compiling for {devices.mesh.size} devices ({devices.kind})")
         learner = create_learner(run, dataset, devices.per_run)
@@ -165,7 +169,7 @@ def finish(run: Run, folder: Path, dataset: Dataset, state: TrainState, found: M
     if jax.process_index() == 0:
         save_network(folder / NETWORK, network)
         title = f"{name_of(run)} on {run.dataset}"
-        save_run(read_records(folder / METRICS), title, folder, network.task.metric)
+        save_run(read_records(folder / METRICS, network.task.metric.name), title, folder, network.task.metric)
         write_json(folder / SUMMARY, plain(found))
     wait_for_processes("summary")
 

@@ -1,11 +1,17 @@
-"""A study that kills itself in the middle of a run, for `test_study.py`: a process of its own.
+"""A study that is ended in the middle, for `test_study.py`: a process of its own, since it forks.
 
     python killed_study.py FOLDER STEP
+    python killed_study.py FOLDER SEED KILLS TERMS
 
-Saves its state at every evaluation, and is gone when a group has logged the step and its state is on disk.
+The first kills itself when a group has logged the step and its state is on disk. The second is ended at random moments,
+by so many SIGKILLs and SIGTERMs, and then let to its end; it prints a line of JSON for each try. Both save their state at
+every evaluation.
 """
 
+import dataclasses
+import json
 import os
+import random
 import signal
 import sys
 import time
@@ -16,22 +22,85 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from samples import tiny_of
 
-from ablation.studies import quick, run, stopping
+from ablation.studies import STUDY, quick, run, stopping
 from mnv2_jax.ablation import study
 from mnv2_jax.data.resident import load
+from mnv2_jax.errors import Preempted
+
+LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=40, evaluations=16))
+"""A study of some seconds."""
+
+SIGNS = ("*.json*", "running/*/state/*", "checkpoints/.*", "checkpoints/*-0", "checkpoints/*-1", "tensorboard/*-1/*")
+"""What there is when a try is to be ended: settings, a state, a network half and whole, one of the second group."""
+
+LONGEST = 1.0
+"""Seconds from there, at most."""
 
 
-def main() -> None:
-    folder, step = Path(sys.argv[1]), int(sys.argv[2])
-    study.SAVE_SECONDS = -1
+def kill_itself(folder: Path, step: int) -> None:
+    """Run, and be gone behind a step."""
 
     def kill() -> None:
         while not any(path.name.isdigit() for path in folder.glob("running/*/state/*")):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    run(tiny_of(load("digits")), folder, reporter=stopping(step, kill))
+
+
+def child(folder: Path) -> int:
+    """Run to the end; the exit code that a command would have."""
+    try:
+        run(tiny_of(load("digits")), folder, LONG)
+    except Preempted:
+        return os.EX_TEMPFAIL
+    except BaseException as error:
+        print(json.dumps({"failed": repr(error)}), flush=True)
+        return 1
+    return 0
+
+
+def attempt(folder: Path, number: int | None, moments: random.Random) -> dict:
+    """Run in a child, and send it a signal at a random moment; None lets it finish."""
+    process = os.fork()
+    if process == 0:
+        os._exit(child(folder))
+    found: dict = {"signal": number}
+    if number is not None:
+        found["sign"] = moments.choice(SIGNS)
+        while not any(folder.glob(found["sign"])) and not ended(process):
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, LONGEST))
+        os.kill(process, number)
+    found["code"] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    found["left"] = sorted(path.name for path in folder.rglob("*") if "tmp" in path.name or ".new" in path.name)
+    metrics = folder / "metrics.jsonl"
+    found["tested"] = metrics.read_text().count('"test"') if metrics.exists() else 0
+    return found
+
+
+def ended(process: int) -> bool:
+    """Whether it has come to its end by itself."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def end_at_random(folder: Path, seed: int, kills: int, terms: int) -> None:
+    """End a study so often, in a random order, and let it finish."""
+    moments = random.Random(seed)
+    numbers = [int(signal.SIGKILL)] * kills + [int(signal.SIGTERM)] * terms
+    moments.shuffle(numbers)
+    for number in [*numbers, None]:
+        print(json.dumps(attempt(folder, number, moments)), flush=True)
+
+
+def main() -> None:
+    folder, *numbers = sys.argv[1:]
+    study.SAVE_SECONDS = -1
     with quick():
-        run(tiny_of(load("digits")), folder, reporter=stopping(step, kill))
+        if len(numbers) == 1:
+            kill_itself(Path(folder), int(numbers[0]))
+        else:
+            end_at_random(Path(folder), *map(int, numbers))
 
 
 if __name__ == "__main__":

@@ -74,14 +74,26 @@ def test_several_studies_on_one_page(finished_folder, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
-    ("summary.json", "{", "holds no finished study"),
+    ("summary.json", "{", "summary.json is damaged .*run its experiment to the end first"),
     ("summary.json", "{}", "holds no study: its summary.json is of something else"),
-    ("summary.json", '{"comparisons": []}', "was written by another version: arms is missing"),
+    ("summary.json", '{"comparisons": []}', "was written by another version .experiment is missing"),
     ("metrics.jsonl", "", "the test result of linear, seed 0, is missing"),
 ])  # fmt: skip
 def test_what_is_half_written_is_named(copy, name, content, says):
     (copy / name).write_text(content)
     with pytest.raises(UserError, match=says):
+        read_study(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"seeds": ["0"]}, "seeds.0. is .0., expected a whole number"), ({"baseline": "none"}, "KeyError"),
+     ({"task": "none"}, "KeyError"), ({"arms": {"linear": {}}}, "parameters is missing in linear")],
+)  # fmt: skip
+def test_a_damaged_summary_is_named(copy, change, says):
+    path = copy / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=f"summary.json is damaged, or was written by another version .{says}"):
         read_study(copy)
 
 

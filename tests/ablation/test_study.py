@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import jax
 import pytest
 
 from ablation.studies import ALONE, STUDY, interrupt, measured, run, stopping, terminate
+from mnv2_jax import network
 from mnv2_jax.ablation import study as study_module
 from mnv2_jax.ablation.design import Arm
 from mnv2_jax.ablation.statistics import compare_paired
 from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.network import open_network
+from mnv2_jax.training import checkpoint
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.progress import duration
@@ -147,13 +150,19 @@ def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tin
     assert len(read_records(copy / "metrics.jsonl")) == len(lines)
 
 
+def end(folder, *numbers):
+    """Run `killed_study.py`."""
+    script = Path(__file__).parent / "killed_study.py"
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+    command = [sys.executable, script, folder, *map(str, numbers)]
+    return subprocess.run(command, env=environment, timeout=600, stdout=subprocess.PIPE, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_a_study_killed_inside_a_run_continues_there_and_ends_the_same(finished_folder, tiny, tmp_path):
     """Killed in the second half of its first runs, whose state it had saved at half-time."""
-    out, script = tmp_path / "out", Path(__file__).parent / "killed_study.py"
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    killed = subprocess.run([sys.executable, script, out, "3"], env=environment, timeout=300, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    out = tmp_path / "out"
+    assert end(out, 3).returncode == -signal.SIGKILL
     assert not (out / "summary.json").exists()
     again = run(tiny, out)
     assert "resuming from step 2" in again.log
@@ -163,6 +172,59 @@ def test_a_study_killed_inside_a_run_continues_there_and_ends_the_same(finished_
     # Every record is there once, also those from before it was killed.
     assert measured(again.records) == measured(finished.records)
     assert not (out / "running").exists()
+
+
+@pytest.mark.slow
+def test_a_study_ended_at_random_moments_ends_the_same(tmp_path):
+    """By SIGKILL three times and once by SIGTERM."""
+    seed = random.randrange(1 << 16)
+    print("random seed", seed)
+    whole = end(tmp_path / "whole" / "out", 0, 0, 0)
+    assert whole.returncode == 0, whole.stdout
+    tries = [json.loads(line) for line in end(tmp_path / "ended" / "out", seed, 3, 1).stdout.splitlines()]
+    # On a fast machine it may be at its end before.
+    ways = {signal.SIGKILL: (-signal.SIGKILL, 0), signal.SIGTERM: (os.EX_TEMPFAIL, -signal.SIGTERM, 0), None: (0,)}
+    assert [found for found in tries if found["code"] not in ways[found["signal"]]] == []
+    assert len(tries) == 5
+    assert tries[0]["code"] != 0
+    folders = [tmp_path / name / "out" for name in ("whole", "ended")]
+    assert len({(folder / "summary.json").read_bytes() for folder in folders}) == 1
+    assert len({json.dumps(measured(read_records(folder / "metrics.jsonl"))) for folder in folders}) == 1
+    assert {path.name for path in folders[1].iterdir()} == {path.name for path in folders[0].iterdir()}
+
+
+# TensorBoard's writer does not close a file that it cannot flush.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_ends_in_one_line_and_the_same_command_ends_the_same(
+    finished_folder, tiny, tmp_path, saved_often, monkeypatch
+):
+    """Full before the first step, in the middle of a state, and of a network of which there is one already."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)]).returncode:
+        pytest.skip("no file system can be mounted here")
+    folder, finished = finished_folder
+    try:
+        # As where others fill the disk meanwhile.
+        monkeypatch.setattr(network, "check_room", lambda *given: None)
+        monkeypatch.setattr(checkpoint, "check_room", lambda *given: None)
+        for size in (12, 180, 760):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+            with pytest.raises(
+                UserError, match=r"cannot be (read or )?written .*[Nn]o space .*(make room|mend that)"
+            ) as error:
+                run(tiny, disk / "out")
+            assert "\n" not in str(error.value)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        again = run(tiny, disk / "out")
+        assert (disk / "out" / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
+        assert measured(again.records) == measured(finished.records)
+        assert {path.name for path in (disk / "out" / "checkpoints").iterdir()} == {
+            path.name for path in (folder / "checkpoints").iterdir()
+        }
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_sigterm_saves_and_the_same_command_ends_the_same(finished_folder, tiny, tmp_path):
@@ -293,7 +355,7 @@ def test_a_folder_of_something_else_is_never_touched(tiny, tmp_path):
 
 def test_a_damaged_config_is_named(copy, tiny):
     (copy / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not a study's .*--overwrite"):
+    with pytest.raises(UserError, match=r"config.json is damaged .*--overwrite"):
         run(tiny, copy)
 
 

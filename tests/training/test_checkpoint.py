@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.training.checkpoint import RunCheckpoints, tree_digest
+from mnv2_jax.network import tree_digest
+from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.step import TrainState
 
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -96,6 +97,15 @@ def test_the_newest_and_every_so_manieth_are_kept(tmp_path):
             checkpoints.save(state_of(step), step, {})
         checkpoints.wait()
         assert checkpoints.steps == [50, 40, 20]
+
+
+def test_the_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "c[1] *" / "x"
+    for step in (20, 40):
+        with opened(folder) as checkpoints:
+            checkpoints.save(state_of(step), step, {})
+    assert_same(restored(folder, state_of(0)).state, state_of(40))
+    assert {path.name for path in folder.iterdir()} == {"20", "40"}
 
 
 def test_digests_tell_names_types_shapes_and_bits_apart():

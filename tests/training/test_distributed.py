@@ -16,9 +16,8 @@ import pytest
 from training.runs import run_tiny
 
 from mnv2_jax.errors import UserError
-from mnv2_jax.network import open_network
+from mnv2_jax.network import open_network, tree_digest
 from mnv2_jax.training import distributed
-from mnv2_jax.training.checkpoint import tree_digest
 from mnv2_jax.training.distributed import Processes, initialize, is_slurm_job, is_tpu_host, watch_for_preemption
 from mnv2_jax.training.metrics import read_records
 

@@ -17,9 +17,8 @@ from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.models.create import create_model
-from mnv2_jax.network import Network, open_network, save_network, variable_shapes
+from mnv2_jax.network import Network, open_network, save_network, tree_digest, variable_shapes
 from mnv2_jax.tasks.classification import Classification
-from mnv2_jax.training.checkpoint import tree_digest
 from mnv2_jax.training.config import Execution
 from mnv2_jax.training.create import create_learner, create_network, network_of
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
@@ -420,7 +419,7 @@ def test_a_study_is_no_network(tmp_path):
     with pytest.raises(UserError, match="is a study; name one of its networks, .*/checkpoints/ARM-SEED"):
         open_trained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not a run's"):
+    with pytest.raises(UserError, match=r"config.json is damaged"):
         open_trained(tmp_path)
 
 

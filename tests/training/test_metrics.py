@@ -1,6 +1,7 @@
 """Records: a JSON object a line, which a reader meets whole or not at all."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -24,6 +25,28 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
     path.write_text(to_line(RECORD) + "{}\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is no record"):
         read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": "10"}, 'step is "10", expected a whole number'),
+        ({"loss": None}, "loss is null, expected a number"),
+        ({"accuracy": [1]}, r"accuracy is \[1\], expected a number"),
+        ({"images_per_second": "fast"}, "images_per_second is"),
+    ],
+)
+def test_a_field_of_another_type_is_named(change, says, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({**json.loads(to_line(RECORD)), **change}) + "\n")
+    with pytest.raises(UserError, match=f"metrics.jsonl, line 1, is no record of a run .{says}"):
+        read_records(path)
+
+
+def test_a_record_without_the_metric_that_is_asked_for_is_named(tmp_path):
+    write_records(tmp_path / "x", [RECORD])
+    with pytest.raises(UserError, match="line 1, is no record of a run .distance is missing"):
+        read_records(tmp_path / "x", "distance")
 
 
 def test_metrics_are_the_task_s_whatever_they_are_called():

@@ -14,8 +14,8 @@ import pytest
 from training.runs import LONG, STEPS, results, run_tiny, tiny_run
 
 from mnv2_jax.errors import Preempted, UserError
-from mnv2_jax.network import open_network
-from mnv2_jax.training.checkpoint import RunCheckpoints, tree_digest
+from mnv2_jax.network import open_network, tree_digest
+from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.trainer import Trainer
 
@@ -125,6 +125,13 @@ def test_a_finished_run_is_not_repeated(whole):
     assert run_tiny(whole[0], log=log) == whole[1]
     assert "finished before" in log.getvalue()
     assert contents(whole[0]) == before
+
+
+def test_a_finished_run_s_damaged_summary_is_named(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "x")
+    (folder / "summary.json").write_text('{"test": {"loss": 1}}')
+    with pytest.raises(UserError, match=r"summary.json is damaged \(accuracy is missing in test\); remove it, and the"):
+        run_tiny(folder)
 
 
 # --- Stopped ---------------------------------------------------------------------------------------------

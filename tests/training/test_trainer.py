@@ -16,9 +16,9 @@ from training.runs import NEVER, compile_programs, results, train
 
 from mnv2_jax.errors import Diverged, Preempted, UserError
 from mnv2_jax.models.layers import BatchNorm, find_activation
+from mnv2_jax.network import tree_digest
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training import trainer as trainer_module
-from mnv2_jax.training.checkpoint import tree_digest
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.finetune import Start
