@@ -3,6 +3,7 @@
 On disk it is a folder that Orbax wrote: "variables" (the arrays) and "description" (the rest, as JSON).
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from jaxtyping import PyTree
 
+from mnv2_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.blocks import Block
 from mnv2_jax.models.create import create_model, model_settings, upgrade_settings
@@ -36,7 +38,7 @@ class Network(NamedTuple):
         task: what its outputs mean.
         source: where it comes from: a name in `mnv2_jax.weights.load.SOURCES`, "mnv2_jax" for our own runs, or an
             experiment's name.
-        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`.
+        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`, or its own.
         resolution: side of its images in pixels.
         class_names: one an output; None if they are not known.
         notes: what was decided in reading it, a sentence each.
@@ -47,7 +49,7 @@ class Network(NamedTuple):
     variables: Mapping[str, PyTree]
     task: Task
     source: str
-    preprocessing: str
+    preprocessing: str | Preprocessing
     resolution: int
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -70,12 +72,13 @@ def variable_shapes(model: nn.Module, channels: int = 3) -> dict[str, Any]:
 
 def describe(network: Network) -> dict[str, Any]:
     """All but the variables, as JSON can hold it."""
+    how = network.preprocessing
     return {
         "model": model_settings(network.model),
         "task": task_settings(network.task),
         "image_channels": network.image_channels,
         "source": network.source,
-        "preprocessing": network.preprocessing,
+        "preprocessing": how if isinstance(how, str) else dataclasses.asdict(how),
         "resolution": network.resolution,
         "class_names": network.class_names,
     }
@@ -105,7 +108,7 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
             variables={},
             task=TASKS[task.pop("name")](**task),
             source=description["source"],
-            preprocessing=description["preprocessing"],
+            preprocessing=preprocessing_from_json(description["preprocessing"]),
             resolution=description["resolution"],
             class_names=tuple(names) if names else None,
             image_channels=description["image_channels"],

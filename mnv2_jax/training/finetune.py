@@ -118,9 +118,11 @@ class Start:
         # Other code bases name the same classes in other words.
         named = start.class_names is not None and start.source not in SOURCES
         renamed = named and tuple(start.class_names or ()) != tuple(class_names)
-        anew = theirs != len(class_names) or renamed
+        other = start.task.outputs != "softmax"  # type: ignore[attr-defined]
+        anew = theirs != len(class_names) or renamed or other
         if anew:
             what = f"{theirs or 'no'} classes" if theirs != len(class_names) else "other classes"
+            what = "sigmoid outputs" if other else what
             said = (f"the classifier starts anew: {name} has {what}, the data {len(class_names)}",)
         params = {layer: value for layer, value in start.variables["params"].items() if not (anew and layer in layers)}
         variables = {"params": params, "batch_stats": start.variables["batch_stats"]}

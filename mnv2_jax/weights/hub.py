@@ -19,9 +19,10 @@ from pathlib import Path
 from types import ModuleType
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.weights.configs import CONFIG, PREPROCESSOR
 
-CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
-"""What is taken of a repository. Nothing else is, and never a pickle."""
+WEIGHTS = "model.safetensors"
+"""What is taken of a repository, beside the files that say how it is used. Nothing else is, and never a pickle."""
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 TORCHVISION_FILES = {
