@@ -75,7 +75,7 @@ def main(options: Options) -> None:
             save_network(output, network)
         else:
             # The suffix says the form, so it stays at the end.
-            beside = output.with_name(f".{os.getpid()}-{output.name}")
+            beside = output.with_name(f".{os.getpid()}{''.join(output.suffixes)}")
             try:
                 export_weights(beside, network, options.target)
                 os.replace(beside, output)

@@ -113,7 +113,7 @@ def adapt(
     if not layers:  # weights only
         head = Layer((), "Dense", next(iter(others))) if len(others) == 1 else None
         left_out = [Layer((), "layer", name) for name in others] if head is None else []
-        assumed = () if head is not None and head.name == classifier or not others else (ASSUMED,)
+        assumed = () if (head is not None and head.name == classifier) or not others else (ASSUMED,)
         said = Said(notes=(*assumed, *_left_out(left_out)))
         return _with_head(inside, tensors, head, classifier, layout, said)
 

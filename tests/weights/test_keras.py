@@ -1,7 +1,6 @@
 """Keras's files without Keras: `tests/peers` has those that it writes itself."""
 
 import h5py
-import numpy as np
 import pytest
 
 from mnv2_jax.weights import mapping
