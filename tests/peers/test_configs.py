@@ -144,7 +144,9 @@ def test_another_linear_layer_is_the_classifier(images, tmp_path):
         expected = linear(theirs(torch.tensor(images(64).transpose(0, 3, 1, 2)))).numpy()
     np.testing.assert_allclose(apply(network, images(64)), expected, atol=1e-4 * expected.std())
     torch.save({**state, "fc.bias": linear.bias, "fc2.weight": torch.ones(3, 5)}, tmp_path / "y.pth")
-    with pytest.raises(UserError, match=r"fc.bias, fc.weight, fc2.weight; known behind the network is one linear layer"):
+    with pytest.raises(
+        UserError, match=r"fc.bias, fc.weight, fc2.weight; known behind the network is one linear layer"
+    ):
         load_weights(tmp_path / "y.pth")
 
 

@@ -146,7 +146,10 @@ def test_how_timm_validates(said):
     ("config", "says"),
     [
         ({"architecture": "mobilenetv2_110d"}, 'says architecture "mobilenetv2_110d": the tensors are read as'),
-        ({"architecture": "mobilenetv1_100"}, 'says architecture "mobilenetv1_100": the tensors are read as mobilenet_v2'),
+        (
+            {"architecture": "mobilenetv1_100"},
+            'says architecture "mobilenetv1_100": the tensors are read as mobilenet_v2',
+        ),
         ({"global_pool": "max"}, 'says global_pool "max": only "avg" is known here'),
         ({"model_args": {"act_layer": "silu"}}, "says model_args .*: 'act_layer' is not known here"),
         ({"pretrained": {"crop_mode": "border"}}, 'says crop_mode "border": known are center, squash'),

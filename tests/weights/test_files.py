@@ -77,3 +77,23 @@ def test_what_is_nothing(tmp_path):
         load_weights(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="is a folder, but no checkpoint"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        (
+            ["a.npy", "b.npy"],
+            r"is a NumPy archive \(of a.npy, b.npy\), and holds no weights known here: known are files",
+        ),
+        (["notes.txt"], r"is a zip archive \(of notes.txt\), and holds no weights known here"),
+        (["x/data.pkl", "x/constants.pkl", "x/code/a.py"], "is a TorchScript archive, which holds a program"),
+        ([], r"is a zip archive \(of nothing\)"),
+    ],
+)
+def test_an_archive_of_another_kind_is_named(members, says, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in members:
+            archive.writestr(name, "x")
+    with pytest.raises(UserError, match=says):
+        load_weights(tmp_path / "x.zip")

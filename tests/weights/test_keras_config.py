@@ -45,7 +45,12 @@ def adapted(network):
     def adapted(front=(), behind=(), outputs=7, loss=None, **inside):
         tensors, model = network
         head = {"mine/kernel": np.ones((1280, outputs), np.float32), "mine/bias": np.zeros(outputs, np.float32)}
-        layers = [layer("InputLayer", "input", batch_shape=[None, 96, 96, 3]), *front, *body(tensors, **inside), *behind]
+        layers = [
+            layer("InputLayer", "input", batch_shape=[None, 96, 96, 3]),
+            *front,
+            *body(tensors, **inside),
+            *behind,
+        ]
         return adapt(KERAS, {**tensors, **head}, layers, loss, model)
 
     return adapted
