@@ -174,7 +174,7 @@ def _explain(hub: ModuleType, repository: str, revision: str, error: Exception) 
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{page} has no revision {revision!r}; its branches, tags and commits are on {page}/commits"
     if isinstance(error, errors.EntryNotFoundError) and _status(error) is not None:
-        return f"{page} has no {WEIGHTS} beside a {CONFIG}; other formats are not taken from the hub"
+        return f"{page} has no {WEIGHTS} beside a {CONFIG}; other formats are not taken from the hub: download the folder, and name that"
     if status in (401, 403):
         return f"{endpoint} refuses access ({status}); log in with `hf auth login`, or set a valid HF_TOKEN"
     if status is not None:

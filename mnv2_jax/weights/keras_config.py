@@ -20,7 +20,7 @@ from mnv2_jax.models.strides import strides_and_dilations
 from mnv2_jax.network import variable_shapes
 from mnv2_jax.tasks.classification import Outputs
 from mnv2_jax.weights.configs import ACTIVATIONS, Said, numeric_settings
-from mnv2_jax.weights.mapping import Layout, Source, Tensors, entries, flatten
+from mnv2_jax.weights.mapping import Layout, Source, Tensors, count_outputs, entries, flatten
 
 IDLE = ("InputLayer", "Dropout", "SpatialDropout2D", "Identity", "ActivityRegularization", "Cast")
 """Layers that change nothing when a network is evaluated, besides those of random images and of noise."""
@@ -28,6 +28,7 @@ IDLE = ("InputLayer", "Dropout", "SpatialDropout2D", "Identity", "ActivityRegula
 SHAPES = ("Flatten", "Reshape")
 """Layers that change nothing of pooled features and of logits."""
 
+POOLING = "GlobalAveragePooling2D"
 KNOWN_HEAD = "average pooling, then one dense layer or 1x1 convolution, with softmax, sigmoid or no activation"
 
 
@@ -121,20 +122,23 @@ def adapt(
     first, last = (places[0], places[-1]) if places else (0, -1)
     front, behind = list(layers[:first]), [layer for layer in layers[last + 1 :] if not layer.idle]
     own = list(layers[first : last + 1])
+    if front and front[-1].kind == "ZeroPadding2D":
+        own.insert(0, front.pop())  # older versions of Keras pad in a layer
     if behind and behind[0].kind in ("ReLU", "Activation") and behind[0].activation not in ("softmax", "sigmoid"):
         own.append(behind.pop(0))  # the network's own, behind its last norm
     preprocessing, scaled = _input_scale(front, tensors)
     settings = _settings_of(own, body, model)
-    _check_strides(own, body, model)
+    side = _image_size(layers)
+    _check_windows(own, body, model, side)
     behind = [layer for layer in behind if layer.kind not in SHAPES]
     head, outputs = _head(behind, loss)
-    notes = _left_out(behind if head is None else [])
+    notes = _left_out(behind if head is None and [layer.kind for layer in behind] != [POOLING] else [])
     if scaled:
         notes = (
             f"the file scales images itself, by {', '.join(map(str, scaled))}: that is in the preprocessing",
             *notes,
         )
-    said = Said(settings, {}, preprocessing, _image_size(layers), None, outputs, notes)
+    said = Said(settings, {}, preprocessing, side, None, outputs, notes)
     return _with_head(inside, tensors, head, classifier, layout, said)
 
 
@@ -159,7 +163,7 @@ def _with_head(
     inside = {**inside, f"{classifier}/kernel": kernel[None, None] if layout.squeeze else kernel}
     inside[f"{classifier}/bias"] = bias
     if head.name != classifier:
-        note = f"the classifier is the dense layer {head.name!r} with {kernel.shape[1]} outputs"
+        note = f"the classifier is the dense layer {head.name!r} with {count_outputs(kernel.shape[1])}"
         said = said._replace(notes=(*said.notes, note))
     return inside, said
 
@@ -222,8 +226,8 @@ def _linear(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
             return 1 / constant, zero
         if operation in ("multiply", "mul"):
             return constant, zero
-        if operation in ("subtract", "sub", "add", "__operators__.add"):
-            return one, constant if "add" in operation else -constant
+        if operation in ("subtract", "sub", "add"):
+            return one, constant if operation == "add" else -constant
     raise UserError(
         f"{layer} in front of the network is not known here; known are Rescaling, Normalization, arithmetic with "
         "numbers, and layers of training alone: build the model without it, and prepare the images before"
@@ -283,17 +287,30 @@ def _relu_name(config: Mapping[str, Any]) -> str:
     return f"ReLU with max_value {limit}, negative_slope {slope} and threshold {config.get('threshold')}"
 
 
-def _check_strides(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone) -> None:
-    """Refuse layers that move over their input otherwise than the published network's."""
+def _check_windows(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone, side: int | None) -> None:
+    """Refuse layers that move over their input otherwise than the published network's, or pad it otherwise."""
     strides = [2, *(row.stride if repeat == 0 else 1 for row in model.stages for repeat in range(row.repeats))]
-    spatial = [layer for layer in own if layer.name in body and layer.config.get("kernel_size") in ([3, 3], (3, 3), 3)]
-    for layer, (stride, dilation) in zip(spatial, strides_and_dilations(strides), strict=False):
+    moves, padded = iter(strides_and_dilations(strides)), None
+    for layer in own:
+        if layer.kind == "ZeroPadding2D":
+            padded = layer.config["padding"]
+        if layer.name not in body or layer.config.get("kernel_size") not in ([3, 3], (3, 3), 3):
+            continue
+        stride, dilation = next(moves, (1, 1))
         for name, expected in (("strides", stride), ("dilation_rate", dilation)):
             found = layer.config.get(name, expected)
             if list(np.broadcast_to(found, (2,))) != [expected, expected]:
                 raise UserError(f"{layer} has {name} {found}, expected {expected}")
         if layer.config.get("data_format", "channels_last") != "channels_last":
             raise UserError(f"{layer} takes channels first; known are channels last")
+        if layer.config.get("padding", "same") == "valid" and side is not None:
+            same = CONVENTIONS["tensorflow"].padding(side, 3, stride)
+            if not np.array_equal(padded, [same, same]):
+                raise UserError(
+                    f"{layer} is padded by {padded or 0} on a map of {side} by {side} pixels, and the published network "
+                    f"by {[*same]}: save the weights alone (.weights.h5) to use them at another size"
+                )
+        padded, side = None, side and -(-side // stride)
 
 
 # --- Behind the network ----------------------------------------------------------------------------------
@@ -302,7 +319,7 @@ def _check_strides(own: Sequence[Layer], body: Mapping[str, Any], model: Backbon
 def _head(behind: Sequence[Layer], loss: Any) -> tuple[Layer | None, Outputs | None]:
     """The layer that is the classifier, if it is of a known kind, and what makes probabilities of its outputs."""
     kinds = [layer.kind for layer in behind]
-    if kinds[:1] != ["GlobalAveragePooling2D"] or kinds[1:2] not in (["Dense"], ["Conv2D"]):
+    if kinds[:1] != [POOLING] or kinds[1:2] not in (["Dense"], ["Conv2D"]):
         return None, None
     head, *after = behind[1:]
     if any(layer.kind not in ("Activation", "Softmax") for layer in after):

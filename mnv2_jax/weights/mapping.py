@@ -202,6 +202,11 @@ def _behind(listed: Sequence[Entry], names: Iterable[str]) -> list[str]:
     return [name for name in names if name.partition(".")[0] not in parts]
 
 
+def count_outputs(number: int) -> str:
+    """In words."""
+    return f"{number} output{'' if number == 1 else 's'}"
+
+
 def find_classifier(source: Source, name: str, tensors: Tensors) -> tuple[Tensors, list[str]]:
     """The classifier by its usual name where another linear layer is all that stands behind a network of PyTorch.
 
@@ -219,7 +224,7 @@ def find_classifier(source: Source, name: str, tensors: Tensors) -> tuple[Tensor
     bias = tensors.get(f"{layer}.bias", np.zeros(len(weight), np.float32))
     rest = {other: tensor for other, tensor in tensors.items() if other not in behind}
     rest |= {f"{usual}.weight": weight.reshape(weight.shape[:2]), f"{usual}.bias": bias}
-    return rest, [] if layer == usual else [f"the classifier is the layer {layer!r} with {len(weight)} outputs"]
+    return rest, [] if layer == usual else [f"the classifier is the layer {layer!r} with {count_outputs(len(weight))}"]
 
 
 def guess(source: Source, tensors: Tensors) -> tuple[str, float]:
@@ -337,8 +342,8 @@ def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> di
         if _behind(wanted, extra):
             *_, features = output_widths(model).values()
             known = (
-                f"; known behind the network is one linear layer, of shape ({model.num_classes or 'classes'}, {features}): "
-                "a file with none is read as a network whose output is the pooled features"
+                f"; known behind the network is one linear layer, with a weight of (classes, {features}) and a bias: "
+                "without any, it is read as a network whose output is the pooled features"
             )
         raise UserError(f"tensors are left over that belong to no layer: {_listed(extra)}{known}")
     leaves = {}

@@ -141,11 +141,29 @@ def test_epsilon_and_activation_are_the_file_s(adapted):
         (2, layer("BatchNormalization", "bn_Conv1", epsilon=1.0), r"epsilons of \[0.001, 1.0\]; known is one for all"),
         (3, layer("Multiply", "gate"), "are 35 of Multiply 'gate', relu6"),
         (0, layer("InputLayer", "input", batch_shape=[None, 96, 64, 3]), r"images are of \(96, 64, 3\), expected"),
+        (
+            1,
+            layer("Conv2D", "Conv1", kernel_size=[3, 3], padding="valid"),
+            r"is padded by 0 on a map of 96 by 96 .* \[0, 1\]",
+        ),
     ],
 )
 def test_a_network_that_computes_otherwise_is_refused(index, changed, says, network):
     tensors, model = network
-    layers = [layer("InputLayer", "input"), *body(tensors)]
+    layers = [layer("InputLayer", "input", batch_shape=[None, 96, 96, 3]), *body(tensors)]
     layers[index] = changed
     with pytest.raises(UserError, match=says):
         adapt(KERAS, tensors, layers, None, model)
+
+
+@pytest.mark.parametrize(("side", "padding"), [(96, [[0, 1], [0, 1]]), (97, [[1, 1], [1, 1]])])
+def test_padding_that_is_the_published_network_s_is_taken(side, padding, network):
+    tensors, model = network
+    first = layer("Conv2D", "Conv1", kernel_size=[3, 3], strides=[2, 2], padding="valid")
+    inputs = layer("InputLayer", "input", batch_shape=[None, side, side, 3])
+    _, _, *rest = [inputs, *body(tensors)]
+    _, said = adapt(KERAS, tensors, [inputs, layer("ZeroPadding2D", "pad", padding=padding), first, *rest], None, model)
+    assert said.resolution == side
+    other = layer("ZeroPadding2D", "pad", padding=[[1, 0], [1, 0]])
+    with pytest.raises(UserError, match="is padded by"):
+        adapt(KERAS, tensors, [inputs, other, first, *rest], None, model)
