@@ -178,7 +178,7 @@ def read_transformers(folder: Path, name: str) -> Said:
         resolution or config.side("image_size"),
         tuple(str(labels.get(str(index), index)) for index in range(len(labels))) if labels else None,
         OUTPUTS[problem],
-        (f"{CONFIG} is heeded: {_in_words(settings)}",),
+        (f"{CONFIG} says {_in_words(settings)}",),
     )
 
 
@@ -310,7 +310,7 @@ def read_timm(folder: Path, name: str) -> Said:
         preprocessing=_timm_preprocessing(used),
         resolution=shape[1],
         class_names=tuple(map(str, names)) if names else None,
-        notes=(f"{CONFIG} is heeded: {architecture}",),
+        notes=(f"{CONFIG} says {architecture}",),
     )
 
 

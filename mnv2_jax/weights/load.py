@@ -45,9 +45,12 @@ def load_weights(
 ) -> Network:
     """Read a trained network; what it is and how wide, is told from the file.
 
+    What the files beside the weights say (`config.json` and `preprocessor_config.json` of Hugging Face, `config.json` of
+    timm), and a Keras model's own configuration, is done or refused by name.
+
     Args:
         path: a network's or a finished run's folder; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth` (needs
-            PyTorch), or Hugging Face's folder; a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs
+            PyTorch), or Hugging Face's folder (also with `pytorch_model.bin`); a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs
             TensorFlow); or published weights by reference, see `mnv2_jax.weights.hub`: "hf://timm/mobilenetv2_100.ra_in1k",
             "torchvision://mobilenet_v2-b0353104.pth".
         source: refuse a file of another source than this one of `SOURCES`.

@@ -163,16 +163,15 @@ def scaled_by_layers(x):
 
 
 @pytest.mark.parametrize(
-    ("scale", "head", "loss"),
+    ("scale", "head", "loss", "name"),
     [
-        (scaled_by_operations, [LAYERS.Dense(1, activation="sigmoid")], None),
-        (scaled_by_layers, [LAYERS.Dense(4), LAYERS.Activation("sigmoid")], None),
-        (None, [LAYERS.Dense(4, activation="softmax", use_bias=False)], None),
-        (None, [LAYERS.Dense(1)], keras.losses.BinaryCrossentropy(from_logits=True)),
+        (scaled_by_operations, [LAYERS.Dense(1, activation="sigmoid")], None, "x.keras"),
+        (scaled_by_layers, [LAYERS.Dense(4), LAYERS.Activation("sigmoid")], None, "x.h5"),
+        (None, [LAYERS.Dense(4, activation="softmax", use_bias=False)], None, "x.keras"),
+        (None, [LAYERS.Dense(1)], keras.losses.BinaryCrossentropy(from_logits=True), "x.h5"),
     ],
     ids=["one sigmoid", "sigmoids", "softmax", "one logit"],
 )
-@pytest.mark.parametrize("name", ["x.keras", "x.h5"])
 def test_predictions_are_those_of_keras(scale, head, loss, name, tmp_path):
     inputs = keras.Input((64, 64, 3))
     base = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, weights=None, include_top=False)

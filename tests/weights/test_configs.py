@@ -45,7 +45,7 @@ def test_what_transformers_network_computes(said):
     }  # fmt: skip
     assert (found.resolution, found.class_names, found.outputs) == (96, ("cat", "dog"), None)
     assert found.stated["width_multiplier"] == ("depth_multiplier", 0.5)
-    assert found.notes == ("config.json is heeded: padding of tensorflow, epsilon 0.001, relu6",)
+    assert found.notes == ("config.json says padding of tensorflow, epsilon 0.001, relu6",)
     other = {"tf_padding": False, "hidden_act": "silu", "layer_norm_eps": 1e-3, "output_stride": 16}
     found = transformers(said, {**other, "problem_type": "multi_label_classification"})
     assert found.settings == {
