@@ -22,7 +22,7 @@ from mnv2_jax.tasks.classification import Outputs
 from mnv2_jax.weights.configs import ACTIVATIONS, Said, numeric_settings
 from mnv2_jax.weights.mapping import Layout, Source, Tensors, count_outputs, entries, flatten
 
-IDLE = ("InputLayer", "Dropout", "SpatialDropout2D", "Identity", "ActivityRegularization", "Cast")
+IDLE = ("InputLayer", "Dropout", "AlphaDropout", "SpatialDropout2D", "Identity", "ActivityRegularization", "Cast")
 """Layers that change nothing when a network is evaluated, besides those of random images and of noise."""
 
 SHAPES = ("Flatten", "Reshape")
@@ -58,7 +58,8 @@ class Layer(NamedTuple):
     @property
     def idle(self) -> bool:
         """Whether it changes nothing when a network is evaluated."""
-        return self.kind in IDLE or self.kind.startswith(("Random", "Gaussian"))
+        # `RandomCrop` takes the centre then.
+        return self.kind in IDLE or (self.kind.startswith(("Random", "Gaussian")) and self.kind != "RandomCrop")
 
     @property
     def activation(self) -> str:
@@ -253,24 +254,25 @@ def _constant(layer: Layer) -> np.ndarray | None:
 
 def _settings_of(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone) -> dict[str, Any]:
     """Epsilon and activation of the network, which all of its layers share."""
-    epsilons = {layer.config.get("epsilon", 1e-3) for layer in own if layer.kind == "BatchNormalization"}
-    active = [layer for layer in own if layer.name not in body and layer.kind not in ("ZeroPadding2D", "Add")]
-    active = [layer for layer in active if not layer.idle]
-    activations = {layer.activation if layer.kind in ("ReLU", "Activation") else str(layer) for layer in active}
-    activations |= {layer.activation for layer in own if layer.name in body} - {"linear"}
-    expected = sum(kind[2:] != ("project",) for kind in _units(model))
-    if len(epsilons) > 1:
-        raise UserError(f"its batch norms have epsilons of {sorted(epsilons)}; known is one for all")
     if not own:
         return {}
-    if len(activations) != 1 or not activations <= set(ACTIVATIONS) or len(active) != expected:
-        found = ", ".join(sorted(activations)) or "no activation"
+    added = [layer for layer in own if not (layer.name in body or layer.idle or layer.kind in ("ZeroPadding2D", "Add"))]
+    for layer in added:
+        if layer.kind not in ("ReLU", "Activation"):
+            raise UserError(f"{layer} inside the network is not known here")
+    epsilons = {layer.config.get("epsilon", 1e-3) for layer in own if layer.kind == "BatchNormalization"}
+    if len(epsilons) > 1:
+        raise UserError(f"its batch norms have epsilons of {sorted(epsilons)}; known is one for all")
+    activations = {layer.activation for layer in added}
+    activations |= {layer.activation for layer in own if layer.name in body} - {"linear"}
+    expected = sum(unit[2:] != ("project",) for unit in _units(model))
+    if len(activations) != 1 or not activations <= set(ACTIVATIONS) or len(added) != expected:
+        found = ", ".join(sorted(activations)) or "none"
         raise UserError(
-            f"between its first layer and its last are {len(active)} of {found}; "
-            f"expected {expected} of one activation, {', '.join(ACTIVATIONS)}"
+            f"it has {len(added)} activations ({found}), expected {expected} of one kind: {', '.join(ACTIVATIONS)}"
         )
-    padding = CONVENTIONS["tensorflow"]
-    return numeric_settings(False, epsilons.pop() if epsilons else padding.epsilon, ACTIVATIONS[activations.pop()])
+    epsilon = epsilons.pop() if epsilons else CONVENTIONS["tensorflow"].epsilon
+    return numeric_settings(False, epsilon, ACTIVATIONS[activations.pop()])
 
 
 def _units(model: Backbone) -> list[tuple[str, ...]]:
@@ -305,7 +307,7 @@ def _check_windows(own: Sequence[Layer], body: Mapping[str, Any], model: Backbon
             raise UserError(f"{layer} takes channels first; known are channels last")
         if layer.config.get("padding", "same") == "valid" and side is not None:
             same = CONVENTIONS["tensorflow"].padding(side, 3, stride)
-            if not np.array_equal(padded, [same, same]):
+            if padded is None or not np.array_equal(padded, [same, same]):
                 raise UserError(
                     f"{layer} is padded by {padded or 0} on a map of {side} by {side} pixels, and the published network "
                     f"by {[*same]}: save the weights alone (.weights.h5) to use them at another size"
