@@ -5,6 +5,7 @@ as JSON).
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from flax import linen as nn
 from jaxtyping import PyTree
 
-from mnv2_jax.data.preprocessing import PREPROCESSING
+from mnv2_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.blocks import Block
 from mnv2_jax.models.create import create_model, model_settings, upgrade_settings
@@ -61,7 +62,7 @@ class Network(NamedTuple):
         task: what its outputs mean.
         source: where it comes from: a name in `mnv2_jax.weights.load.SOURCES`, "mnv2_jax" for our own runs, or an
             experiment's name.
-        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`.
+        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`, or its own.
         resolution: side of its images in pixels.
         class_names: one an output; None if they are not known.
         notes: what was decided in reading it, a sentence each.
@@ -72,7 +73,7 @@ class Network(NamedTuple):
     variables: Mapping[str, PyTree]
     task: Task
     source: str
-    preprocessing: str
+    preprocessing: str | Preprocessing
     resolution: int
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -95,12 +96,13 @@ def variable_shapes(model: nn.Module, channels: int = 3) -> dict[str, Any]:
 
 def describe(network: Network) -> dict[str, Any]:
     """All but the variables, as JSON can hold it."""
+    how = network.preprocessing
     return {
         "model": model_settings(network.model),
         "task": task_settings(network.task),
         "image_channels": network.image_channels,
         "source": network.source,
-        "preprocessing": network.preprocessing,
+        "preprocessing": how if isinstance(how, str) else dataclasses.asdict(how),
         "resolution": network.resolution,
         "class_names": network.class_names,
     }
@@ -130,7 +132,7 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
             variables={},
             task=TASKS[task.pop("name")](**task),
             source=description["source"],
-            preprocessing=description["preprocessing"],
+            preprocessing=preprocessing_from_json(description["preprocessing"]),
             resolution=description["resolution"],
             class_names=tuple(names) if names else None,
             image_channels=description["image_channels"],
@@ -279,8 +281,6 @@ def check_agrees(network: Network) -> None:
     for name, count in counts.items():
         if count != outputs:
             raise ValueError(f"{name} has {count}, and there are {outputs} outputs")
-    if network.preprocessing not in PREPROCESSING:
-        raise ValueError(f"there is no preprocessing {network.preprocessing!r}")
     if not 0 < network.resolution < 1 << 15:
         raise ValueError(f"its resolution is {network.resolution}")
 

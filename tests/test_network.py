@@ -11,6 +11,7 @@ import pytest
 
 from mnv2_jax import InvertedResidual, MobileNetV1, MobileNetV2, Network
 from mnv2_jax import network as network_module
+from mnv2_jax.data.preprocessing import Preprocessing
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.models.blocks import ExpansionShortcut
@@ -59,12 +60,13 @@ def assert_same(ours, theirs):
     "network",
     [
         network_of(),
+        network_of(preprocessing=Preprocessing("resize", 0.9, "box", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), border=2)),
         network_of(channels=1, class_names=None, source="an_experiment"),
         network_of(
             MobileNetV2(3, 0.1, stages=(Stage(1, 16, 1, 1), Stage(2, 24, 2, 2)), block=ExpansionShortcut, kernels="xla")
         ),
     ],
-    ids=["MobileNetV1", "grey", "MobileNetV2"],
+    ids=["MobileNetV1", "own preprocessing", "grey", "MobileNetV2"],
 )
 def test_a_network_needs_no_further_arguments(network, tmp_path):
     save_network(tmp_path / "x", network)

@@ -20,7 +20,7 @@ from mnv2_jax.data.batch import Batch
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.backbone import Backbone
 from mnv2_jax.models.blocks import InvertedResidual, NoShortcut, TwoDepthwise, block_name
-from mnv2_jax.models.layers import CONVENTIONS, activation_name
+from mnv2_jax.models.layers import activation_name
 from mnv2_jax.models.mobilenet_v2 import MobileNetV2
 from mnv2_jax.training.devices import SEED, Devices, Program
 from mnv2_jax.training.step import Learner, init_state
@@ -94,7 +94,7 @@ def bottlenecks(params: Mapping[str, Any]) -> dict[str, int]:
 def expansion_rows(model: Backbone, variables: Mapping[str, Any], block: str) -> Float[np.ndarray, "n m"]:
     """A block's expansion as one linear map, batch norm folded in; a column a channel of the expansion."""
     layer, statistics = variables["params"][block]["expand"], variables["batch_stats"][block]["expand"]
-    epsilon = CONVENTIONS[model.convention].epsilon
+    epsilon = model.conv_norm(1).epsilon
     slope = np.asarray(layer["norm"]["scale"]) / np.sqrt(np.asarray(statistics["norm"]["var"]) + epsilon)
     return np.asarray(layer["conv"]["kernel"])[0, 0] * slope
 

@@ -37,15 +37,19 @@ class Options:
     """What the images need; told from the source if not given (torchvision_v2 is told from its file's name)."""
     resolution: int | None = None
     """Side of the images in pixels; told from the file if not given, else 224."""
+    outputs: Literal["softmax", "sigmoid"] | None = None
+    """What makes probabilities of the outputs: softmax over the classes, or a sigmoid each; told from the file if not
+    given, else softmax."""
     overwrite: bool = False
     """Replace what is at --output."""
 
 
 def main(options: Options) -> None:
     """Convert what the flags name."""
-    from mnv2_jax.data.preprocessing import PREPROCESSING
+    from mnv2_jax.data.preprocessing import PREPROCESSING, describe_preprocessing
     from mnv2_jax.network import is_replaceable, save_network
-    from mnv2_jax.weights.load import export_weights, load_weights
+    from mnv2_jax.tasks.classification import SIGMOIDS
+    from mnv2_jax.weights.load import export_weights, load_weights, with_outputs
 
     output = options.output
     if options.preprocessing is not None and options.preprocessing not in PREPROCESSING:
@@ -64,6 +68,8 @@ def main(options: Options) -> None:
         network = network.replace(preprocessing=options.preprocessing)
     if options.resolution:
         network = network.replace(resolution=options.resolution)
+    if options.outputs:
+        network = with_outputs(network, options.outputs)
     if options.class_names is not None:
         network = network.replace(class_names=read_class_names(options.class_names, network.model.num_classes))
     try:
@@ -72,7 +78,7 @@ def main(options: Options) -> None:
             save_network(output, network)
         else:
             # The suffix says the form, so it stays at the end.
-            beside = output.with_name(f".{os.getpid()}-{output.name}")
+            beside = output.with_name(f".{os.getpid()}{''.join(output.suffixes)}")
             try:
                 export_weights(beside, network, options.target)
                 os.replace(beside, output)
@@ -84,8 +90,9 @@ def main(options: Options) -> None:
     model = network.model
     name = type(model).__name__
     print(f"{name}, width {model.width_multiplier:g}, {model.num_classes} classes, of {network.source}")
-    print(f"preprocessing {network.preprocessing}: {PREPROCESSING[network.preprocessing].describe(network.resolution)}")
-    for note in network.notes:
+    print(f"preprocessing {describe_preprocessing(network.preprocessing, network.resolution)}")
+    sigmoids = [SIGMOIDS] if network.task.outputs == "sigmoid" else []  # type: ignore[attr-defined]
+    for note in (*network.notes, *sigmoids):
         print(note)
     print(output)
 

@@ -43,6 +43,7 @@ def main(options: Options) -> None:
     """Evaluate what the flags name."""
     check_resolution(options.resolution)
 
+    from mnv2_jax.data.preprocessing import describe_preprocessing
     from mnv2_jax.training.evaluation import evaluate_on
     from mnv2_jax.training.finetune import open_trained
 
@@ -73,7 +74,10 @@ def main(options: Options) -> None:
         print(json.dumps(content))
         return
     images = metrics.pop("examples")
-    print(f"{name} {options.split}, {images} images, preprocessing {network.preprocessing}")
+    how = describe_preprocessing(network.preprocessing, options.resolution or network.resolution)
+    print(f"{name} {options.split}, {images} images, preprocessing {how}")
+    for note in network.notes:
+        print(note)
     for line in skipped:
         print(f"skipped: {line}")
     if network.model.num_classes <= 5:

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from mnv2_jax.settings import check_resolution
 
 if TYPE_CHECKING:
     from mnv2_jax.data.preprocessing import Preprocessing
+    from mnv2_jax.network import Network
 
 BATCH_PIXELS = 32 * 224 * 224
 """Of the images that are in memory at once, unless a single one has more."""
@@ -58,12 +59,14 @@ def main(options: Options) -> None:
 
     import jax
 
-    from mnv2_jax.data.preprocessing import PREPROCESSING
+    from mnv2_jax.data.preprocessing import describe_preprocessing, find_preprocessing
+    from mnv2_jax.tasks.classification import SIGMOIDS
     from mnv2_jax.weights.load import load_weights
 
     network = load_weights(options.weights)
-    if not network.model.num_classes:
-        raise UserError(f"{options.weights} has no classifier, so it predicts no classes")
+    check_predicts(options.weights, network)
+    task: Any = network.task
+    sigmoids = [SIGMOIDS] if task.outputs == "sigmoid" else []
     channels = network.image_channels
     damaged: list[str] = []
     if options.array is not None:
@@ -72,19 +75,20 @@ def main(options: Options) -> None:
         batches = iter([([f"{name}[{index}]" for index in range(len(batch))], batch)])
         said = "none: --array is taken as it is"
     else:
-        how, resolution = PREPROCESSING[network.preprocessing], options.resolution or network.resolution
+        how, resolution = find_preprocessing(network.preprocessing), options.resolution or network.resolution
         upright = options.exif_orientation == "apply"
         batches = read_batches(files, how, resolution, channels, upright, damaged)
         turned = "upright as EXIF says" if upright else "as stored, whatever EXIF says"
-        said = f"{network.preprocessing}: {how.describe(resolution)}, {turned}"
+        said = f"{describe_preprocessing(network.preprocessing, resolution)}, {turned}"
     apply = jax.jit(network.model.apply)
     predictions: list[dict] = []
     for names, batch in batches:
         logits = np.asarray(apply(network.variables, batch))
         if not predictions:
-            print(f"preprocessing {said}", file=sys.stderr if options.json else sys.stdout)
+            for line in (f"preprocessing {said}", *network.notes, *sigmoids):
+                print(line, file=sys.stderr if options.json else sys.stdout)
         for name, row in zip(names, logits, strict=True):
-            predictions.append(prediction(name, row, network.class_names, options.top))
+            predictions.append(prediction(name, row, task.probabilities(row), network.class_names, options.top))
             if not options.json:
                 print(as_text(predictions[-1]), flush=True)
     if options.json:
@@ -175,10 +179,26 @@ def read_array(path: Path, channels: int) -> np.ndarray:
     return np.asarray(array)
 
 
-def prediction(name: str, logits: np.ndarray, class_names: tuple[str, ...] | None, top: int) -> dict:
+def check_predicts(weights: str, network: "Network") -> None:
+    """Refuse a network whose outputs are no classes.
+
+    Raises:
+        UserError: says what they are.
+    """
+    notes = "; ".join(network.notes)
+    if not network.model.num_classes:
+        raise UserError(f"{weights} has no classifier, so it predicts no classes{notes and f' ({notes})'}")
+    if network.model.num_classes == 1:
+        raise UserError(
+            f"{weights} has one output, of which nothing says what it means: if a sigmoid of it is the probability of the "
+            "second of two classes, convert it with --outputs sigmoid"
+        )
+
+
+def prediction(
+    name: str, logits: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...] | None, top: int
+) -> dict:
     """What is said of one image."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponentials / exponentials.sum()
     best = np.argsort(-probabilities, kind="stable")[:top]
     return {
         "input": name,

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
+
+if TYPE_CHECKING:
+    from mnv2_jax.data.preprocessing import Preprocessing
 
 
 class Batch(NamedTuple):
@@ -191,8 +194,8 @@ class Dataset(Protocol):
         """How many classes there are."""
 
     @property
-    def preprocessing(self) -> str:
-        """How images become inputs, a name in `PREPROCESSING`; training is normalised alike."""
+    def preprocessing(self) -> "str | Preprocessing":
+        """How images become inputs, a name in `PREPROCESSING` or its own; training is normalised alike."""
 
     @property
     def targets(self) -> Targets:
@@ -211,7 +214,7 @@ class Dataset(Protocol):
     def at(self, resolution: int) -> "Dataset":
         """The same images scaled to another size, and moved in training by as much of it."""
 
-    def prepared_as(self, preprocessing: str, channels: int) -> "Dataset":
+    def prepared_as(self, preprocessing: "str | Preprocessing", channels: int) -> "Dataset":
         """The same images as another network takes them: normalised by its preprocessing, grey (1) or RGB (3)."""
 
     def train_data(self, batch_size: int, accumulation: int = 1) -> TrainData:

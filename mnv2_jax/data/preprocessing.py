@@ -3,8 +3,9 @@
 import dataclasses
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +34,11 @@ TURNS = {
 """What makes a stored image upright, by its EXIF orientation."""
 
 
+Method = Literal["crop_then_resize", "resize_then_crop", "resize"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "sampled_bilinear"]
+HalfPixel = Literal["even", "down"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes an input of `resolution` pixels a side.
@@ -40,39 +46,61 @@ class Preprocessing:
     Attributes:
         method: "crop_then_resize" takes the central part and scales it to a square (TF-slim); "resize_then_crop"
             scales the shorter side and takes the central square (PyTorch); "resize" scales the whole image to a
-            square, whatever its shape (Keras).
+            square, whatever its shape (Keras), and takes the central part of that.
         crop: share of each side that is left by the crop.
-        interpolation: "bilinear" or "bicubic", both averaging when they reduce (Pillow); "sampled_bilinear" is
-            TensorFlow 1's, which does not.
+        interpolation: one of Pillow's filters, which average when they reduce (but for "nearest");
+            "sampled_bilinear" is TensorFlow 1's, which does not.
         mean, std: a channel, of values in 0 to 1: they are subtracted and divided by.
+        border: pixels that the crop takes off a scaled side besides its share.
+        half_pixel: where a crop that cannot be in the middle begins: PyTorch rounds half a pixel to "even",
+            transformers "down".
+
+    Raises:
+        ValueError: for values that no images are prepared with.
     """
 
-    method: Literal["crop_then_resize", "resize_then_crop", "resize"]
+    method: Method
     crop: float
-    interpolation: Literal["bilinear", "bicubic", "sampled_bilinear"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    border: int = 0
+    half_pixel: HalfPixel = "even"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("method", Method), ("interpolation", Interpolation), ("half_pixel", HalfPixel)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if not 0 < self.crop <= 1 or self.border < 0:
+            raise ValueError(f"a crop leaves from 0 to 1 of a side, got {self.crop} and a border of {self.border}")
+        numbers = np.array([*self.mean, *self.std], np.float64)
+        if not len(self.mean) == len(self.std) in (1, 3) or not np.isfinite(numbers).all() or 0 in self.std:
+            raise ValueError(f"mean and std must be of 1 or 3 numbers, got {self.mean} and {self.std}")
 
     def describe(self, resolution: int) -> str:
         """In words."""
-        interpolation = self.interpolation.replace("_", " ")
+        interpolation, scaled = self.interpolation.replace("_", " "), self.scaled_side(resolution)
         geometry = {
             "crop_then_resize": f"central {self.crop:.1%} of each side, {interpolation} to {resolution} pixels",
-            "resize_then_crop": f"shorter side {interpolation} to {self.shorter_side(resolution)}, "
-            f"central {resolution} pixels",
-            "resize": f"whole image {interpolation} to {resolution} by {resolution} pixels",
+            "resize_then_crop": f"shorter side {interpolation} to {scaled}, central {resolution} pixels",
+            "resize": f"whole image {interpolation} to {scaled} by {scaled} pixels"
+            + (f", central {resolution} pixels" if scaled != resolution else ""),
         }[self.method]
-        scale = "values in -1 to 1" if self.mean == self.std == HALF else f"mean {self.mean}, std {self.std}"
-        return f"{geometry}, {scale}"
+        if self.mean == self.std == HALF:
+            return f"{geometry}, values in -1 to 1"
+        # Values that a file gives of 0 to 255 have been divided.
+        mean, std = (tuple(float(f"{number:.7g}") for number in numbers) for numbers in (self.mean, self.std))
+        return f"{geometry}, mean {mean}, std {std}"
 
     @property
     def normalization(self) -> Normalization:
         """The last step: from 0..255 to the input range of the network."""
         return Normalization(self.mean, self.std)
 
-    def shorter_side(self, resolution: int) -> int:
-        """To how many pixels the shorter side is scaled before the crop."""
-        return int(resolution / self.crop)
+    def scaled_side(self, resolution: int) -> int:
+        """To how many pixels the shorter side, or with "resize" each, is scaled before the crop."""
+        # A share that is a quotient of whole numbers gives them back.
+        return int(resolution / self.crop + 1e-6) + self.border
 
 
 PREPROCESSING: dict[str, Preprocessing] = {
@@ -86,9 +114,49 @@ PREPROCESSING: dict[str, Preprocessing] = {
     # timm's default configurations.
     "timm": Preprocessing("resize_then_crop", 0.875, "bicubic", IMAGENET_MEAN, IMAGENET_STD),
     "timm_v1": Preprocessing("resize_then_crop", 0.875, "bicubic", HALF, HALF),
-    # The image processor of Google's checkpoints.
-    "transformers": Preprocessing("resize_then_crop", 0.875, "bilinear", HALF, HALF),
+    # The image processor of Google's checkpoints: 256 pixels for 224, 128 for 96
+    # (transformers/models/mobilenet_v1/convert_original_tf_checkpoint_to_pytorch.py).
+    "transformers": Preprocessing("resize_then_crop", 1.0, "bilinear", HALF, HALF, border=32, half_pixel="down"),
 }
+
+
+def find_preprocessing(preprocessing: str | Preprocessing) -> Preprocessing:
+    """What a name in `PREPROCESSING` means; a `Preprocessing` is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name; says which are known.
+    """
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing
+    if preprocessing not in PREPROCESSING:
+        raise ValueError(f"there is no preprocessing {preprocessing!r}; known are {', '.join(PREPROCESSING)}")
+    return PREPROCESSING[preprocessing]
+
+
+def name_preprocessing(how: Preprocessing) -> str | Preprocessing:
+    """Its name in `PREPROCESSING`, or if it has none, itself."""
+    return next((name for name, known in PREPROCESSING.items() if known == how), how)
+
+
+def describe_preprocessing(preprocessing: str | Preprocessing, resolution: int) -> str:
+    """In words, with its name."""
+    name = preprocessing if isinstance(preprocessing, str) else "its own"
+    return f"{name}: {find_preprocessing(preprocessing).describe(resolution)}"
+
+
+def preprocessing_from_json(value: Any) -> str | Preprocessing:
+    """A name, or what `dataclasses.asdict` made of a `Preprocessing`.
+
+    Raises:
+        ValueError: for what is neither.
+    """
+    if not isinstance(value, Mapping):
+        find_preprocessing(value)
+        return value
+    try:
+        return Preprocessing(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{dict(value)} is no preprocessing ({error})") from error
 
 
 def of_convention(convention: str) -> str:
@@ -167,12 +235,10 @@ def preprocess(
         top, left = _central_crop(image, how)
         image = image.crop((left, top, image.width - left, image.height - top))
         array = _resize(image, square, how)
-    elif how.method == "resize_then_crop":
+    else:
         height, width, top, left = _resize_then_crop(image, how, resolution)
         array = _resize(image, (width, height), how)
         array = array[top : top + resolution, left : left + resolution]
-    else:
-        array = _resize(image, square, how)
     array = array.reshape(resolution, resolution, -1)
     return how.normalization.of_fractions(array)
 
@@ -180,11 +246,10 @@ def preprocess(
 def view_of(image: Image.Image, how: Preprocessing, resolution: int) -> View:
     """What of an image `preprocess` shows."""
     height, width = image.height, image.width
-    top, left, rows, columns = 0.0, 0.0, float(height), float(width)
     if how.method == "crop_then_resize":
-        top, left = _central_crop(image, how)
+        top, left = map(float, _central_crop(image, how))
         rows, columns = height - 2 * top, width - 2 * left
-    elif how.method == "resize_then_crop":
+    else:
         scaled_height, scaled_width, below, beside = _resize_then_crop(image, how, resolution)
         top, rows = (pixels * height / scaled_height for pixels in (below, resolution))
         left, columns = (pixels * width / scaled_width for pixels in (beside, resolution))
@@ -200,19 +265,18 @@ def _central_crop(image: Image.Image, how: Preprocessing) -> tuple[int, int]:
 def _resize_then_crop(image: Image.Image, how: Preprocessing, resolution: int) -> tuple[int, int, int, int]:
     """(height, width) to which the image is scaled, then (top, left) of the crop."""
     shorter, longer = sorted(image.size)
-    target = how.shorter_side(resolution)
-    other = int(target * longer / shorter)
+    target = how.scaled_side(resolution)
+    other = int(target * longer / shorter) if how.method == "resize_then_crop" else target
     width, height = (target, other) if image.width <= image.height else (other, target)
-    # Half a pixel is rounded to even, as in torchvision.
-    return height, width, round((height - resolution) / 2), round((width - resolution) / 2)
+    begin = round if how.half_pixel == "even" else int
+    return height, width, begin((height - resolution) / 2), begin((width - resolution) / 2)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> np.ndarray:
     """Scale to (width, height); values in 0 to 1."""
     if how.interpolation == "sampled_bilinear":
         return _sampled_bilinear(np.asarray(image, np.float32) / 255, size)
-    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    return np.asarray(image.resize(size, filters[how.interpolation]), np.float32) / 255
+    return np.asarray(image.resize(size, Image.Resampling[how.interpolation.upper()]), np.float32) / 255
 
 
 def _sampled_bilinear(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -30,7 +30,7 @@ from mnv2_jax.data.batch import (
     stack_targets,
 )
 from mnv2_jax.data.prepare import check_images, find_entry, image_key, label_key, label_names, prepared_builder
-from mnv2_jax.data.preprocessing import PREPROCESSING
+from mnv2_jax.data.preprocessing import Preprocessing, find_preprocessing
 from mnv2_jax.data.transforms import Augmentation, augment
 from mnv2_jax.errors import UserError
 
@@ -47,8 +47,8 @@ class Dataset:
         class_names: in the order of their numbers.
         train, validation, test: the splits, their targets encoded by `targets`.
         augmentation: how training images are varied.
-        preprocessing: a name in `PREPROCESSING`, of which training and evaluation take the normalisation: the
-            images are scaled whole, whatever it crops.
+        preprocessing: a name in `PREPROCESSING` or a `Preprocessing`, of which training and evaluation take the
+            normalisation: the images are scaled whole, whatever it crops.
         targets: how targets are encoded, and moved with their image.
         said: see `batch.Dataset`.
     """
@@ -59,7 +59,7 @@ class Dataset:
     validation: Examples
     test: Examples
     augmentation: Augmentation
-    preprocessing: str = PREPROCESSED
+    preprocessing: str | Preprocessing = PREPROCESSED
     targets: Targets = CLASSES
     said: tuple[str, ...] = ()
 
@@ -86,7 +86,7 @@ class Dataset:
     @property
     def normalization(self) -> Normalization:
         """From uint8 to the network's input."""
-        return PREPROCESSING[self.preprocessing].normalization
+        return find_preprocessing(self.preprocessing).normalization
 
     def at(self, resolution: int) -> "Dataset":
         """The same images scaled to another size, and moved in training by as much of it.
@@ -111,7 +111,7 @@ class Dataset:
             return self
         return self._with_images(lambda images: convert_channels(images, channels))
 
-    def prepared_as(self, preprocessing: str, channels: int) -> "Dataset":
+    def prepared_as(self, preprocessing: str | Preprocessing, channels: int) -> "Dataset":
         """The same images as another network takes them: normalised by its preprocessing, grey (1) or RGB (3)."""
         return dataclasses.replace(self.with_channels(channels), preprocessing=preprocessing)
 

@@ -23,7 +23,14 @@ from mnv2_jax.data.batch import CLASSES, Batch, Examples, Normalization, Targets
 from mnv2_jax.data.catalog import FOLDER, Entry, ExifOrientation, OnBadImage, describe_orientation
 from mnv2_jax.data.folder import printable, read_folder
 from mnv2_jax.data.prepare import check_images, find_entry, image_key, label_names, prepared_builder
-from mnv2_jax.data.preprocessing import PREPROCESSING, of_convention, preprocess, read_image, view_of
+from mnv2_jax.data.preprocessing import (
+    Preprocessing,
+    find_preprocessing,
+    of_convention,
+    preprocess,
+    read_image,
+    view_of,
+)
 from mnv2_jax.data.sources import FolderSource, Source, TfdsSource
 from mnv2_jax.data.transforms import Crop, RandomCrop, RandomShift, crop_and_scale, distort_color, scale_and_shift
 from mnv2_jax.errors import UserError
@@ -91,7 +98,7 @@ class StreamedDataset:
         class_names: in the order of their numbers.
         sources: of the splits "train", "validation" and "test", or of "all".
         image_shape: (height, width, channels) of the network's input.
-        preprocessing: of evaluation, a name in `PREPROCESSING`; training is normalised alike.
+        preprocessing: of evaluation, a name in `PREPROCESSING` or a `Preprocessing`; training is normalised alike.
         crop, flip, color: how training images are varied.
         on_bad_image: "stop" at a damaged image and name it, or "skip" it: training takes the next one instead,
             evaluation counts one image less.
@@ -104,7 +111,7 @@ class StreamedDataset:
     class_names: tuple[str, ...]
     sources: Mapping[str, Source]
     image_shape: tuple[int, int, int]
-    preprocessing: str
+    preprocessing: str | Preprocessing
     crop: Crop
     flip: bool
     color: bool = False
@@ -130,7 +137,7 @@ class StreamedDataset:
     @property
     def normalization(self) -> Normalization:
         """From uint8 to the network's input."""
-        return PREPROCESSING[self.preprocessing].normalization
+        return find_preprocessing(self.preprocessing).normalization
 
     def at(self, resolution: int) -> "StreamedDataset":
         """The same images scaled to another size, and moved in training by as much of it."""
@@ -150,7 +157,7 @@ class StreamedDataset:
             raise ValueError(f"images have 1 or 3 channels, got {channels}")
         return dataclasses.replace(self, image_shape=(*self.image_shape[:2], channels))
 
-    def prepared_as(self, preprocessing: str, channels: int) -> "StreamedDataset":
+    def prepared_as(self, preprocessing: str | Preprocessing, channels: int) -> "StreamedDataset":
         """The same images as another network takes them: cropped and normalised by its preprocessing, grey or RGB."""
         return dataclasses.replace(self.with_channels(channels), preprocessing=preprocessing)
 
@@ -192,7 +199,7 @@ class StreamedDataset:
     def _evaluated(self, source: Source, number: int) -> tuple[Float[np.ndarray, "h w c"], PyTree, float]:
         """(image, targets, weight) of an example."""
         size, _, channels = self.image_shape
-        how = PREPROCESSING[self.preprocessing]
+        how = find_preprocessing(self.preprocessing)
         try:
             example = source[number]
             image = read_image(example.name, channels, example.content, example.upright)

@@ -41,6 +41,7 @@ class Backbone(nn.Module):
         dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
             train with 0.2 for V2); `apply` then needs `rngs={"dropout": key}`.
         batch_norm_momentum: share of the running statistics that one step keeps.
+        batch_norm_epsilon: added to the variance; None is the convention's.
         batch_norm_axis: name of the axis of devices that share batch statistics in training; see `BatchNorm`.
         dtype: of the convolutions and of what lies between them. Parameters, batch-norm statistics, the
             pooled features and the logits are float32 whatever it is.
@@ -64,6 +65,7 @@ class Backbone(nn.Module):
     convention: ConventionName = "tensorflow"
     dropout_rate: float = 0.0
     batch_norm_momentum: float = 0.99
+    batch_norm_epsilon: float | None = None
     batch_norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
     kernels: Kernels = "tuned"
@@ -85,6 +87,8 @@ class Backbone(nn.Module):
         if not 0 <= self.unit_strides <= STRIDED_LAYERS:
             raise ValueError(f"unit_strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
         check_output_stride(self.output_stride)
+        if self.batch_norm_epsilon is not None and not self.batch_norm_epsilon > 0:
+            raise ValueError(f"batch_norm_epsilon must be greater than 0, got {self.batch_norm_epsilon}")
         for stage in self.stages:
             if not stage.expansion > 0:
                 raise ValueError(f"the expansion of a stage must be greater than 0, got {stage.expansion}")
@@ -171,6 +175,7 @@ class Backbone(nn.Module):
             activation=self.activation,
             convention=self.convention,
             batch_norm_momentum=self.batch_norm_momentum,
+            batch_norm_epsilon=self.batch_norm_epsilon,
             batch_norm_axis=self.batch_norm_axis,
             dtype=self.dtype,
             kernels=self.kernels,

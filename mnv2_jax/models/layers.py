@@ -246,7 +246,8 @@ class ConvNorm(nn.Module):
     Attributes:
         features, kernel_size, stride, dilation, depthwise: see `Conv`.
         activation: a name in `ACTIVATIONS`, or a function.
-        convention, batch_norm_momentum, batch_norm_axis, frozen_batch_norm, dtype, kernels: see `Backbone`.
+        convention, batch_norm_momentum, batch_norm_epsilon, batch_norm_axis, frozen_batch_norm, dtype, kernels: see
+            `Backbone`.
     """
 
     features: int
@@ -257,6 +258,7 @@ class ConvNorm(nn.Module):
     activation: Activation | Callable[[Array], Array] = "relu6"
     convention: ConventionName = "tensorflow"
     batch_norm_momentum: float = 0.99
+    batch_norm_epsilon: float | None = None
     batch_norm_axis: str | None = None
     dtype: DTypeLike = jnp.float32
     kernels: Kernels = "tuned"
@@ -276,11 +278,20 @@ class ConvNorm(nn.Module):
             self.kernels,
             name="conv",
         )
-        epsilon = CONVENTIONS[self.convention].epsilon
         norm = BatchNorm(
-            self.batch_norm_momentum, epsilon, self.batch_norm_axis, self.kernels, self.frozen_batch_norm, name="norm"
+            self.batch_norm_momentum,
+            self.epsilon,
+            self.batch_norm_axis,
+            self.kernels,
+            self.frozen_batch_norm,
+            name="norm",
         )
         return self.activate(norm(conv(x), train))
+
+    @property
+    def epsilon(self) -> float:
+        """What batch norm adds to the variance."""
+        return CONVENTIONS[self.convention].epsilon if self.batch_norm_epsilon is None else self.batch_norm_epsilon
 
     def activate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The non-linearity alone."""
@@ -294,7 +305,7 @@ class ConvNorm(nn.Module):
     def inference_norm(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
         """What batch norm multiplies by at inference, and what it adds. Of a layer with parameters."""
         norm, statistics = self.variables["params"]["norm"], self.variables["batch_stats"]["norm"]
-        slope = norm["scale"] * lax.rsqrt(statistics["var"] + CONVENTIONS[self.convention].epsilon)
+        slope = norm["scale"] * lax.rsqrt(statistics["var"] + self.epsilon)
         return slope, norm["bias"] - statistics["mean"] * slope
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,11 @@ from mnv2_jax.data.batch import CLASSES, Batch
 from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.metric import Metric, Sums
 
+Outputs = Literal["softmax", "sigmoid"]
+"""What makes probabilities of a classifier's outputs."""
+SIGMOIDS = "the outputs are a sigmoid each: every class has a probability of its own, and they need not add up to 1"
+"""What to say of a network with such outputs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
@@ -22,10 +27,13 @@ class Classification:
     Attributes:
         num_classes: how many there are.
         label_smoothing: share of the target that is spread evenly over all classes; in training only.
+        outputs: "softmax": one of the classes holds; "sigmoid", of other code bases: each holds by itself or does not.
+            Networks with such outputs predict, and are neither evaluated nor trained.
     """
 
     num_classes: int
     label_smoothing: float = 0.0
+    outputs: Outputs = "softmax"
     name = "classification"
     targets = CLASSES
     normalizer = "examples"
@@ -37,11 +45,27 @@ class Classification:
         """The sums over no examples."""
         return {name: np.zeros((), np.float32) for name in self.names}
 
+    def probabilities(self, logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*n classes"]:
+        """Of each class, from what the network returns; of a softmax they add up to 1."""
+        logits = logits.astype(np.float64)
+        if self.outputs == "sigmoid":
+            return np.exp(-np.logaddexp(0, -logits))  # overflows for no logit
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
     def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
         """Cross entropy in nats, images whose largest logit is the label's, and whose five largest include it.
 
         Of equal logits the lower class comes first. Logits that are not numbers are never right.
+
+        Raises:
+            UserError: for sigmoid outputs.
         """
+        if self.outputs != "softmax":
+            raise UserError(
+                "the network's outputs are a sigmoid each, so that several classes or none may hold: loss and accuracy "
+                "are of one class an image, and only predict takes such a network"
+            )
         labels = jnp.asarray(batch.targets)
         targets = jax.nn.one_hot(labels, self.num_classes)
         if train and self.label_smoothing:

@@ -114,10 +114,14 @@ class Start:
         # Other code bases name the same classes in other words.
         named = start.class_names is not None and start.source not in SOURCES
         renamed = named and tuple(start.class_names or ()) != tuple(class_names)
-        anew = theirs != len(class_names) or renamed
+        sigmoids = start.task.outputs == "sigmoid"  # type: ignore[attr-defined]
+        anew = theirs != len(class_names) or renamed or sigmoids
         if anew:
             what = f"{theirs or 'no'} classes" if theirs != len(class_names) else "other classes"
-            said = (f"the classifier starts anew: {name} has {what}, the data {len(class_names)}",)
+            why = f"{name} has {what}, the data {len(class_names)}"
+            if sigmoids:
+                why = f"the outputs of {name} are a sigmoid each, and training is of one class an image"
+            said = (f"the classifier starts anew: {why}",)
         params = {layer: value for layer, value in start.variables["params"].items() if not (anew and layer in layers)}
         variables = {"params": params, "batch_stats": start.variables["batch_stats"]}
         wanted = variable_shapes(model, start.image_channels)

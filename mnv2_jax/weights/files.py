@@ -1,12 +1,14 @@
 """Tensors out of files, and into them. A file is never trusted: sizes are checked before anything is read.
 
 Nothing in a file is run. PyTorch's own format is a pickle: it is read with `weights_only`, which refuses all
-but tensors and plain containers.
+but tensors and plain containers. For what training scripts keep beside them a stand-in is made, which does nothing.
 """
 
 import contextlib
+import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +23,34 @@ from mnv2_jax.errors import UserError
 MOST_BYTES = 1 << 30
 """More than any network here takes many times over; what declares more is refused unread."""
 
+KNOWN = "known are files of safetensors, PyTorch (.pth, .bin), Keras (.keras, .h5) and TensorFlow (checkpoints)"
+
 STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training scripts keep a network's tensors in a larger checkpoint; averaged ones first."""
+
+
+class StandIn:
+    """What is made in place of an object beside the tensors: it takes whatever it is given and keeps nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "StandIn":  # noqa: D102
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+STOOD_IN_FOR = (
+    "argparse.Namespace",
+    *(
+        f"pathlib.{local}{kind}Path"
+        for local in ("", "_local.")
+        for kind in ("Posix", "Windows", "PurePosix", "PureWindows")
+    ),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    "numpy.dtype",
+)
+"""Arguments of the command line, paths and NumPy's numbers, which torchvision's, timm's and people's own scripts save."""
 
 
 def check_size(path: Path, size: int) -> None:
@@ -59,8 +87,8 @@ def kind_of(path: Path) -> str:
         if (path / "checkpoint").is_file():
             return "tf"
         raise UserError(
-            f"{path} is a folder, but no checkpoint of this package or of TensorFlow, nor of a run that is finished; name a "
-            "file of weights, or a checkpoint's folder"
+            f"{path} is a folder, but no checkpoint of this package or of TensorFlow, nor of a run that is finished, nor has "
+            "it Hugging Face's model.safetensors or pytorch_model.bin; name a file of weights, or a checkpoint's folder"
         )
     if Path(f"{path}.index").is_file() or path.suffix == ".index":
         return "tf"
@@ -73,12 +101,23 @@ def kind_of(path: Path) -> str:
         return "hdf5"
     if head.startswith(b"PK"):
         with readable(path, "a zip archive"), zipfile.ZipFile(path) as archive:
-            return "keras" if "config.json" in archive.namelist() else "torch"
+            names = archive.namelist()
+        if "config.json" in names and "model.weights.h5" in names:
+            return "keras"
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(
+                f"{path} is a TorchScript archive, which holds a program; save the network's state_dict() alone"
+            )
+        if any(name.endswith("/data.pkl") for name in names):
+            return "torch"
+        kind = "NumPy" if names and all(name.endswith(".npy") for name in names) else "zip"
+        some = ", ".join(names[:3]) or "nothing"
+        raise UserError(f"{path} is a {kind} archive (of {some}), and holds no weights known here: {KNOWN}")
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"\x80"):
         return "torch"
-    raise UserError(f"{path} holds no weights known here: no safetensors, PyTorch, Keras or TensorFlow file")
+    raise UserError(f"{path} holds no weights known here: {KNOWN}")
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -105,13 +144,15 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
             check_size(path, sum(member.file_size for member in archive.infolist()))
     with readable(path, "a PyTorch file"):
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(StandIn, name) for name in STOOD_IN_FOR]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if "weights_only" not in str(error).lower():
                 raise
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise UserError(
-                f"{path} holds more than tensors, and to read it could run code; it is refused. Save the network's "
-                "state_dict() alone"
+                f"{path} holds more than tensors{f', a {found.group(1)}' if found else ''}, and to read it could run "
+                "code; it is refused. Save the network's state_dict() alone"
             ) from error
     key = ""
     if isinstance(content, Mapping):
@@ -155,13 +196,13 @@ def read_tensorflow(path: Path) -> dict[str, np.ndarray]:
         return {name: reader.get_tensor(name) for name in numbers}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors by name."""
-    safetensors.numpy.save_file(dict(tensors), path)
+def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a safetensors file, of tensors by name."""
+    return safetensors.numpy.save(dict(tensors))
 
 
-def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a state dict.
+def torch_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a file of PyTorch with a state dict.
 
     Raises:
         UserError: where PyTorch is not installed.
@@ -169,7 +210,7 @@ def write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"only PyTorch writes its own format ({path}): pip install torch, or name a .safetensors file"
-        ) from None
-    torch.save({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}, path)
+        raise UserError("only PyTorch writes its own format: pip install torch, or name a .safetensors file") from None
+    content = io.BytesIO()
+    torch.save({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}, content)
+    return content.getvalue()

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import ModuleType
 
 from mnv2_jax.errors import UserError
+from mnv2_jax.weights.configs import CONFIG, PREPROCESSOR
 
-CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
-"""What is taken of a repository. Nothing else is, and never a pickle."""
+WEIGHTS = "model.safetensors"
+"""What is taken of a repository, beside the files that say how it is used. Nothing else is, and never a pickle."""
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 TORCHVISION_FILES = {
@@ -173,7 +174,7 @@ def _explain(hub: ModuleType, repository: str, revision: str, error: Exception) 
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{page} has no revision {revision!r}; its branches, tags and commits are on {page}/commits"
     if isinstance(error, errors.EntryNotFoundError) and _status(error) is not None:
-        return f"{page} has no {WEIGHTS} beside a {CONFIG}; other formats are not taken from the hub"
+        return f"{page} has no {WEIGHTS} beside a {CONFIG}; other formats are not taken from the hub: download the folder, and name that"
     if status in (401, 403):
         return f"{endpoint} refuses access ({status}); log in with `hf auth login`, or set a valid HF_TOKEN"
     if status is not None:

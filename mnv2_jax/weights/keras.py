@@ -10,7 +10,7 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.backbone import Backbone
 from mnv2_jax.weights.files import check_size, readable
+from mnv2_jax.weights.keras_config import Layer, list_layers
 from mnv2_jax.weights.mapping import Layout, Source, Tensors, entries
 
 KERAS = Source(
@@ -59,14 +60,9 @@ VARIABLES = {
     "depthwise_conv2d": ("kernel", "bias"),
     "dense": ("kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "normalization": ("mean", "variance", "count"),
 }
 """A layer's variables in Keras's order, by the name of its group without the count."""
-
-TRANSPARENT = ("InputLayer", "Dropout", "Flatten", "Reshape")
-"""Layers that leave pooled features and logits as they are when a network is evaluated."""
-
-OUTPUTS = ("Activation", "Softmax")
-"""Layers behind the logits that turn them into probabilities."""
 
 
 class KerasFile(NamedTuple):
@@ -74,14 +70,13 @@ class KerasFile(NamedTuple):
 
     Attributes:
         tensors: by "LAYER/VARIABLE", nested models flattened.
-        layers: (class, name) of every layer in the order of the model, nested models flattened; empty where the
-            file has the weights only.
-        image_size: side of the input in pixels, where the file says it.
+        layers: every layer in the order of the model, nested models flattened; empty where the file has the weights only.
+        loss: what it was trained for, as Keras writes it; None where the file does not say it.
     """
 
     tensors: Tensors
-    layers: tuple[tuple[str, str], ...]
-    image_size: int | None
+    layers: tuple[Layer, ...] = ()
+    loss: Any = None
 
 
 # --- Reading ---------------------------------------------------------------------------------------------
@@ -98,13 +93,15 @@ def read_keras(path: Path, kind: str) -> KerasFile:
             check_size(path, sum(member.file_size for member in archive.infolist()))
             config = json.loads(archive.read("config.json"))
             with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
-                return _keras_file(path, file, config["config"])
+                return _keras_file(path, file, config["config"], config.get("compile_config"))
     with readable(path, "an HDF5 file"), h5py.File(path) as file:
-        config = file.attrs.get("model_config")
-        return _keras_file(path, file.get("model_weights", file), json.loads(config)["config"] if config else None)
+        config, training = (json.loads(file.attrs.get(name, "null")) for name in ("model_config", "training_config"))
+        return _keras_file(path, file.get("model_weights", file), config and config["config"], training)
 
 
-def _keras_file(path: Path, group: h5py.Group, config: dict[str, Any] | None) -> KerasFile:
+def _keras_file(
+    path: Path, group: h5py.Group, config: dict[str, Any] | None, training: dict[str, Any] | None
+) -> KerasFile:
     datasets: dict[tuple[str, ...], h5py.Dataset] = {}
 
     def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -127,31 +124,7 @@ def _keras_file(path: Path, group: h5py.Group, config: dict[str, Any] | None) ->
     if twice:
         raise UserError(f"{path} has several layers of one name: {', '.join(twice[:5])}")
     tensors = {names[parts]: dataset[()] for parts, dataset in datasets.items()}
-    layers = tuple((kind, name) for _, kind, name in _layers(config)) if config else ()
-    return KerasFile(tensors, layers, _image_size(config) if config else None)
-
-
-def _layers(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """(groups, class, name) of every layer, models inside the model flattened; its groups as Keras 3 counts them."""
-    counts: Counter[str] = Counter()
-    for layer in config.get("layers", ()):
-        kind, inner = layer["class_name"], layer["config"]
-        # "DepthwiseConv2D" becomes "depthwise_conv2d": a capital begins a word only before a small letter.
-        snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", kind).lower()
-        groups = (*above, f"{snake}_{counts[snake]}" if counts[snake] else snake)
-        counts[snake] += 1
-        if "layers" in inner:
-            yield from _layers(inner, groups)
-        else:
-            yield groups, kind, inner.get("name", layer.get("name", ""))
-
-
-def _image_size(config: Mapping[str, Any]) -> int | None:
-    for layer in config.get("layers", ()):
-        shape = layer["config"].get("batch_shape") or layer["config"].get("batch_input_shape")
-        if shape and len(shape) == 4 and shape[1] == shape[2]:
-            return shape[1]
-    return None
+    return KerasFile(tensors, tuple(list_layers(config)) if config else (), (training or {}).get("loss"))
 
 
 def _names_of_numbered(
@@ -159,7 +132,7 @@ def _names_of_numbered(
 ) -> dict[tuple[str, ...], str]:
     # Older versions of Keras call the group of a model's layers "_layer_checkpoint_dependencies".
     containers = ("layers", "_layer_checkpoint_dependencies")
-    from_config = {groups: name for groups, _, name in _layers(config)} if config else {}
+    from_config = {layer.groups: layer.name for layer in list_layers(config)} if config else {}
     result = {}
     for parts in datasets:
         groups = tuple(part for part in parts[:-2] if part not in containers)
@@ -196,77 +169,28 @@ def name_by_order(tensors: Tensors, model: Backbone) -> Tensors:
     return {f"{names.get(layer, layer)}/{variable}": tensors[name] for name, (layer, variable) in split.items()}
 
 
-def adapt_head(file: KerasFile, model: Backbone) -> tuple[Tensors, list[str]]:
-    """The backbone out of a larger model, and its head where that is pooling, dropout and one dense layer.
-
-    Args:
-        file: as read.
-        model: any of the right kind; its names count, not its sizes.
-
-    Returns:
-        Tensors by the names of Keras's own model, and what there is to say of the rest.
-    """
-    backbone = {entry.theirs.split("/")[0] for entry in entries(KERAS, model) if entry.ours[1] != "classifier"}
-    (classifier,) = {entry.theirs.split("/")[0] for entry in entries(KERAS, model) if entry.ours[1] == "classifier"}
-    layers = list(dict.fromkeys(name.split("/")[0] for name in file.tensors))
-    inside = {name: tensor for name, tensor in file.tensors.items() if name.split("/")[0] in backbone}
-    others = [layer for layer in layers if layer not in backbone]
-    if others == [classifier]:
-        return file.tensors, []
-
-    names = [name for _, name in file.layers]
-    last = max((names.index(name) for name in backbone if name in names), default=-1)
-    first = min((names.index(name) for name in backbone if name in names), default=0)
-    before = [(kind, name) for kind, name in file.layers[:first] if kind != "InputLayer"]
-    behind = [(kind, name) for kind, name in file.layers[last + 1 :] if kind not in TRANSPARENT]
-    if behind and behind[0][0] == "ReLU":
-        behind = behind[1:]  # the network's own, behind its last norm
-    notes = [f"not taken, in front of the network: {_listing(before)}"] if before else []
-
-    on_top = [layer for layer in others if layer not in {name for _, name in before}]
-    kernel, bias = (
-        file.tensors.get(f"{on_top[0]}/{part}") if len(on_top) == 1 else None for part in ("kernel", "bias")
-    )
-    kinds = [kind for kind, _ in behind]
-    simple = not file.layers or (
-        kinds[:2] == ["GlobalAveragePooling2D", "Dense"] and all(kind in OUTPUTS for kind in kinds[2:])
-    )
-    if simple and kernel is not None and bias is not None and kernel.ndim == 2:
-        squeeze = KERAS.classifier["mobilenet_v1" if classifier == "conv_preds" else "mobilenet_v2"][1].squeeze
-        inside[f"{classifier}/kernel"] = kernel[None, None] if squeeze else kernel
-        inside[f"{classifier}/bias"] = bias
-        notes.append(f"the classifier is the dense layer {on_top[0]!r} with {kernel.shape[1]} outputs")
-        return inside, notes
-    left_out = behind or [("layer", name) for name in on_top]
-    if left_out:
-        notes.append(f"not taken, behind the network: {_listing(left_out)}")
-    return inside, notes
-
-
-def _listing(layers: list[tuple[str, str]]) -> str:
-    return ", ".join(f"{kind} {name!r}" for kind, name in layers)
-
-
 # --- Writing ---------------------------------------------------------------------------------------------
 
 
-def write_keras(path: Path, tensors: Tensors, model: Backbone) -> None:
-    """Write weights that Keras's own model loads: the form of Keras 3 (`.weights.h5`), or the older one (`.h5`)."""
+def keras_bytes(tensors: Tensors, model: Backbone, numbered: bool) -> bytes:
+    """The content of a file that Keras's own model loads: in the form of Keras 3 (`.weights.h5`), or the older one (`.h5`)."""
     by_layer: dict[str, list[tuple[str, np.ndarray]]] = {}
     for name, tensor in tensors.items():
         layer, variable = name.split("/")
         by_layer.setdefault(layer, []).append((variable, tensor))
-    with h5py.File(path, "w") as file:
-        if path.name.endswith(".weights.h5"):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        if numbered:
             for group, layer in group_names(model).items():
                 variables = file.create_group(f"layers/{group}/vars")
                 variables.attrs["name"] = layer
                 for index, (_, tensor) in enumerate(by_layer[layer]):
                     variables[str(index)] = tensor
-            return
-        file.attrs["layer_names"] = list(by_layer)
-        for layer, variables in by_layer.items():
-            group = file.create_group(layer)
-            group.attrs["weight_names"] = [f"{layer}/{variable}:0" for variable, _ in variables]
-            for variable, tensor in variables:
-                group[f"{layer}/{variable}:0"] = tensor
+        else:
+            file.attrs["layer_names"] = list(by_layer)
+            for layer, variables in by_layer.items():
+                group = file.create_group(layer)
+                group.attrs["weight_names"] = [f"{layer}/{variable}:0" for variable, _ in variables]
+                for variable, tensor in variables:
+                    group[f"{layer}/{variable}:0"] = tensor
+    return content.getvalue()

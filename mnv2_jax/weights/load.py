@@ -1,6 +1,6 @@
 """Trained networks from any source that is known, as one kind of object."""
 
-import json
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mnv2_jax.data.preprocessing import PREPROCESSING, Preprocessing
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.backbone import Backbone
 from mnv2_jax.models.blocks import Block
 from mnv2_jax.models.create import create_model, model_settings, unpublished_settings
 from mnv2_jax.network import Network, open_network
-from mnv2_jax.tasks.classification import Classification
-from mnv2_jax.weights import files, hub, keras, mapping, tf_slim
+from mnv2_jax.tasks.classification import Classification, Outputs
+from mnv2_jax.weights import configs, files, hub, keras, keras_config, mapping, tf_slim
+from mnv2_jax.weights.configs import Said
 from mnv2_jax.weights.keras import KERAS
 from mnv2_jax.weights.mapping import Source, Tensors
 from mnv2_jax.weights.tf_slim import TF_SLIM
@@ -25,6 +27,9 @@ from mnv2_jax.weights.torchvision import TORCHVISION
 from mnv2_jax.weights.transformers import TRANSFORMERS
 
 SOURCES: dict[str, Source] = {source.name: source for source in (TORCHVISION, TIMM, TRANSFORMERS, KERAS, TF_SLIM)}
+
+HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
+"""The weights in a folder of Hugging Face's, the first that is there."""
 
 ENOUGH_NAMES = 0.5
 """Share of a source's names that a file must have to be taken for its."""
@@ -40,9 +45,12 @@ def load_weights(
 ) -> Network:
     """Read a trained network; what it is and how wide, is told from the file.
 
+    What the files beside the weights say (`config.json` and `preprocessor_config.json` of Hugging Face, `config.json` of
+    timm), and a Keras model's own configuration, is done or refused by name.
+
     Args:
         path: a network's or a finished run's folder; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth` (needs
-            PyTorch), or Hugging Face's folder; a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs
+            PyTorch), or Hugging Face's folder (also with `pytorch_model.bin`); a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs
             TensorFlow); or published weights by reference, see `mnv2_jax.weights.hub`: "hf://timm/mobilenetv2_100.ra_in1k",
             "torchvision://mobilenet_v2-b0353104.pth".
         source: refuse a file of another source than this one of `SOURCES`.
@@ -57,8 +65,10 @@ def load_weights(
     path = hub.fetch(str(path)) if hub.is_reference(str(path)) else Path(path)
     if not path.exists() and not Path(f"{path}.index").exists():
         raise UserError(f"{path} does not exist; expected a network's folder or a file of weights")
-    if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        path = path / "model.safetensors"  # a folder of Hugging Face's
+    for name in HUGGING_FACE if (path / configs.CONFIG).is_file() else ():
+        if (path / name).is_file():
+            path = path / name  # of a folder of Hugging Face's
+            break
     if (path / "network" / "description").is_dir():
         path = path / "network"  # a finished run's folder
     kind = files.kind_of(path)
@@ -77,50 +87,81 @@ def _load_own(path: Path, source: str | None, blocks: Sequence[type[Block]]) -> 
 
 
 def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
-    notes: list[str] = []
-    resolution: int | None = None
-    keras_file = None
-    if kind in ("keras", "hdf5"):
-        keras_file = keras.read_keras(path, kind)
-        tensors, candidates, resolution = keras_file.tensors, [KERAS], keras_file.image_size
-    elif kind == "tf":
-        tensors, averages = tf_slim.choose_averages(files.read_tensorflow(path))
-        candidates = [TF_SLIM]
-        if averages:
-            notes.append(f"moving averages are taken for {averages} tensors")
-    else:
-        candidates = [TORCHVISION, TIMM, TRANSFORMERS]
-        if kind == "torch":
-            tensors, key = files.read_torch(path)
-            if key:
-                notes.append(f"of the checkpoint's parts, {key!r} is taken")
-        else:
-            tensors = files.read_safetensors(path)
-
-    source, name, named = _recognise(tensors, candidates, wanted)
-    if keras_file is not None:
-        standard = create_model(name)
-        named, said = keras.adapt_head(keras_file._replace(tensors=named), standard)
-        notes += said
-
-    model, channels = mapping.infer_model(source, name, named)
-    variables = mapping.fill(source, model, channels, named)
-    classes = model.num_classes
+    source, name, tensors, said = _read(path, kind, wanted)
+    model, channels = mapping.infer_model(source, name, tensors)
+    _check_stated(said, model, channels)
+    variables = mapping.fill(source, model, channels, tensors)
+    classes, notes = model.num_classes, list(said.notes)
     if not classes:
         notes.append("there is no classifier: the output is the pooled features")
     elif classes not in (1000, 1001) and not any("classifier" in note for note in notes):
         notes.append(f"the classifier has {classes} classes")
-    return Network(
-        model,
+    network = Network(
+        model.clone(**said.settings),
         jax.tree.map(jnp.asarray, variables),
         Classification(classes),
         source.name,
-        _preprocessing(path, source, name),
-        resolution or _config_image_size(path) or _named_resolution(path) or 224,
-        _class_names(path, classes),
+        _preprocessing(path, source, name, said),
+        said.resolution or _named_resolution(path) or 224,
+        (said.class_names or _imagenet_names(classes)) if classes else None,
         tuple(notes),
         channels,
     )
+    return with_outputs(network, said.outputs) if classes and said.outputs else network
+
+
+def _read(path: Path, kind: str, wanted: str | None) -> tuple[Source, str, Tensors, Said]:
+    """(whose weights these are, of which model, the tensors by that source's names, what else the files say)."""
+    notes: list[str] = []
+    if kind in ("keras", "hdf5"):
+        file = keras.read_keras(path, kind)
+        source, name, named = _recognise(file.tensors, [KERAS], wanted)
+        tensors, said = keras_config.adapt(KERAS, named, file.layers, file.loss, create_model(name))
+        return source, name, tensors, said
+    if kind == "tf":
+        tensors, averages = tf_slim.choose_averages(files.read_tensorflow(path))
+        if averages:
+            notes.append(f"moving averages are taken for {averages} tensors")
+        return *_recognise(tensors, [TF_SLIM], wanted), Said(notes=tuple(notes))
+    if kind == "torch":
+        tensors, key = files.read_torch(path)
+        if key:
+            notes.append(f"of the checkpoint's parts, {key!r} is taken")
+    else:
+        tensors = files.read_safetensors(path)
+    source, name, named = _recognise(tensors, [TORCHVISION, TIMM, TRANSFORMERS], wanted)
+    named, found = mapping.find_classifier(source, name, named)
+    readers = {TRANSFORMERS.name: configs.read_transformers, TIMM.name: configs.read_timm}
+    said = readers[source.name](path.parent, name) if source.name in readers else Said()
+    return source, name, named, said._replace(notes=(*notes, *said.notes, *found))
+
+
+def _check_stated(said: Said, model: Backbone, channels: int) -> None:
+    """Refuse tensors that are not as the file beside them says.
+
+    Raises:
+        UserError: names the field.
+    """
+    widths = mapping.output_widths(model)
+    inputs = [width for (unit, *_), width in widths.items() if unit.startswith("block_")]
+    expansion = getattr(model, "expansion", None) or 6
+
+    def agrees(setting: str, value: Any) -> bool:
+        if setting == "width_multiplier":
+            return value > 0 and mapping.output_widths(model.clone(width_multiplier=value)) == widths
+        if setting == "expansion":
+            return all(round(value * width) == round(expansion * width) for width in inputs[:-1])
+        return value == {"channels": channels, "classes": model.num_classes}[setting]
+
+    found = {"width_multiplier": model.width_multiplier, "expansion": expansion, "channels": channels}
+    for setting, (field, value) in said.stated.items():
+        if setting == "classes" and not model.num_classes:
+            continue  # a backbone alone, whose file still counts classes
+        if value is not None and not agrees(setting, value):
+            has = found.get(setting, model.num_classes)
+            raise UserError(
+                f"{configs.CONFIG} says {setting.replace('_', ' ')} {value:g} ({field}), and the tensors are of {has:g}"
+            )
 
 
 def _recognise(tensors: Tensors, candidates: Sequence[Source], wanted: str | None) -> tuple[Source, str, Tensors]:
@@ -153,23 +194,12 @@ def _named_keras(tensors: Tensors) -> Tensors:
     return keras.name_by_order(tensors, create_model("mobilenet_v1" if count == 13 else "mobilenet_v2"))
 
 
-def _preprocessing(path: Path, source: Source, name: str) -> str:
+def _preprocessing(path: Path, source: Source, name: str, said: Said) -> str | Preprocessing:
+    usual = source.preprocessing[name]
     # Only the name that torchvision gives the file tells its second weights from its first.
-    return "torchvision_v2" if source is TORCHVISION and "7ebf99e0" in path.name else source.preprocessing[name]
-
-
-def _config_beside(path: Path) -> dict[str, Any]:
-    """What Hugging Face keeps beside the weights."""
-    try:
-        config = json.loads((path.parent / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) and "model_type" in config else {}
-
-
-def _config_image_size(path: Path) -> int | None:
-    size = _config_beside(path).get("image_size")
-    return size if isinstance(size, int) and size > 0 else None
+    if source is TORCHVISION and "7ebf99e0" in path.name:
+        usual = "torchvision_v2"
+    return usual if said.preprocessing in (None, PREPROCESSING[usual]) else said.preprocessing
 
 
 def _named_resolution(path: Path) -> int | None:
@@ -178,15 +208,39 @@ def _named_resolution(path: Path) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _class_names(path: Path, classes: int) -> tuple[str, ...] | None:
-    labels = _config_beside(path).get("id2label")
-    if isinstance(labels, dict) and len(labels) == classes:
-        return tuple(str(labels.get(str(index), index)) for index in range(classes))
+def _imagenet_names(classes: int) -> tuple[str, ...] | None:
     if classes == 1000:
         return imagenet_classes()
     if classes == 1001:
         return ("background", *imagenet_classes())
     return None
+
+
+def with_outputs(network: Network, outputs: Outputs) -> Network:
+    """The network with outputs that are a softmax over its classes, or a sigmoid each.
+
+    One sigmoid says with which probability the second of two classes holds. That is a softmax over two logits of which the
+    first is 0, and becomes one, so that such a network is evaluated and trained as any other.
+
+    Raises:
+        UserError: for a network without a classifier.
+    """
+    if not network.model.num_classes:  # type: ignore[attr-defined]
+        raise UserError("there is no classifier, whose outputs could be named")
+    task: Any = network.task
+    if outputs == "softmax" or task.num_classes > 1:
+        return network.replace(task=dataclasses.replace(task, outputs=outputs))
+    classifier = jax.tree.map(
+        lambda leaf: jnp.concatenate([jnp.zeros_like(leaf), leaf], axis=-1), network.variables["params"]["classifier"]
+    )
+    params = {**network.variables["params"], "classifier": classifier}
+    return network.replace(
+        model=network.model.clone(num_classes=2),
+        task=dataclasses.replace(task, num_classes=2, outputs="softmax"),
+        variables={**network.variables, "params": params},
+        class_names=None,
+        notes=(*network.notes, "the one output, a sigmoid, becomes two classes, and is the probability of class 1"),
+    )
 
 
 def _without_background(path: Path, network: Network) -> Network:
@@ -197,7 +251,7 @@ def _without_background(path: Path, network: Network) -> Network:
     params = {**network.variables["params"], "classifier": classifier}
     return network.replace(
         model=network.model.clone(num_classes=1000),
-        task=Classification(1000),
+        task=dataclasses.replace(network.task, num_classes=1000),  # type: ignore[type-var]
         variables={**network.variables, "params": params},
         class_names=network.class_names[1:] if network.class_names else None,
         notes=(*network.notes, "class 0, the background, is left out"),
@@ -210,6 +264,7 @@ def export_weights(path: Path, network: Network, target: str) -> None:
     Raises:
         UserError: for another target or suffix, and a network that the target has no names for, or would compute
             otherwise: any but a published one, at whatever width and expansion.
+        OSError: if it cannot be written.
     """
     suffixes = {"torchvision": (".safetensors", ".pth"), "keras": (".weights.h5", ".h5")}
     if target not in suffixes:
@@ -217,6 +272,10 @@ def export_weights(path: Path, network: Network, target: str) -> None:
     if not path.name.endswith(suffixes[target]):
         raise UserError(f"{path} should end in {' or '.join(suffixes[target])}, for {SOURCES[target].title}")
     source, model = SOURCES[target], network.model
+    if network.task.outputs != "softmax":  # type: ignore[attr-defined]
+        raise UserError(
+            f"the network's outputs are a sigmoid each, which a file for {source.title} has no place to say"
+        )
     assert isinstance(model, Backbone)
     name = model_settings(model)["name"]
     if name not in source.tables:
@@ -234,9 +293,9 @@ def export_weights(path: Path, network: Network, target: str) -> None:
         )
     tensors = mapping.export(source, model, network.variables)
     if target == "keras":
-        keras.write_keras(path, tensors, model)
+        path.write_bytes(keras.keras_bytes(tensors, model, path.name.endswith(".weights.h5")))
         return
     norms = [name.removesuffix(".running_mean") for name in tensors if name.endswith(".running_mean")]
     counters = {f"{norm}.num_batches_tracked": np.zeros((), np.int64) for norm in norms}
-    write = files.write_safetensors if path.suffix == ".safetensors" else files.write_torch
-    write(path, {**tensors, **counters})
+    content = files.safetensors_bytes if path.suffix == ".safetensors" else files.torch_bytes
+    path.write_bytes(content({**tensors, **counters}))

@@ -196,6 +196,37 @@ def strip_prefix(source: Source, tensors: Tensors) -> Tensors:
     return tensors
 
 
+def _behind(listed: Sequence[Entry], names: Iterable[str]) -> list[str]:
+    """Names of PyTorch's kind that no part of the network begins with, the classifier left out."""
+    parts = {entry.theirs.partition(".")[0] for entry in listed if entry.ours[1] != "classifier"}
+    return [name for name in names if name.partition(".")[0] not in parts]
+
+
+def count_outputs(number: int) -> str:
+    """In words."""
+    return f"{number} output{'' if number == 1 else 's'}"
+
+
+def find_classifier(source: Source, name: str, tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """The classifier by its usual name where another linear layer is all that stands behind a network of PyTorch.
+
+    Returns:
+        The tensors, and what there is to say.
+    """
+    behind = _behind(entries(source, create_model(name, num_classes=0)), tensors)
+    layers = {other.rpartition(".")[0] for other in behind}
+    if len(layers) != 1 or not {other.rpartition(".")[2] for other in behind} <= {"weight", "bias"}:
+        return tensors, []
+    (layer,), (usual,) = layers, source.tables[name]["classifier"]
+    weight = tensors.get(f"{layer}.weight")
+    if weight is None or weight.shape[2:] not in ((), (1, 1)) or weight.ndim < 2:
+        return tensors, []
+    bias = tensors.get(f"{layer}.bias", np.zeros(len(weight), np.float32))
+    rest = {other: tensor for other, tensor in tensors.items() if other not in behind}
+    rest |= {f"{usual}.weight": weight.reshape(weight.shape[:2]), f"{usual}.bias": bias}
+    return rest, [] if layer == usual else [f"the classifier is the layer {layer!r} with {count_outputs(len(weight))}"]
+
+
 def guess(source: Source, tensors: Tensors) -> tuple[str, float]:
     """The model whose names these are, and the share of its layers' names that are there."""
     found = []
@@ -307,7 +338,14 @@ def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> di
         raise UserError(f"tensors are missing: {_listed(missing)}")
     extra = tensors.keys() - set(names)
     if extra:
-        raise UserError(f"tensors are left over that belong to no layer: {_listed(extra)}")
+        known = ""
+        if _behind(wanted, extra):
+            *_, features = output_widths(model).values()
+            known = (
+                f"; known behind the network is one linear layer, with a weight of (classes, {features}) and a bias: "
+                "without any, it is read as a network whose output is the pooled features"
+            )
+        raise UserError(f"tensors are left over that belong to no layer: {_listed(extra)}{known}")
     leaves = {}
     for entry in wanted:
         tensor = tensors[entry.theirs]

@@ -23,7 +23,7 @@ from mnv2_jax.training import run as run_module
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.trainer import Programs, trace_programs
 from mnv2_jax.weights import mapping
-from mnv2_jax.weights.files import write_safetensors
+from mnv2_jax.weights.files import safetensors_bytes
 from mnv2_jax.weights.transformers import TRANSFORMERS
 
 STAGES = (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2))
@@ -122,7 +122,7 @@ def hub_network(two_blocks, monkeypatch, tmp_path):
         json.dumps({"model_type": "mobilenet_v2", "image_size": 32, "id2label": labels})
     )
     tensors = mapping.export(TRANSFORMERS, network.model, network.variables)
-    write_safetensors(snapshot / "model.safetensors", tensors)
+    (snapshot / "model.safetensors").write_bytes(safetensors_bytes(tensors))
     yield "hf://somebody/mobilenet", network
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]

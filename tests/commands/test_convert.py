@@ -163,6 +163,15 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
     assert code == 2
     assert "cannot be written" in errors
     assert os.listdir(tmp_path) == ["file"]
+    for file in ("x.safetensors", "x.h5"):  # a folder in which no file can be made
+        network = random_network(MobileNetV2(3, 0.1, convention="pytorch" if file == "x.safetensors" else "tensorflow"))
+        save_network(tmp_path / file, network)
+        target = "torchvision" if file == "x.safetensors" else "keras"
+        code, _, errors = run(
+            "convert", "--input", tmp_path / file, "--output", f"/proc/self/{file}", "--target", target
+        )
+        assert (code, errors.count("\n")) == (2, 1)
+        assert f"--output /proc/self/{file} cannot be written (No such file or directory)" in errors
 
 
 @pytest.mark.parametrize(

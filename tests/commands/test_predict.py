@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mnv2_jax import MobileNetV2
 from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
 from mnv2_jax.network import save_network
+from mnv2_jax.tasks.classification import Classification
+
+from .conftest import STAGES, random_network
 
 
 @pytest.fixture
@@ -165,3 +169,31 @@ def test_no_classifier_no_prediction(refused, network, tmp_path, images):
     assert "has no classifier, so it predicts no classes" in refused(
         "predict", "--weights", tmp_path / "x", "--image", images
     )
+
+
+def test_sigmoids_are_each_a_probability_of_its_own(run, network, images, tmp_path):
+    save_network(tmp_path / "x", network.replace(task=Classification(3, outputs="sigmoid")))
+    code, output, errors = run("predict", "--weights", tmp_path / "x", "--image", images / "a.png", "--json")
+    assert code == 0
+    assert errors.endswith(
+        "the outputs are a sigmoid each: every class has a probability of its own, and they need not add up to 1\n"
+    )
+    (entry,) = json.loads(output)["predictions"]
+    expected = sorted(1 / (1 + np.exp(-np.float64(entry["logits"]))), reverse=True)
+    np.testing.assert_allclose([guess["probability"] for guess in entry["top"]], expected)
+
+
+def test_one_output_needs_a_meaning(run, images, tmp_path):
+    save_network(tmp_path / "x", random_network(MobileNetV2(1, 0.1, stages=STAGES), class_names=None))
+    arguments = ["--image", images / "a.png"]
+    code, output, errors = run("predict", "--weights", tmp_path / "x", *arguments)
+    assert (code, output) == (2, "")
+    assert "has one output, of which nothing says what it means: if a sigmoid" in errors
+    converted = ["--output", tmp_path / "y", "--outputs", "sigmoid"]
+    code, output, _ = run("convert", "--input", tmp_path / "x", *converted)
+    assert code == 0
+    assert "2 classes" in output
+    assert "the one output, a sigmoid, becomes two classes, and is the probability of class 1" in output
+    code, output, _ = run("predict", "--weights", tmp_path / "y", *arguments)
+    assert code == 0
+    assert output.count("%") == 2

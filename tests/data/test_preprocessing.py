@@ -1,8 +1,20 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mnv2_jax.data.preprocessing import PREPROCESSING, preprocess, read_image
+from mnv2_jax.data.preprocessing import (
+    PREPROCESSING,
+    Preprocessing,
+    describe_preprocessing,
+    find_preprocessing,
+    preprocess,
+    preprocessing_from_json,
+    read_image,
+    view_of,
+)
 from mnv2_jax.errors import UserError
 
 GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 2), np.arange(0, 160, 2), [7])[:2], -1)[:, :, 0].astype(np.uint8)
@@ -38,7 +50,7 @@ def test_what_each_geometry_sees():
 
     np.testing.assert_allclose(seen("keras"), (2, 236, 1, 157), atol=3)  # all of it
     np.testing.assert_allclose(seen("tensorflow"), (14, 217, 10, 143), atol=3)  # 87.5 % of each side
-    np.testing.assert_allclose(seen("transformers"), (50, 188, 10, 148), atol=4)  # a square of 70 pixels
+    np.testing.assert_allclose(seen("transformers"), (80, 158, 40, 118), atol=4)  # a square of 40 pixels
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
@@ -151,3 +163,45 @@ def test_what_is_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="z.png cannot be read as an image"):
         read_image(tmp_path / "z.png")
+
+
+OWN = Preprocessing("resize", 0.5, "lanczos", (0.25, 0.25, 0.25), (1.0, 1.0, 1.0), half_pixel="down")
+
+
+def test_a_preprocessing_of_its_own_survives_json():
+    assert preprocessing_from_json(json.loads(json.dumps(dataclasses.asdict(OWN)))) == OWN
+    assert preprocessing_from_json("keras") == "keras"
+    assert find_preprocessing(OWN) is OWN
+    for value in (
+        "vgg",
+        {"method": "resize"},
+        {**dataclasses.asdict(OWN), "more": 1},
+        {**dataclasses.asdict(OWN), "crop": 2},
+    ):
+        with pytest.raises(ValueError, match="no preprocessing|a crop leaves"):
+            preprocessing_from_json(value)
+
+
+def test_a_preprocessing_says_what_it_does():
+    said = "whole image lanczos to 64 by 64 pixels, central 32 pixels, mean (0.25, 0.25, 0.25), std (1.0, 1.0, 1.0)"
+    assert describe_preprocessing(OWN, 32) == f"its own: {said}"
+    assert describe_preprocessing("transformers", 96).startswith(
+        "transformers: shorter side bilinear to 128, central 96"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"crop": 0}, {"border": -1}, {"std": (0, 1, 1)}, {"mean": (1,)}],
+)
+def test_values_that_no_images_are_prepared_with_are_refused(changes):
+    with pytest.raises(ValueError, match="must be|a crop leaves"):
+        dataclasses.replace(OWN, **changes)
+
+
+@pytest.mark.parametrize(("half_pixel", "left"), [("even", 2), ("down", 1)])
+def test_where_a_crop_begins_that_cannot_be_in_the_middle(half_pixel, left):
+    how = Preprocessing("resize_then_crop", 1.0, "nearest", (0.0,), (1.0,), half_pixel=half_pixel)
+    image = Image.fromarray(np.arange(11, dtype=np.uint8)[None].repeat(8, 0))
+    np.testing.assert_allclose(preprocess(image, how, 8)[0, :, 0] * 255, np.arange(left, left + 8), atol=1e-4)
+    assert view_of(image, how, 8).left == left

@@ -168,3 +168,14 @@ def test_initial_kernels(convention, depthwise, deviation):
     kernels = [conv.init(jax.random.key(seed), jnp.zeros((1, 4, 4, 64)))["params"]["kernel"] for seed in range(8)]
     assert kernels[0].shape == (3, 3, 1 if depthwise else 64, 64)
     assert np.std(np.stack(kernels)) == pytest.approx(deviation, rel=0.05)
+
+
+def test_an_epsilon_of_its_own_takes_the_place_of_the_convention_s():
+    x = jnp.ones((1, 2, 2, 1))
+    for own, used in ((None, 1e-3), (0.5, 0.5)):
+        layer = ConvNorm(1, activation="linear", batch_norm_epsilon=own)
+        variables = layer.init(jax.random.key(0), x, False)
+        plain = Conv(1).apply({"params": variables["params"]["conv"]}, x)
+        np.testing.assert_allclose(layer.apply(variables, x, False), plain / np.sqrt(1 + used), rtol=1e-6)
+        slope, _ = layer.bind(variables).inference_norm()
+        np.testing.assert_allclose(slope, 1 / np.sqrt(1 + used), rtol=1e-6)

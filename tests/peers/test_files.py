@@ -155,7 +155,8 @@ def test_a_backbone_of_hugging_face_s_alone(tmp_path):
     network.save_pretrained(tmp_path / "x")
     weights = load_weights(tmp_path / "x" / "model.safetensors", "transformers")
     assert weights.model.num_classes == 0
-    assert weights.notes == ("there is no classifier: the output is the pooled features",)
+    assert weights.class_names is None
+    assert weights.notes[-1] == "there is no classifier: the output is the pooled features"
 
 
 def test_timm_without_a_classifier(tmp_path):

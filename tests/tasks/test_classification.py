@@ -1,6 +1,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mnv2_jax.data.batch import Batch
@@ -48,3 +49,14 @@ def test_metrics_are_means_over_all_examples():
     assert metrics["loss"] == pytest.approx((9 + math.log(2)) / 3, rel=1e-3)
     with pytest.raises(UserError, match="there is not one image that counts"):
         Classification(2).metrics(Classification(2).zeros())
+
+
+def test_probabilities_of_a_softmax_and_of_sigmoids():
+    logits = np.array([[0.0, 1000.0, -1000.0]], np.float32)
+    np.testing.assert_allclose(Classification(3).probabilities(logits), [[0, 1, 0]], atol=1e-12)
+    np.testing.assert_allclose(Classification(3, outputs="sigmoid").probabilities(logits), [[0.5, 1, 0]], atol=1e-12)
+
+
+def test_sigmoids_are_neither_evaluated_nor_trained():
+    with pytest.raises(UserError, match="outputs are a sigmoid each, .* only predict takes such a network"):
+        sums(jnp.zeros((1, 3)), [0], outputs="sigmoid")

@@ -48,7 +48,7 @@ def test_the_accuracy_of_chance_is_known():
 def test_a_task_is_opened_as_it_was_saved():
     task = Classification(10, 0.1)
     settings = task_settings(task)
-    assert settings == {"name": "classification", "num_classes": 10, "label_smoothing": 0.1}
+    assert settings == {"name": "classification", "num_classes": 10, "label_smoothing": 0.1, "outputs": "softmax"}
     assert TASKS[settings.pop("name")](**settings) == task
     with pytest.raises(ValueError, match="the task 'pointing' is none of classification"):
         task_settings(Pointing())

@@ -170,6 +170,17 @@ def test_a_classifier_of_another_number_of_classes_starts_anew(tmp_path, classes
     assert tree_digest(state.params["classifier"]) == tree_digest(fresh.params["classifier"])
 
 
+ANEW = "the classifier starts anew:"
+
+
+def test_a_classifier_of_sigmoids_starts_anew():
+    model = NETWORK.clone(num_classes=3)
+    start = random_network(model, source="keras").replace(task=Classification(3, outputs="sigmoid"))
+    taken = Start.of(start, model, ("a", "b", "c"), "x")
+    assert taken.said == (f"{ANEW} the outputs of x are a sigmoid each, and training is of one class an image",)
+    assert "classifier" not in taken.variables["params"]
+
+
 def test_what_the_images_are_like_follows_the_weights(torchvision):
     """Grey digits for a network of colour images, normalised as torchvision does it; and the network is as wide."""
     path, saved = torchvision

@@ -8,7 +8,7 @@ import pytest
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.weights import files
-from mnv2_jax.weights.files import kind_of, read_safetensors, write_safetensors
+from mnv2_jax.weights.files import kind_of, read_safetensors, safetensors_bytes
 from mnv2_jax.weights.load import export_weights, load_weights
 
 from .networks import random_network
@@ -43,7 +43,7 @@ def test_a_kind_is_told_from_the_content_whatever_the_name(contents, tmp_path):
 
 def test_tensors_survive_a_safetensors_file(tmp_path):
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros((), np.int64)}
-    write_safetensors(tmp_path / "x.safetensors", tensors)
+    (tmp_path / "x.safetensors").write_bytes(safetensors_bytes(tensors))
     found = read_safetensors(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -77,3 +77,23 @@ def test_what_is_nothing(tmp_path):
         load_weights(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="is a folder, but no checkpoint"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        (
+            ["a.npy", "b.npy"],
+            r"is a NumPy archive \(of a.npy, b.npy\), and holds no weights known here: known are files",
+        ),
+        (["notes.txt"], r"is a zip archive \(of notes.txt\), and holds no weights known here"),
+        (["x/data.pkl", "x/constants.pkl", "x/code/a.py"], "is a TorchScript archive, which holds a program"),
+        ([], r"is a zip archive \(of nothing\)"),
+    ],
+)
+def test_an_archive_of_another_kind_is_named(members, says, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in members:
+            archive.writestr(name, "x")
+    with pytest.raises(UserError, match=says):
+        load_weights(tmp_path / "x.zip")

@@ -1,6 +1,7 @@
 """Reading and writing weights without the packages that they are of: `tests/peers` has those."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mnv2_jax.models.classic_residual import ClassicResidualNet
 from mnv2_jax.network import save_network
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.weights import mapping
-from mnv2_jax.weights.load import SOURCES, export_weights, load_weights
+from mnv2_jax.weights.load import SOURCES, export_weights, load_weights, with_outputs
 from mnv2_jax.weights.torchvision import TORCHVISION
 from mnv2_jax.weights.transformers import TRANSFORMERS
 
@@ -67,6 +68,59 @@ def test_a_folder_of_hugging_face_s_has_labels_and_size(tmp_path):
         assert restored.model == network.model
         assert (restored.class_names, restored.resolution) == (tuple("abcdefg"), 96)
         assert restored.preprocessing == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"depth_multiplier": 0.5}, r"width multiplier 0.5 \(depth_multiplier\), and the tensors are of 0.25"),
+        ({"expand_ratio": 3}, r"expansion 3 \(expand_ratio\), and the tensors are of 6"),
+        ({"num_channels": 1}, r"channels 1 \(num_channels\), and the tensors are of 3"),
+        ({"id2label": {"0": "cat"}}, r"classes 1 \(id2label\), and the tensors are of 7"),
+        ({"hidden_act": "gelu"}, 'config.json says hidden_act "gelu"'),
+    ],
+)
+def test_a_configuration_that_the_tensors_do_not_agree_with_is_refused(config, says, tmp_path):
+    network = random_network("transformers")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mobilenet_v2", **config}))
+    path = write(tmp_path / "model.safetensors", mapping.export(TRANSFORMERS, network.model, network.variables))
+    with pytest.raises(UserError, match=says) as error:
+        load_weights(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_what_the_files_beside_the_weights_say_is_done(tmp_path):
+    network = random_network("transformers", num_classes=1)
+    config = {"model_type": "mobilenet_v2", "tf_padding": False, "hidden_act": "relu", "depth_multiplier": 0.25,
+              "expand_ratio": 6.0, "num_channels": 3, "problem_type": "multi_label_classification"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 120, "crop_size": 96, "resample": 3}))
+    write(tmp_path / "model.safetensors", mapping.export(TRANSFORMERS, network.model, network.variables))
+    restored = load_weights(tmp_path)
+    changes = {"convention": "pytorch", "batch_norm_epsilon": 1e-3, "activation": "relu", "num_classes": 2}
+    assert restored.model == network.model.clone(**changes)
+    assert (restored.resolution, restored.preprocessing.interpolation) == (96, "bicubic")
+    assert restored.notes[-1] == "the one output, a sigmoid, becomes two classes, and is the probability of class 1"
+    save_network(tmp_path / "ours", restored)
+    assert load_weights(tmp_path / "ours").preprocessing == restored.preprocessing
+
+
+def test_one_sigmoid_is_a_softmax_of_two_classes(network):
+    one = random_network("torchvision", num_classes=1)
+    two = with_outputs(one, "sigmoid")
+    assert (two.model.num_classes, two.task) == (2, Classification(2))
+    features = np.linspace(-1e-2, 1e-2, 1280, dtype=np.float32)
+    logit, logits = (
+        features @ network.variables["params"]["classifier"]["kernel"]
+        + network.variables["params"]["classifier"]["bias"]
+        for network in (one, two)
+    )
+    np.testing.assert_allclose(two.task.probabilities(np.asarray(logits))[1], 1 / (1 + np.exp(-logit[0])), rtol=1e-5)
+    assert with_outputs(network, "sigmoid").task == Classification(7, outputs="sigmoid")
+    with pytest.raises(UserError, match="there is no classifier"):
+        with_outputs(network.replace(model=network.model.clone(num_classes=0)), "sigmoid")
+    with pytest.raises(UserError, match="outputs are a sigmoid each, which a file for torchvision has no place to say"):
+        export_weights(Path("x.safetensors"), with_outputs(network, "sigmoid"), "torchvision")
 
 
 def test_what_a_file_is_read_as_is_said(tensors, tmp_path):

@@ -90,3 +90,29 @@ def test_a_wrapper_s_prefix_is_taken_off():
     # A classifier beside the backbone has only the first parts of it.
     beside = {("model." if name.startswith("classifier") else "model.net.") + name: v for name, v in theirs.items()}
     assert mapping.strip_prefix(SOURCES["timm"], beside).keys() == theirs.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("fc", (5, 1280)), ("head.conv", (5, 1280, 1, 1)), ("classifier", (5, 1280))]
+)
+def test_another_linear_layer_behind_the_network_is_its_classifier(name, kernel):
+    network = random_network("torchvision", num_classes=0)
+    tensors = mapping.export(TORCHVISION, network.model, network.variables)
+    weight = np.ones(kernel, np.float32)
+    found, said = mapping.find_classifier(TORCHVISION, "mobilenet_v2", {**tensors, f"{name}.weight": weight})
+    assert said == [f"the classifier is the layer {name!r} with 5 outputs"]
+    assert found["classifier.1.weight"].shape == (5, 1280)
+    np.testing.assert_array_equal(found["classifier.1.bias"], np.zeros(5))
+
+
+def test_a_head_of_several_layers_is_named_with_what_is_known():
+    network = random_network("torchvision", num_classes=0)
+    tensors = mapping.export(TORCHVISION, network.model, network.variables)
+    head = {"classifier.1.weight": np.ones((9, 1280), np.float32), "classifier.1.bias": np.ones(9, np.float32)}
+    tensors |= {**head, "classifier.3.weight": np.ones((5, 9), np.float32)}
+    found, said = mapping.find_classifier(TORCHVISION, "mobilenet_v2", tensors)
+    assert (found, said) == (tensors, [])
+    model, channels = mapping.infer_model(TORCHVISION, "mobilenet_v2", found)
+    says = r"no layer: classifier.3.weight; known behind the network is one linear layer, with a weight of \(classes, 1280\) and a bias: without"
+    with pytest.raises(UserError, match=says):
+        mapping.fill(TORCHVISION, model, channels, found)

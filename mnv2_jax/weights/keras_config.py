@@ -1,0 +1,340 @@
+"""What a Keras model's configuration says of the layers around and inside a MobileNet.
+
+Those in front of it become the scale of its images, one dense layer behind it its classifier; what else there is, is
+refused by name, or where it is a head of another kind, left out and named.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mnv2_jax.data.preprocessing import PREPROCESSING, Preprocessing
+from mnv2_jax.errors import UserError
+from mnv2_jax.models.backbone import Backbone
+from mnv2_jax.models.layers import CONVENTIONS
+from mnv2_jax.models.strides import strides_and_dilations
+from mnv2_jax.network import variable_shapes
+from mnv2_jax.tasks.classification import Outputs
+from mnv2_jax.weights.configs import ACTIVATIONS, Said, numeric_settings
+from mnv2_jax.weights.mapping import Layout, Source, Tensors, count_outputs, entries, flatten
+
+IDLE = ("InputLayer", "Dropout", "AlphaDropout", "SpatialDropout2D", "Identity", "ActivityRegularization", "Cast")
+"""Layers that change nothing when a network is evaluated, besides those of random images and of noise."""
+
+SHAPES = ("Flatten", "Reshape")
+"""Layers that change nothing of pooled features and of logits."""
+
+POOLING = "GlobalAveragePooling2D"
+KNOWN_HEAD = "average pooling, then one dense layer or 1x1 convolution, with softmax, sigmoid or no activation"
+
+
+ASSUMED = "the file has weights only: images in -1 to 1 and, of outputs, a softmax are assumed"
+
+
+class Layer(NamedTuple):
+    """A layer as the configuration has it.
+
+    Attributes:
+        groups: where its variables are, as Keras 3 counts them.
+        kind: its class.
+        name: its name.
+        config: its arguments.
+        inputs: what it is called with.
+    """
+
+    groups: tuple[str, ...]
+    kind: str
+    name: str
+    config: Mapping[str, Any] = MappingProxyType({})
+    inputs: Any = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether it changes nothing when a network is evaluated."""
+        # `RandomCrop` takes the centre then.
+        return self.kind in IDLE or (self.kind.startswith(("Random", "Gaussian")) and self.kind != "RandomCrop")
+
+    @property
+    def activation(self) -> str:
+        """The name of its activation; "linear" if it has none."""
+        if self.kind == "Softmax":
+            return "softmax"
+        if self.kind == "ReLU":
+            return _relu_name(self.config)
+        value = self.config.get("activation") or "linear"
+        value = value.get("config") if isinstance(value, Mapping) else value
+        return str(value.get("name") if isinstance(value, Mapping) else value)
+
+
+def list_layers(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[Layer]:
+    """Every layer of a model, models inside the model flattened."""
+    counts: Counter[str] = Counter()
+    for layer in config.get("layers", ()):
+        kind, inner = layer["class_name"], layer["config"]
+        # "DepthwiseConv2D" becomes "depthwise_conv2d": a capital begins a word only before a small letter.
+        snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", kind).lower()
+        groups = (*above, f"{snake}_{counts[snake]}" if counts[snake] else snake)
+        counts[snake] += 1
+        if "layers" in inner:
+            yield from list_layers(inner, groups)
+        else:
+            yield Layer(groups, kind, inner.get("name", layer.get("name", "")), inner, layer.get("inbound_nodes", ()))
+
+
+def adapt(
+    source: Source, tensors: Tensors, layers: Sequence[Layer], loss: Any, model: Backbone
+) -> tuple[Tensors, Said]:
+    """The network out of a larger model, and what the configuration says of it.
+
+    Args:
+        source: Keras's table.
+        tensors: of the file, by "LAYER/VARIABLE".
+        layers: of the model, in its order; empty if the file has the weights only.
+        loss: as Keras writes it.
+        model: any of the right kind; its names count, not its sizes.
+
+    Returns:
+        Tensors by the names of Keras's own model, and what there is to say.
+
+    Raises:
+        UserError: names a layer in front of the network or inside of it that is not understood.
+    """
+    listed = entries(source, model)
+    body = dict.fromkeys(entry.theirs.split("/")[0] for entry in listed if entry.ours[1] != "classifier")
+    (classifier,) = {entry.theirs.split("/")[0] for entry in listed if entry.ours[1] == "classifier"}
+    layout = next(entry.layout for entry in listed if entry.theirs == f"{classifier}/kernel")
+    inside = {name: tensor for name, tensor in tensors.items() if name.split("/")[0] in body}
+    others = dict.fromkeys(name.split("/")[0] for name in tensors if name.split("/")[0] not in body)
+    if not layers:  # weights only
+        head = Layer((), "Dense", next(iter(others))) if len(others) == 1 else None
+        left_out = [Layer((), "layer", name) for name in others] if head is None else []
+        assumed = () if (head is not None and head.name == classifier) or not others else (ASSUMED,)
+        said = Said(notes=(*assumed, *_left_out(left_out)))
+        return _with_head(inside, tensors, head, classifier, layout, said)
+
+    places = [index for index, layer in enumerate(layers) if layer.name in body]
+    first, last = (places[0], places[-1]) if places else (0, -1)
+    front, behind = list(layers[:first]), [layer for layer in layers[last + 1 :] if not layer.idle]
+    own = list(layers[first : last + 1])
+    if front and front[-1].kind == "ZeroPadding2D":
+        own.insert(0, front.pop())  # older versions of Keras pad in a layer
+    if behind and behind[0].kind in ("ReLU", "Activation") and behind[0].activation not in ("softmax", "sigmoid"):
+        own.append(behind.pop(0))  # the network's own, behind its last norm
+    preprocessing, scaled = _input_scale(front, tensors)
+    settings = _settings_of(own, body, model)
+    side = _image_size(layers)
+    _check_windows(own, body, model, side)
+    behind = [layer for layer in behind if layer.kind not in SHAPES]
+    head, outputs = _head(behind, loss)
+    notes = _left_out(behind if head is None and [layer.kind for layer in behind] != [POOLING] else [])
+    if scaled:
+        notes = (
+            f"the file scales images itself, by {', '.join(map(str, scaled))}: that is in the preprocessing",
+            *notes,
+        )
+    said = Said(settings, {}, preprocessing, side, None, outputs, notes)
+    return _with_head(inside, tensors, head, classifier, layout, said)
+
+
+def _left_out(layers: Sequence[Layer]) -> tuple[str, ...]:
+    if not layers:
+        return ()
+    return (f"not taken, behind the network: {', '.join(map(str, layers))}; known there is {KNOWN_HEAD}",)
+
+
+def _with_head(
+    inside: Tensors, tensors: Tensors, head: Layer | None, classifier: str, layout: Layout, said: Said
+) -> tuple[Tensors, Said]:
+    """The network's tensors with those of its head under their usual name."""
+    kernel = tensors.get(f"{head.name}/kernel") if head else None
+    if head is None or kernel is None:
+        return inside, said
+    if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):
+        kernel = kernel[0, 0]
+    if kernel.ndim != 2:
+        return inside, said._replace(notes=(*said.notes, *_left_out([head])))
+    bias = tensors.get(f"{head.name}/bias", np.zeros(kernel.shape[1], np.float32))
+    inside = {**inside, f"{classifier}/kernel": kernel[None, None] if layout.squeeze else kernel}
+    inside[f"{classifier}/bias"] = bias
+    if head.name != classifier:
+        note = f"the classifier is the dense layer {head.name!r} with {count_outputs(kernel.shape[1])}"
+        said = said._replace(notes=(*said.notes, note))
+    return inside, said
+
+
+def _image_size(layers: Sequence[Layer]) -> int | None:
+    """Side of the input in pixels, where the model says it.
+
+    Raises:
+        UserError: for other inputs than squares of channels last.
+    """
+    for layer in layers:
+        shape = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
+        if shape and len(shape) == 4:
+            if shape[1] != shape[2]:
+                raise UserError(f"its images are of {tuple(shape[1:])}, expected (side, side, channels)")
+            return shape[1]
+    return None
+
+
+# --- In front of the network -----------------------------------------------------------------------------
+
+
+def _input_scale(layers: Sequence[Layer], tensors: Tensors) -> tuple[Preprocessing | None, list[Layer]]:
+    """How images are prepared where the model takes bytes and scales them itself, and by which layers."""
+    slope, offset = np.ones(1), np.zeros(1)  # of bytes
+    scaled = [layer for layer in layers if not layer.idle]
+    for layer in scaled:
+        times, plus = _linear(layer, tensors)
+        slope, offset = slope * times, offset * times + plus
+    if not scaled:
+        return None, []
+    slope, offset = (np.broadcast_to(value, np.broadcast_shapes((3,), value.shape)) for value in (slope, offset))
+    if slope.shape != (3,) or not np.isfinite([slope, offset]).all() or (slope == 0).any():
+        raise UserError(f"{', '.join(map(str, scaled))} in front of the network scale images by {slope} and {offset}")
+    # As precise as float32, so that 1/127.5 and -1 are what they are meant to be.
+    mean, std = (
+        tuple(float(f"{value:.7g}") for value in values) for values in (-offset / slope / 255, 1 / slope / 255)
+    )
+    usual = PREPROCESSING["keras"]
+    return Preprocessing(usual.method, usual.crop, usual.interpolation, mean, std), scaled
+
+
+def _linear(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
+    """What a layer multiplies by, and what it adds then."""
+    config = layer.config
+    if layer.kind == "Rescaling":
+        return np.asarray(config["scale"], float), np.asarray(config.get("offset", 0), float)
+    if layer.kind == "Normalization" and not config.get("invert"):
+        mean, variance = (
+            np.asarray(tensors.get(f"{layer.name}/{name}") if config.get(name) is None else config[name], float).ravel()
+            for name in ("mean", "variance")
+        )
+        deviation = np.maximum(np.sqrt(variance), 1e-7)  # as Keras bounds it
+        return 1 / deviation, -mean / deviation
+    constant = _constant(layer)
+    if constant is not None:
+        operation = str(config.get("function", layer.kind)).rpartition(".")[2].lower()
+        zero, one = np.zeros(1), np.ones(1)
+        if operation in ("truedivide", "divide", "truediv"):
+            return 1 / constant, zero
+        if operation in ("multiply", "mul"):
+            return constant, zero
+        if operation in ("subtract", "sub", "add"):
+            return one, constant if operation == "add" else -constant
+    raise UserError(
+        f"{layer} in front of the network is not known here; known are Rescaling, Normalization, arithmetic with "
+        "numbers, and layers of training alone: build the model without it, and prepare the images before"
+    )
+
+
+def _constant(layer: Layer) -> np.ndarray | None:
+    """The number that an operation such as `x / 127.5` has as its second operand."""
+    try:
+        (call,) = layer.inputs
+        if isinstance(call, Mapping):  # Keras 3
+            value = [*call["args"], *call["kwargs"].values()][1]
+        else:  # Keras 2: the input's name, two numbers, and what else it is called with
+            value = call[3]["y"] if isinstance(call[3], Mapping) else call[3]
+        value = value["config"]["value"] if isinstance(value, Mapping) else value
+        return np.asarray(value, float).reshape(-1)
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+# --- The network itself ----------------------------------------------------------------------------------
+
+
+def _settings_of(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone) -> dict[str, Any]:
+    """Epsilon and activation of the network, which all of its layers share."""
+    if not own:
+        return {}
+    added = [layer for layer in own if not (layer.name in body or layer.idle or layer.kind in ("ZeroPadding2D", "Add"))]
+    for layer in added:
+        if layer.kind not in ("ReLU", "Activation"):
+            raise UserError(f"{layer} inside the network is not known here")
+    epsilons = {layer.config.get("epsilon", 1e-3) for layer in own if layer.kind == "BatchNormalization"}
+    if len(epsilons) > 1:
+        raise UserError(f"its batch norms have epsilons of {sorted(epsilons)}; known is one for all")
+    activations = {layer.activation for layer in added}
+    activations |= {layer.activation for layer in own if layer.name in body} - {"linear"}
+    expected = sum(unit[2:] != ("project",) for unit in _units(model))
+    if len(activations) != 1 or not activations <= set(ACTIVATIONS) or len(added) != expected:
+        found = ", ".join(sorted(activations)) or "none"
+        raise UserError(
+            f"it has {len(added)} activations ({found}), expected {expected} of one kind: {', '.join(ACTIVATIONS)}"
+        )
+    epsilon = epsilons.pop() if epsilons else CONVENTIONS["tensorflow"].epsilon
+    return numeric_settings(False, epsilon, ACTIVATIONS[activations.pop()])
+
+
+def _units(model: Backbone) -> list[tuple[str, ...]]:
+    """The path of every convolution with its norm."""
+    return [path[:-2] for path in flatten(variable_shapes(model)) if path[-2:] == ("conv", "kernel")]
+
+
+def _relu_name(config: Mapping[str, Any]) -> str:
+    """As `ACTIVATIONS` calls it; in words if it is none of them."""
+    slope = config.get("negative_slope", config.get("alpha")) or 0
+    limit = config.get("max_value")
+    if not slope and not config.get("threshold") and limit in (None, 6):
+        return "relu" if limit is None else "relu6"
+    return f"ReLU with max_value {limit}, negative_slope {slope} and threshold {config.get('threshold')}"
+
+
+def _check_windows(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone, side: int | None) -> None:
+    """Refuse layers that move over their input otherwise than the published network's, or pad it otherwise."""
+    strides = [2, *(row.stride if repeat == 0 else 1 for row in model.stages for repeat in range(row.repeats))]
+    moves, padded = iter(strides_and_dilations(strides)), None
+    for layer in own:
+        if layer.kind == "ZeroPadding2D":
+            padded = layer.config["padding"]
+        if layer.name not in body or layer.config.get("kernel_size") not in ([3, 3], (3, 3), 3):
+            continue
+        stride, dilation = next(moves, (1, 1))
+        for name, expected in (("strides", stride), ("dilation_rate", dilation)):
+            found = layer.config.get(name, expected)
+            if list(np.broadcast_to(found, (2,))) != [expected, expected]:
+                raise UserError(f"{layer} has {name} {found}, expected {expected}")
+        if layer.config.get("data_format", "channels_last") != "channels_last":
+            raise UserError(f"{layer} takes channels first; known are channels last")
+        if layer.config.get("padding", "same") == "valid" and side is not None:
+            same = CONVENTIONS["tensorflow"].padding(side, 3, stride)
+            if padded is None or not np.array_equal(padded, [same, same]):
+                raise UserError(
+                    f"{layer} is padded by {padded or 0} on a map of {side} by {side} pixels, and the published network "
+                    f"by {[*same]}: save the weights alone (.weights.h5) to use them at another size"
+                )
+        padded, side = None, side and -(-side // stride)
+
+
+# --- Behind the network ----------------------------------------------------------------------------------
+
+
+def _head(behind: Sequence[Layer], loss: Any) -> tuple[Layer | None, Outputs | None]:
+    """The layer that is the classifier, if it is of a known kind, and what makes probabilities of its outputs."""
+    kinds = [layer.kind for layer in behind]
+    if kinds[:1] != [POOLING] or kinds[1:2] not in (["Dense"], ["Conv2D"]):
+        return None, None
+    head, *after = behind[1:]
+    if any(layer.kind not in ("Activation", "Softmax") for layer in after):
+        return None, None
+    active = [layer.activation for layer in (head, *after) if layer.activation != "linear"]
+    if active in (["softmax"], ["sigmoid"]):
+        return head, active[0]  # type: ignore[return-value]
+    return (head, _of_loss(loss)) if not active else (None, None)
+
+
+def _of_loss(loss: Any) -> Outputs | None:
+    """What the outputs are of a network without a last activation that was trained for this."""
+    config = loss.get("config") if isinstance(loss, Mapping) else None
+    if not isinstance(config, Mapping) or not config.get("from_logits"):
+        return None
+    return "sigmoid" if loss.get("class_name") == "BinaryCrossentropy" else "softmax"
