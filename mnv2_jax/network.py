@@ -43,7 +43,7 @@ DESCRIPTION = {
     "model": dict,
     "image_channels": int,
     "source": str,
-    "preprocessing": str,
+    "preprocessing": (str, dict),
     "resolution": int,
     "class_names": ([str], type(None)),
 }

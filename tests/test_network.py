@@ -181,7 +181,6 @@ def change_description(folder, **changes):
     [
         ({"resolution": "16"}, 'resolution is "16", expected a whole number'),
         ({"resolution": -1}, "its resolution is -1"),
-        ({"preprocessing": "none"}, "there is no preprocessing 'none'"),
         ({"class_names": ["cat"]}, "class_names has 1, and there are 3 outputs"),
         ({"task": {"name": "classification", "num_classes": 4}}, "num_classes has 4, and there are 3 outputs"),
     ],
@@ -201,6 +200,7 @@ def test_a_description_that_contradicts_itself_is_refused(change, says, tmp_path
         ({"model": {"name": "mobilenet_v1", "depth": 3}}, "mobilenet_v1 has no setting depth"),
         ({"model": {"name": "mobilenet_v1", "width_multiplier": 0.0}}, "the width multiplier must be greater than 0"),
         ({"task": {"name": "detection"}}, "detection"),
+        ({"preprocessing": "none"}, "there is no preprocessing 'none'"),
         ({"model": None}, "its description is not of a network known here"),
     ],
 )

@@ -165,7 +165,9 @@ def test_arrays_that_are_no_batch(refused, saved, array, says, tmp_path):
 def test_no_classifier_no_prediction(refused, network, tmp_path, images):
     headless = network.model.clone(num_classes=0)
     params = {name: value for name, value in network.variables["params"].items() if name != "classifier"}
-    save_network(tmp_path / "x", network.replace(model=headless, variables={**network.variables, "params": params}))
+    variables = {**network.variables, "params": params}
+    changes = {"model": headless, "variables": variables, "task": Classification(0), "class_names": None}
+    save_network(tmp_path / "x", network.replace(**changes))
     assert "has no classifier, so it predicts no classes" in refused(
         "predict", "--weights", tmp_path / "x", "--image", images
     )
