@@ -277,7 +277,7 @@ def check_agrees(network: Network) -> None:
     if network.class_names is not None:
         counts["class_names"] = len(network.class_names)
     for name, count in counts.items():
-        if count != outputs:
+        if outputs and count != outputs:
             raise ValueError(f"{name} has {count}, and there are {outputs} outputs")
     if network.preprocessing not in PREPROCESSING:
         raise ValueError(f"there is no preprocessing {network.preprocessing!r}")
