@@ -279,7 +279,7 @@ def check_agrees(network: Network) -> None:
     if network.class_names is not None:
         counts["class_names"] = len(network.class_names)
     for name, count in counts.items():
-        if count != outputs:
+        if outputs and count != outputs:
             raise ValueError(f"{name} has {count}, and there are {outputs} outputs")
     if not 0 < network.resolution < 1 << 15:
         raise ValueError(f"its resolution is {network.resolution}")
