@@ -1,11 +1,15 @@
 """What every command does the same way: its flags, its exit codes, its process."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+import tyro
 
 from mnv2_jax import cli
 from mnv2_jax.errors import Preempted, UserError
@@ -19,6 +23,30 @@ class Options:
     """A width."""
     form: str = "round"
     """A form."""
+    batch_size: int = 8
+    """Images a step."""
+    resolution: int = 32
+    """Pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Flags of every kind, some of which must be given."""
+
+    shape: Annotated[Options, tyro.conf.arg(name="")] = Options()
+    """Flags of another."""
+    source_file: str
+    """Must be given."""
+    target: Path
+    """Must be given."""
+    count: int | None = None
+    """A whole number."""
+    sizes: tuple[int, ...] = ()
+    """Several."""
+    color: Literal["red", "green"] | None = None
+    """A choice."""
+    is_open: bool = True
+    """Yes or no."""
 
 
 @pytest.fixture
@@ -42,7 +70,11 @@ def run(monkeypatch, capsys):
 
 
 def test_flags_become_options(run):
-    assert run(lambda options: print(options), "--width", "0.5") == (0, "Options(width=0.5, form='round')\n", "")
+    assert run(lambda options: print(options), "--width", "0.5") == (
+        0,
+        "Options(width=0.5, form='round', batch_size=8, resolution=32)\n",
+        "",
+    )
 
 
 def test_a_default_is_made_from_the_arguments(run):
@@ -55,16 +87,38 @@ def test_a_default_is_made_from_the_arguments(run):
     assert run(show, "--width", "2", "--form", "flat", default=default)[1] == "flat\n"
 
 
+@pytest.mark.parametrize("columns", ["20", "200"])  # whatever tyro folds
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["--width", "wide"], "wide"), (["--colour", "red"], "--colour"), (["red"], "red")]
+    ("arguments", "says"),
+    [
+        ("--width wide", "--width takes numbers, got wide"),
+        ("--count 1.5", "--count takes whole numbers, got 1.5"),
+        ("--sizes 1 two 3", "--sizes takes whole numbers, got 1 two 3"),
+        ("--color blue", "there is no --color blue; known are red, green"),
+        ("--color=blue", "there is no --color blue; known are red, green"),
+        ("--count", "--count needs a value"),
+        ("--widht 2", "unrecognized option --widht; did you mean --width?"),
+        ("--sorce_file=a", "unrecognized option --sorce-file; did you mean --source-file?"),
+        ("--nothing-like-it", "unrecognized option --nothing-like-it"),
+        ("red", "unrecognized argument red"),
+        ("--no-is-open red", "unrecognized argument red"),
+    ],
 )
-def test_a_flag_that_is_not_known_is_one_line(run, arguments, says):
-    code, output, errors = run(lambda options: print("ran"), *arguments)
-    assert (code, output) == (2, "")
-    assert errors.startswith("error: ")
-    assert says in errors
-    assert errors.endswith("; --help lists what is known\n")
-    assert errors.count("\n") == 1
+def test_what_is_wrong_with_flags_is_one_sentence(monkeypatch, arguments, says, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(UserError) as error:
+        cli.parse(Nested, "A command.", ["--source-file", "a", "--target", "b", *arguments.split()], "command")
+    assert str(error.value) == f"{says}; --help lists what is known"
+
+
+def test_flags_that_must_be_given_are_named():
+    with pytest.raises(UserError, match="^--source-file and --target must be given; --help lists what is known$"):
+        cli.parse(Nested, "A command.", ["--is-open"], "command")
+
+
+def test_flags_that_are_not_known_end_with_code_2(run):
+    says = "error: unrecognized option --color; --help lists what is known\n"
+    assert run(lambda options: print("ran"), "--color", "red") == (2, "", says)
 
 
 def test_a_help_has_the_description_and_the_flags(run):
@@ -85,6 +139,14 @@ def test_a_help_has_the_description_and_the_flags(run):
         (Preempted("saved at\nstep 3"), 75, "saved at step 3\n"),
         (OSError(28, "No space left", "/x/y"), 2, "error: /x/y cannot be read or written: No space left\n"),
         (OSError("broken"), 2, "error: reading or writing failed: broken\n"),
+        (MemoryError(), 2, "error: there is not enough memory (MemoryError); lower --batch-size or --resolution\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+            2,
+            "error: there is not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); "
+            "lower --batch-size or --resolution\n",
+        ),
+        (SystemExit(1), 141, ""),  # rich's, when a pipe is closed
         (KeyboardInterrupt(), 130, "\nInterrupted. What is finished is kept; the same command continues after it.\n"),
     ],
 )
@@ -102,6 +164,12 @@ def test_an_error_of_the_program_itself_is_not_hidden(run):
     with pytest.raises(ZeroDivisionError):
         run(main)
 
+    def other(options):
+        raise RuntimeError("INTERNAL: it is broken")
+
+    with pytest.raises(RuntimeError, match="it is broken"):
+        run(other)
+
 
 PRINT_MUCH = """
 import dataclasses
@@ -118,9 +186,21 @@ cli.run(lambda options: print("line\\n" * 100_000), Options, "", [])
 
 
 def test_a_reader_that_stops_is_no_error():
-    command = f"{sys.executable} -c '{PRINT_MUCH}' | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("line\n", "")
+    command = f"set -o pipefail; {sys.executable} -c '{PRINT_MUCH}' | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("line\n", "", 141)
+
+
+def test_what_a_terminal_cannot_show_is_written_as_its_number_and_a_closed_output_is_none(monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii"))
+    with cli.exit_codes():
+        print("3 × −1")
+    assert output.getvalue() == b"3 \\xd7 \\u22121\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    with cli.exit_codes():
+        print("nobody reads this")
+    sys.stdout.close()
 
 
 # --- The process -----------------------------------------------------------------------------------------
