@@ -99,9 +99,12 @@ def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required
     missing = [flag for flag in required if flag not in given]
     if missing:
         return f"{' and '.join(missing)} must be given"
-    # The first paragraph; behind a rule come hints. In an ASCII terminal the box is drawn with + - and |.
+    # The first paragraph; behind a rule come hints. In an ASCII terminal the box is drawn with - and spaces.
     rows = [line.strip("│| ") for line in box.splitlines()[1:]]
-    said = " ".join(itertools.takewhile(lambda row: row.strip("─-╰╯+"), rows)).rstrip(".")
+    paragraphs = (
+        list(group) for is_text, group in itertools.groupby(rows, lambda row: bool(row.strip("─-╰╯+"))) if is_text
+    )
+    said = " ".join(next(paragraphs, [])).rstrip(".")
     kind, _, stray = said.partition(": ")
     if kind.startswith("Unrecognized"):
         return f"unrecognized argument {stray}"

@@ -68,7 +68,7 @@ def find_activation(activation: str | Function) -> Function:
     Raises:
         ValueError: for an unknown name; says which are known.
     """
-    if not isinstance(activation, str):
+    if callable(activation):
         return activation
     check_name("activation", activation, ACTIVATIONS, "; hand one of your own in as a function")
     return ACTIVATIONS[activation]
