@@ -186,6 +186,37 @@ def leave_absent_tpus_alone() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
+NUMERICS = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+"""What JAX's libraries and ours are written for."""
+
+
+def use_own_numerics() -> None:
+    """Compute as everywhere else, whatever the environment asks for: with its settings, nobody's results could be compared."""
+    import jax
+
+    for option, value in NUMERICS.items():
+        if getattr(jax.config, option) != value:
+            print(f"{option.upper()} is not used: commands compute with {value}", file=sys.stderr)
+            jax.config.update(option, value)
+
+
+def _absent_platform(error: Exception) -> UserError | None:
+    """What is wrong where JAX could not start the devices that it was told to; None of other errors."""
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    if "Unable to initialize backend" not in str(error):
+        try:
+            jax.devices()
+            return None
+        except Exception as again:  # of whatever kind, the devices are not there
+            error = again
+    reason = " ".join(str(error).partition(" (set JAX")[0].split())[:200].rstrip(".") or type(error).__name__
+    asked = os.environ.get("JAX_PLATFORMS") or "its devices"
+    return UserError(f"JAX cannot start {asked} here ({reason}); JAX_PLATFORMS says what it starts, cpu for one")
+
+
 def fail(error: UserError) -> NoReturn:
     """Say what was wrong in one line and end with exit code 2."""
     with contextlib.suppress(OSError):  # where nobody reads it, the exit code says it
@@ -218,8 +249,8 @@ def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
     exhausted = "RESOURCE_EXHAUSTED" in reason or "bad_alloc" in reason or "out of memory" in reason.lower()
     if not exhausted and not isinstance(error, MemoryError):
         return None
-    known = {} if options is None else _flags(options)
-    smaller = " or ".join(flag for flag in LARGE if flag in known)
+    flags = {} if options is None else _flags(options)
+    smaller = " or ".join(flag for flag in LARGE if flag in flags)
     return UserError(
         f"there is not enough memory ({reason or 'MemoryError'})" + (f"; lower {smaller}" if smaller else "")
     )
@@ -245,11 +276,11 @@ def exit_codes(options: type | None = None) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
         fail(UserError(f"{where}: {error.strerror or error}"))
-    except (MemoryError, RuntimeError) as error:
-        lack = _lack_of_memory(error, options)
-        if lack is None:
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        known = _lack_of_memory(error, options) or _absent_platform(error)
+        if known is None:
             raise
-        fail(lack)
+        fail(known)
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
         sys.exit(130)
@@ -284,4 +315,5 @@ def run(
         silence_libraries()
         leave_absent_tpus_alone()
         use_compilation_cache()
+        use_own_numerics()
         main(parsed)

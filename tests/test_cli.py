@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import pytest
 import tyro
 
@@ -158,6 +159,36 @@ def test_how_a_command_ends_is_told_by_its_exit_code(run, error, code, says):
         raise error
 
     assert run(main) == (code, "", says)
+
+
+@pytest.mark.parametrize("said", ["Unable to initialize backend 'cuda': none", ""])
+def test_a_platform_that_is_not_there_is_named(run, monkeypatch, said):
+    def main(options):
+        raise RuntimeError(said)
+
+    def no_devices():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    says = f"JAX cannot start cuda here ({said or 'AssertionError'}); JAX_PLATFORMS says what it starts, cpu for one"
+    assert run(main) == (2, "", f"error: {says}\n")
+
+
+def test_commands_compute_as_everywhere_else(run):
+    before = {option: getattr(jax.config, option) for option in cli.NUMERICS}
+    try:
+        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        code, output, errors = run(lambda options: print(jax.numpy.ones(1).dtype))
+        assert (code, output) == (0, "float32\n")
+        assert errors.splitlines() == [
+            "JAX_ENABLE_X64 is not used: commands compute with False",
+            "JAX_NUMPY_RANK_PROMOTION is not used: commands compute with allow",
+        ]
+    finally:
+        for option, value in before.items():
+            jax.config.update(option, value)
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(run):

@@ -315,7 +315,10 @@ def test_out_that_cannot_be_written(tiny, tmp_path):
             "--batch-size 71 is more than the 70 images",
         ),
         (
-            {"training": dataclasses.replace(STUDY.training, batch_size=1), "resolution": 1},
+            {
+                "training": dataclasses.replace(STUDY.training, batch_size=1),
+                "arms": (Arm("a"), Arm("b", resolution=1)),
+            },
             "over one image of one pixel",
         ),
     ],
