@@ -251,9 +251,8 @@ def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
         return None
     flags = {} if options is None else _flags(options)
     smaller = " or ".join(flag for flag in LARGE if flag in flags)
-    return UserError(
-        f"there is not enough memory ({reason or 'MemoryError'})" + (f"; lower {smaller}" if smaller else "")
-    )
+    why = f" ({reason})" if reason else ""
+    return UserError(f"there is not enough memory{why}" + (f"; lower {smaller}" if smaller else ""))
 
 
 @contextlib.contextmanager

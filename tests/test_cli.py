@@ -143,7 +143,7 @@ def test_a_help_has_the_description_and_the_flags(run):
         (Preempted("saved at\nstep 3"), 75, "saved at step 3\n"),
         (OSError(28, "No space left", "/x/y"), 2, "error: /x/y cannot be read or written: No space left\n"),
         (OSError("broken"), 2, "error: reading or writing failed: broken\n"),
-        (MemoryError(), 2, "error: there is not enough memory (MemoryError); lower --batch-size or --resolution\n"),
+        (MemoryError(), 2, "error: there is not enough memory; lower --batch-size or --resolution\n"),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
             2,

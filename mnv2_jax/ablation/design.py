@@ -180,6 +180,7 @@ RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02)
 """Of a study on digits: a minute for two arms. The learning rate warms up, then falls as a cosine to zero."""
 
 Flat = tyro.conf.arg(name="")
+LARGEST_SEEDS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,5 +254,7 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
         study = study.with_arms(options.arms)
     from mnv2_jax.ablation.statistics import seeds_needed
 
+    if options.seeds is not None and options.seeds > LARGEST_SEEDS:
+        raise UserError(f"--seeds must be {LARGEST_SEEDS} or fewer, got {options.seeds}")
     seeds = seeds_needed(len(study.arms) - 1) if options.seeds is None else options.seeds
     return dataclasses.replace(study, seeds=seeds)

@@ -97,6 +97,10 @@ def test_strides_fit_the_images_or_the_weights_or_are_given():
     ("make", "says"),
     [
         (lambda: SharedSettings(width_multiplier=0), "--width-multiplier must be greater than 0 and below 100, got 0"),
+        (
+            lambda: create_study(StudyOptions(seeds=10**9), arms=[Arm("a")], **DESCRIBED),
+            "--seeds must be 1000 or fewer",
+        ),
         (lambda: SharedSettings(unit_strides=6), "--unit-strides must be from 0 to 5, got 6"),
         (
             lambda: dataclasses.replace(STUDY.training, images=15),
