@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -150,10 +151,31 @@ def use_compilation_cache() -> None:
     import jax
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
+        try:
+            folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:  # no home folder, or one that is not the user's
+            print(f"compiled programs are not kept ({error}); JAX_COMPILATION_CACHE_DIR says where", file=sys.stderr)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def find_home() -> None:
+    """Where the user has no home folder, keep what is kept there in a temporary one: libraries would make a folder called ~.
+
+    Raises:
+        UserError: if that one is another user's.
+    """
+    if os.path.expanduser("~") != "~":
+        return
+    home = Path(tempfile.gettempdir()) / f"mnv2_jax-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        raise UserError(f"there is no home folder, and {home} is another user's; set HOME")
+    print(f"there is no home folder: data and caches go to {home}; HOME says where", file=sys.stderr)
+    os.environ["HOME"] = str(home)
 
 
 def use_huge_pages() -> None:
@@ -167,7 +189,8 @@ def use_huge_pages() -> None:
     if "GLIBC_TUNABLES" in os.environ or sys.platform != "linux" or "[madvise]" not in _content(setting):
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # a user who may not start it anew goes without
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _content(path: Path) -> str:
@@ -309,6 +332,7 @@ def run(
     """
     with exit_codes(options):
         parsed = parse(options, description, arguments, program, default)
+        find_home()
         if arguments is None:  # else they are not the process's, which is another's to start
             use_huge_pages()
         silence_libraries()

@@ -250,6 +250,38 @@ def started(monkeypatch):
     return calls
 
 
+def test_without_a_home_folder_a_temporary_one_is_used(monkeypatch, tmp_path, capsys):
+    # As for a user whom the system does not know.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("HOME", "")
+    cli.find_home()
+    (home,) = tmp_path.iterdir()
+    assert os.environ["HOME"] == str(home)
+    assert home.stat().st_mode & 0o777 == 0o700
+    says = f"there is no home folder: data and caches go to {home}; HOME says where\n"
+    assert capsys.readouterr().err == says
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    (tmp_path / f"mnv2_jax-{os.getuid()}").mkdir()
+    with pytest.raises(UserError, match="is another user's; set HOME$"):
+        cli.find_home()
+
+
+def test_programs_are_not_kept_where_no_folder_can_be_made_and_it_is_said(monkeypatch, tmp_path, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("")
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        cli.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    errors = capsys.readouterr().err
+    assert errors.startswith("compiled programs are not kept (")
+    assert errors.endswith("; JAX_COMPILATION_CACHE_DIR says where\n")
+
+
 @pytest.mark.parametrize(("setting", "starts"), [("always [madvise] never", 1), ("[always] madvise never", 0), ("", 0)])
 def test_a_command_restarts_where_huge_pages_have_to_be_asked_for(started, monkeypatch, setting, starts):
     # As monkeypatch remembers it, whatever the command does.

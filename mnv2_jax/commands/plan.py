@@ -213,7 +213,9 @@ def find_study(path: Path) -> Study:
         UserError: if there is none, or it describes no study.
     """
     if not path.is_file():
-        raise UserError(f"--study {path} is no script; name one, experiments/ablate_bottleneck.py for instance")
+        raise UserError(
+            f"--study {path} is no script; name one of yours or of experiments/, which is in the source, not in the wheel"
+        )
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as when it is run: it may import what lies beside it
     try:

@@ -168,7 +168,7 @@ def test_a_study_may_lie_in_any_folder_and_import_what_lies_beside_it(tmp_path, 
         ("Dear diary,", "is no script that runs (SyntaxError: invalid syntax"),
         ("import nothing_of_that_name", "is no script that runs (ModuleNotFoundError: No module named 'nothing_of"),
         ("\0\1\2", "is no script that runs ("),
-        (None, "is no script; name one, experiments/ablate_bottleneck.py for instance"),
+        (None, "is no script; name one of yours or of experiments/, which is in the source, not in the wheel"),
     ],
 )
 def test_what_describes_no_study_is_one_line(refused, content, says, tmp_path):
