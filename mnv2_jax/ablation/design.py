@@ -206,6 +206,12 @@ class StudyOptions:
     overwrite: bool = False
     """Replace the study that --out holds instead of continuing it."""
 
+    def __post_init__(self):
+        usual = type(self).__dataclass_fields__["network"].default
+        for name in ("width_multiplier", "expansion"):
+            if getattr(self.network, name) is None and getattr(usual, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} must be a number, from which the arms are made")
+
 
 def image_size(data: DataSettings) -> int:
     """Side in pixels of the images that the flags ask for."""

@@ -16,6 +16,13 @@ LEAST = 1e-30
 LARGEST_STEPS = 50_000_000
 """Of a run: the learning rates of all are held in memory."""
 
+ONLY_WITH = {
+    "rmsprop_decay": ("optimizer", "rmsprop"),
+    "rmsprop_epsilon": ("optimizer", "rmsprop"),
+    "epoch_decay": ("schedule", "exponential"),
+}
+"""Settings of a recipe that would change nothing without another."""
+
 Parallel = Literal["jit", "pmap"]
 """How a step is compiled for several devices; see `mnv2_jax.training.devices`."""
 
@@ -102,6 +109,11 @@ class Recipe:
         for name in ("smallest_crop", "epoch_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from above 0 to 1, got {getattr(self, name)}")
+        for name, (flag, value) in ONLY_WITH.items():
+            if getattr(self, flag) != value and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for --{flag} {value}, and this is {getattr(self, flag)}"
+                )
         if self.freeze is not None and self.backbone_learning_rate != 1:
             raise UserError("--freeze backbone trains no backbone; leave --backbone-learning-rate out")
 

@@ -38,6 +38,8 @@ def test_sizes_must_be_positive(name, value):
         ({"smallest_crop": 0.0}, "--smallest-crop must be from above 0 to 1"),
         ({"learning_rate_images": 0}, "--learning-rate-images must be greater than 0"),
         ({"learning_rate": 1e-320}, "--learning-rate must be from 1e-30 to 1e\\+30, got 1e-320"),
+        ({"rmsprop_epsilon": 0.1}, "--rmsprop-epsilon is for --optimizer rmsprop, and this is sgd"),
+        ({"epoch_decay": 0.9}, "--epoch-decay is for --schedule exponential, and this is cosine"),
         ({"images": 15}, "--images 15 do not fill a batch of 16; take 16 or more"),
         ({"backbone_learning_rate": 0.0}, "--backbone-learning-rate must be greater than 0"),
         (
