@@ -29,7 +29,7 @@ from rich.table import Table
 from mnv2_jax import cli
 from mnv2_jax.errors import UserError
 from mnv2_jax.results import name_results, open_results, settings_of, write_results
-from mnv2_jax.settings import check_resolution
+from mnv2_jax.settings import check_resolution, check_size
 from mnv2_jax.training.progress import create_console
 
 RECOMMENDED = (2, 5)
@@ -62,8 +62,8 @@ class Options:
     """Begin anew in a folder that holds other results."""
 
 
-def measure(options: Options, say: Any) -> dict[str, Any]:
-    """All that the figure shows."""
+def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
+    """All that the figure shows; `chip` is a device of --topology, or None."""
     import jax
     import jax.numpy as jnp
 
@@ -71,9 +71,7 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
     from mnv2_jax.models.blocks import InvertedResidual
     from mnv2_jax.models.cost import layer_costs, units
     from mnv2_jax.models.create import create_model
-    from mnv2_jax.plan.chips import open_topology
 
-    chip = open_topology(options.topology).devices[0] if options.topology else None
     image_shape = (options.resolution, options.resolution, 3)
     networks = {
         title: create_model(name, width_multiplier=options.width_multiplier)
@@ -292,16 +290,18 @@ def draw(found: dict[str, Any], title: str) -> Figure:
 def main(options: Options) -> None:
     """Measure, draw, and say what was found."""
     check_resolution(options.resolution)
-    if not 0 < options.width_multiplier < 100:
-        raise UserError(f"--width-multiplier must be greater than 0 and below 100, got {options.width_multiplier:g}")
+    check_size("width_multiplier", options.width_multiplier)
     for flag, splits in (("--splits", options.splits), ("--network-splits", options.network_splits)):
         if not splits or min(splits) < 1:
             raise UserError(f"{flag} must be numbers of parts from 1 on, got {' '.join(map(str, splits)) or 'none'}")
     if options.rounds < 1:
         raise UserError(f"--rounds must be 1 or more, got {options.rounds}")
+    from mnv2_jax.plan.chips import open_topology
+
+    chip = None if options.topology is None else open_topology(options.topology).devices[0]
     open_results(settings_of(options, "memory_split"), options.out, options.overwrite)
     console = create_console()
-    found = measure(options, lambda line: console.print(line, markup=False))
+    found = measure(options, chip, lambda line: console.print(line, markup=False))
     title = (
         f"Memory of inference, one image of {options.resolution} pixels, width {options.width_multiplier:g}, float32"
     )

@@ -23,8 +23,8 @@ class Options:
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of finished studies."""
-    out: Path = Path("report.html")
-    """The joined page, of several studies."""
+    out: Path | None = None
+    """The joined page, of several studies; report.html if not given."""
 
 
 def main(options: Options) -> None:
@@ -35,14 +35,19 @@ def main(options: Options) -> None:
 
     if not options.folders:
         raise UserError("name the folder of a finished study, or several")
+    page = options.out or Path("report.html")
+    if options.out is not None and len(options.folders) == 1:
+        raise UserError("--out is the page of several studies; that of one is in its folder")
+    if page.is_dir() or not page.parent.is_dir():
+        raise UserError(f"--out {page} must be a file, in a folder that there is")
     studies = [(folder, *read_study(folder)) for folder in options.folders]
     for folder, summary, records in studies:
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_files(summary, records, folder)
         print(folder / "report.html")
     if len(options.folders) > 1:
-        write_joined(options.folders, options.out)
-        print(options.out)
+        write_joined(options.folders, page)
+        print(page)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ def main() -> None:
     """Run the command that the first argument names; each is a module of `mnv2_jax.commands`."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: python -m mnv2_jax COMMAND [--help]\n")
-        for known, purpose in COMMANDS.items():
-            print(f"  {known:10}{purpose}")
+        with cli.exit_codes():
+            print("usage: python -m mnv2_jax COMMAND [--help]\n")
+            for known, purpose in COMMANDS.items():
+                print(f"  {known:10}{purpose}")
         return
     if name not in COMMANDS:
         cli.fail(UserError(f"there is no command {name!r}; known are {', '.join(COMMANDS)}"))

@@ -2,18 +2,21 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import platformdirs
 import tyro
@@ -24,6 +27,8 @@ from mnv2_jax.errors import Preempted, UserError
 Options = TypeVar("Options")
 
 CACHE_BYTES = 1 << 30
+CLOSED_PIPE = 128 + signal.SIGPIPE
+"""The exit code of a process whose output nobody reads any more."""
 
 
 def parse(
@@ -42,22 +47,87 @@ def parse(
         UserError: for anything that tyro would answer with its box of several lines.
         SystemExit: after --help.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    start = None if default is None else default(arguments)
+    extra: dict[str, Any] = {} if start is None else {"default": start}
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            arguments = sys.argv[1:] if arguments is None else arguments
-            start = None if default is None else default(arguments)
-            extra: dict[str, Any] = {} if start is None else {"default": start}
             return expand_paths(tyro.cli(options, description=description, args=arguments, prog=program, **extra))
     except SystemExit as stop:
         if not stop.code:
             raise
-        # The box's first paragraph says what is wrong; behind a rule come hints about --help.
-        # In an ASCII terminal it is drawn with + - and |.
-        rows = [line for line in output.getvalue().splitlines()[1:] if "───" not in line and "---" not in line]
-        lines = [line.strip("│╭╮╰╯─+| \n") for line in rows]
-        sentences = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
-        raise UserError(f"{sentences.rstrip('.')}; --help lists what is known") from None
+        fields = () if extra else dataclasses.fields(options)  # type: ignore[arg-type]
+        required = [_flag(each.name) for each in fields if _is_required(each)]
+        sentence = _sentence(output.getvalue(), arguments, _flags(options), required)
+        raise UserError(f"{sentence}; --help lists what is known") from None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _flags(options: type) -> dict[str, Any]:
+    """The type of every flag's value."""
+    flags: dict[str, Any] = {"--help": bool}
+    for name, hint in get_type_hints(options).items():
+        if dataclasses.is_dataclass(hint):
+            flags |= _flags(hint)  # type: ignore[arg-type]
+        else:
+            flags[_flag(name)] = hint
+            if hint is bool:
+                flags[_flag(f"no_{name}")] = hint
+    return flags
+
+
+def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required: Sequence[str]) -> str:
+    """What is wrong with the arguments, where tyro says it in a box of several lines, folded to the terminal's width."""
+    given: dict[str, list[str]] = {}
+    values: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            values = given[_flag(name.strip("-"))] = [value] if equals else []
+        else:
+            values.append(argument)
+    unknown = next((flag for flag in given if flag not in flags), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, flags, 1, cutoff=0.7)
+        return f"unrecognized option {unknown}" + "".join(f"; did you mean {flag}?" for flag in near)
+    missing = [flag for flag in required if flag not in given]
+    if missing:
+        return f"{' and '.join(missing)} must be given"
+    # The first paragraph; behind a rule come hints. In an ASCII terminal the box is drawn with - and spaces.
+    rows = [line.strip("│| ") for line in box.splitlines()[1:]]
+    paragraphs = (
+        list(group) for is_text, group in itertools.groupby(rows, lambda row: bool(row.strip("─-╰╯+"))) if is_text
+    )
+    said = " ".join(next(paragraphs, [])).rstrip(".")
+    kind, _, stray = said.partition(": ")
+    if kind.startswith("Unrecognized"):
+        return f"unrecognized argument {stray}"
+    flag = next((flag for flag in re.findall(r"--[\w-]+", said) if flag in given), "")
+    got = " ".join(given.get(flag, ()))
+    choices, types = _leaves(flags.get(flag))
+    if flag and not got:
+        return f"{flag} needs a value"
+    if choices:
+        return f"there is no {flag} {got}; known are {', '.join(map(str, choices))}"
+    if int in types or float in types:
+        return f"{flag} takes {'numbers' if float in types else 'whole numbers'}, got {got}"
+    return said
+
+
+def _leaves(hint: Any) -> tuple[list[Any], list[Any]]:
+    """(the values that a type names, the types that it is made of)."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint)), []
+    parts = [_leaves(part) for part in get_args(hint)]
+    return [value for values, _ in parts for value in values], [hint, *(kind for _, kinds in parts for kind in kinds)]
 
 
 def expand_paths(options: Options) -> Options:
@@ -127,10 +197,31 @@ def use_compilation_cache() -> None:
     import jax
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
+        try:
+            folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+        except (OSError, RuntimeError) as error:  # no home folder, or one that is not the user's
+            print(f"compiled programs are not kept ({error}); JAX_COMPILATION_CACHE_DIR says where", file=sys.stderr)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def find_home() -> None:
+    """Where the user has no home folder, keep what is kept there in a temporary one: libraries would make a folder called ~.
+
+    Raises:
+        UserError: if that one is another user's.
+    """
+    if os.path.expanduser("~") != "~":
+        return
+    home = Path(tempfile.gettempdir()) / f"mnv2_jax-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        raise UserError(f"there is no home folder, and {home} is another user's; set HOME")
+    print(f"there is no home folder: data and caches go to {home}; HOME says where", file=sys.stderr)
+    os.environ["HOME"] = str(home)
 
 
 def use_huge_pages() -> None:
@@ -144,7 +235,8 @@ def use_huge_pages() -> None:
     if "GLIBC_TUNABLES" in os.environ or sys.platform != "linux" or "[madvise]" not in _content(setting):
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):  # a user who may not start it anew goes without
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _content(path: Path) -> str:
@@ -163,10 +255,105 @@ def leave_absent_tpus_alone() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
+NUMERICS = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+"""What JAX's libraries and ours are written for."""
+
+
+def use_own_numerics() -> None:
+    """Compute as everywhere else, whatever the environment asks for: with its settings, nobody's results could be compared."""
+    import jax
+
+    for option, value in NUMERICS.items():
+        if getattr(jax.config, option) != value:
+            print(f"{option.upper()} is not used: commands compute with {value}", file=sys.stderr)
+            jax.config.update(option, value)
+
+
+def _absent_platform(error: Exception) -> UserError | None:
+    """What is wrong where JAX could not start the devices that it was told to; None of other errors."""
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    if "Unable to initialize backend" not in str(error):
+        try:
+            jax.devices()
+            return None
+        except Exception as again:  # of whatever kind, the devices are not there
+            error = again
+    reason = " ".join(str(error).partition(" (set JAX")[0].split())[:200].rstrip(".") or type(error).__name__
+    asked = os.environ.get("JAX_PLATFORMS") or "its devices"
+    return UserError(f"JAX cannot start {asked} here ({reason}); JAX_PLATFORMS says what it starts, cpu for one")
+
+
 def fail(error: UserError) -> NoReturn:
     """Say what was wrong in one line and end with exit code 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # where nobody reads it, the exit code says it
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def open_streams() -> None:
+    """Let every character be written: one that the terminal has not, as its number; and to nowhere, where a stream is closed."""
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def close_output() -> None:
+    """Write what is left, and leave nothing that Python would complain about at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+LARGE = ("--batch-size", "--batch-per-device", "--resolution", "--width-multiplier", "--num-classes", "--train-images")
+"""Flags that memory is needed in proportion to."""
+
+
+def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
+    """What to lower, where the memory of a device or of this machine did not suffice; None of other errors."""
+    reason = " ".join(str(error).split())[:200]
+    exhausted = "RESOURCE_EXHAUSTED" in reason or "bad_alloc" in reason or "out of memory" in reason.lower()
+    if not exhausted and not isinstance(error, MemoryError):
+        return None
+    flags = {} if options is None else _flags(options)
+    smaller = " or ".join(flag for flag in LARGE if flag in flags)
+    why = f" ({reason})" if reason else ""
+    return UserError(f"there is not enough memory{why}" + (f"; lower {smaller}" if smaller else ""))
+
+
+@contextlib.contextmanager
+def exit_codes(options: type | None = None) -> Iterator[None]:
+    """Let every character be written, and end as `run` says."""
+    open_streams()
+    try:
+        yield
+        sys.stdout.flush()
+    except UserError as error:
+        fail(error)
+    except Preempted as stop:
+        print(" ".join(str(stop).split()), file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
+    except BrokenPipeError:
+        sys.exit(CLOSED_PIPE)
+    except SystemExit as stop:
+        # Whoever read our output has stopped, as `head` does: rich says so with 1, and nothing else does.
+        sys.exit(CLOSED_PIPE if stop.code == 1 else stop.code)
+    except OSError as error:
+        where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
+        fail(UserError(f"{where}: {error.strerror or error}"))
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        known = _lack_of_memory(error, options) or _absent_platform(error)
+        if known is None:
+            raise
+        fail(known)
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        close_output()
 
 
 def run(
@@ -179,6 +366,8 @@ def run(
 ) -> None:
     """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted, 75 on SIGTERM.
 
+    141 says that whoever read the output has stopped.
+
     Args:
         main: the command.
         options: its flags, for `parse`.
@@ -187,27 +376,13 @@ def run(
         program: what the help calls it.
         default: from the arguments to the options that they start from, where one flag sets others.
     """
-    try:
+    with exit_codes(options):
         parsed = parse(options, description, arguments, program, default)
+        find_home()
         if arguments is None:  # else they are not the process's, which is another's to start
             use_huge_pages()
         silence_libraries()
         leave_absent_tpus_alone()
         use_compilation_cache()
+        use_own_numerics()
         main(parsed)
-        sys.stdout.flush()
-    except UserError as error:
-        fail(error)
-    except Preempted as stop:
-        print(" ".join(str(stop).split()), file=sys.stderr)
-        sys.exit(os.EX_TEMPFAIL)
-    except BrokenPipeError:
-        # Whoever read our output has stopped, as `head` does. Python would complain again when it closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
-        fail(UserError(f"{where}: {error.strerror or error}"))
-    except KeyboardInterrupt:
-        print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
-        sys.exit(130)

@@ -32,15 +32,6 @@ def environment() -> dict[str, Any]:
     import jax
 
     source = Path(__file__).resolve().parents[1]
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     return {
         "mnv2_jax": version("mnv2_jax"),
         "jax": version("jax"),
@@ -49,5 +40,16 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
-        "git": commit,
+        "git": _commit(source),
     }
+
+
+def _commit(source: Path) -> str:
+    """Of the source; "unknown" of a package that is installed, where a repository around it is another's."""
+    if not (source / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

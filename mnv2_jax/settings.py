@@ -4,12 +4,21 @@ Each is declared and checked here, once. How a run is trained and executed is in
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from mnv2_jax.data.catalog import ExifOrientation
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.names import Activation, ConventionName, Kernels, ModelName
+from mnv2_jax.models.names import (
+    LARGEST_NUM_CLASSES,
+    Activation,
+    ConventionName,
+    Kernels,
+    ModelName,
+    check_count,
+    check_scale,
+)
 from mnv2_jax.models.strides import STRIDED_LAYERS
 
 LARGEST_RESOLUTION = 4096
@@ -31,8 +40,24 @@ def check_size(name: str, value: float | None) -> None:
     Raises:
         UserError: names the flag.
     """
-    if value is not None and not 0 < value < 100:
-        raise UserError(f"--{name.replace('_', '-')} must be greater than 0 and below 100, got {value:g}")
+    if value is not None:
+        _check(check_scale, name, value)
+
+
+def check_num_classes(number: int, least: int = 0) -> None:
+    """Refuse a classifier of more outputs than any network has, or of fewer than `least`.
+
+    Raises:
+        UserError: says how many there may be.
+    """
+    _check(check_count, "num_classes", number, least, LARGEST_NUM_CLASSES)
+
+
+def _check(check: Callable[..., None], name: str, *values: Any) -> None:
+    try:
+        check(f"--{name.replace('_', '-')}", *values)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +76,8 @@ class SharedSettings:
     def __post_init__(self):
         for name in ("width_multiplier", "expansion"):
             check_size(name, getattr(self, name))
-        if self.unit_strides is not None and not 0 <= self.unit_strides <= STRIDED_LAYERS:
-            raise UserError(f"--unit-strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
+        if self.unit_strides is not None:
+            _check(check_count, "unit_strides", self.unit_strides, 0, STRIDED_LAYERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,17 @@
 """What every command does the same way: its flags, its exit codes, its process."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated, Literal
 
+import jax
 import pytest
+import tyro
 
 from mnv2_jax import cli
 from mnv2_jax.errors import Preempted, UserError
@@ -21,6 +25,30 @@ class Options:
     """A width."""
     form: str = "round"
     """A form."""
+    batch_size: int = 8
+    """Images a step."""
+    resolution: int = 32
+    """Pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nested:
+    """Flags of every kind, some of which must be given."""
+
+    shape: Annotated[Options, tyro.conf.arg(name="")] = Options()
+    """Flags of another."""
+    source_file: str
+    """Must be given."""
+    target: Path
+    """Must be given."""
+    count: int | None = None
+    """A whole number."""
+    sizes: tuple[int, ...] = ()
+    """Several."""
+    color: Literal["red", "green"] | None = None
+    """A choice."""
+    is_open: bool = True
+    """Yes or no."""
 
 
 @pytest.fixture
@@ -44,7 +72,11 @@ def run(monkeypatch, capsys):
 
 
 def test_flags_become_options(run):
-    assert run(lambda options: print(options), "--width", "0.5") == (0, "Options(width=0.5, form='round')\n", "")
+    assert run(lambda options: print(options), "--width", "0.5") == (
+        0,
+        "Options(width=0.5, form='round', batch_size=8, resolution=32)\n",
+        "",
+    )
 
 
 def test_a_default_is_made_from_the_arguments(run):
@@ -58,15 +90,40 @@ def test_a_default_is_made_from_the_arguments(run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["--width", "wide"], "wide"), (["--colour", "red"], "--colour"), (["red"], "red")]
+    ("columns", "encoding"), [("20", "utf-8"), ("200", "ascii")]
+)  # however tyro draws and folds it
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--width wide", "--width takes numbers, got wide"),
+        ("--count 1.5", "--count takes whole numbers, got 1.5"),
+        ("--sizes 1 two 3", "--sizes takes whole numbers, got 1 two 3"),
+        ("--color blue", "there is no --color blue; known are red, green"),
+        ("--color=blue", "there is no --color blue; known are red, green"),
+        ("--count", "--count needs a value"),
+        ("--widht 2", "unrecognized option --widht; did you mean --width?"),
+        ("--sorce_file=a", "unrecognized option --sorce-file; did you mean --source-file?"),
+        ("--nothing-like-it", "unrecognized option --nothing-like-it"),
+        ("red", "unrecognized argument red"),
+        ("--no-is-open red", "unrecognized argument red"),
+    ],
 )
-def test_a_flag_that_is_not_known_is_one_line(run, arguments, says):
-    code, output, errors = run(lambda options: print("ran"), *arguments)
-    assert (code, output) == (2, "")
-    assert errors.startswith("error: ")
-    assert says in errors
-    assert errors.endswith("; --help lists what is known\n")
-    assert errors.count("\n") == 1
+def test_what_is_wrong_with_flags_is_one_sentence(monkeypatch, arguments, says, columns, encoding):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    with pytest.raises(UserError) as error:
+        cli.parse(Nested, "A command.", ["--source-file", "a", "--target", "b", *arguments.split()], "command")
+    assert str(error.value) == f"{says}; --help lists what is known"
+
+
+def test_flags_that_must_be_given_are_named():
+    with pytest.raises(UserError, match="^--source-file and --target must be given; --help lists what is known$"):
+        cli.parse(Nested, "A command.", ["--is-open"], "command")
+
+
+def test_flags_that_are_not_known_end_with_code_2(run):
+    says = "error: unrecognized option --color; --help lists what is known\n"
+    assert run(lambda options: print("ran"), "--color", "red") == (2, "", says)
 
 
 def test_a_help_has_the_description_and_the_flags(run):
@@ -90,7 +147,7 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
-class Nested:
+class Grouped:
     """Flags in groups."""
 
     files: Files = Files()
@@ -101,7 +158,7 @@ def test_home_and_variables_are_replaced_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("RUNS", "/scratch")
     flags = ["--files.out", "~/a", "--files.more", "$RUNS/b", "c$", "--files.weights", "~/w"]
-    files = cli.parse(Nested, "", flags).files
+    files = cli.parse(Grouped, "", flags).files
     assert files == Files(Path("/home/me/a"), (Path("/scratch/b"), Path("c$")), "/home/me/w")
     kept = Files(weights="hf://timm/x")
     assert cli.expand_paths(kept) == kept
@@ -147,6 +204,14 @@ def test_reads_that_orbax_drops_are_no_news(monkeypatch):
         (Preempted("saved at\nstep 3"), 75, "saved at step 3\n"),
         (OSError(28, "No space left", "/x/y"), 2, "error: /x/y cannot be read or written: No space left\n"),
         (OSError("broken"), 2, "error: reading or writing failed: broken\n"),
+        (MemoryError(), 2, "error: there is not enough memory; lower --batch-size or --resolution\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+            2,
+            "error: there is not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); "
+            "lower --batch-size or --resolution\n",
+        ),
+        (SystemExit(1), 141, ""),  # rich's, when a pipe is closed
         (KeyboardInterrupt(), 130, "\nInterrupted. What is finished is kept; the same command continues after it.\n"),
     ],
 )
@@ -157,12 +222,48 @@ def test_how_a_command_ends_is_told_by_its_exit_code(run, error, code, says):
     assert run(main) == (code, "", says)
 
 
+@pytest.mark.parametrize("said", ["Unable to initialize backend 'cuda': none", ""])
+def test_a_platform_that_is_not_there_is_named(run, monkeypatch, said):
+    def main(options):
+        raise RuntimeError(said)
+
+    def no_devices():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    says = f"JAX cannot start cuda here ({said or 'AssertionError'}); JAX_PLATFORMS says what it starts, cpu for one"
+    assert run(main) == (2, "", f"error: {says}\n")
+
+
+def test_commands_compute_as_everywhere_else(run):
+    before = {option: getattr(jax.config, option) for option in cli.NUMERICS}
+    try:
+        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_numpy_rank_promotion", "raise")
+        code, output, errors = run(lambda options: print(jax.numpy.ones(1).dtype))
+        assert (code, output) == (0, "float32\n")
+        assert errors.splitlines() == [
+            "JAX_ENABLE_X64 is not used: commands compute with False",
+            "JAX_NUMPY_RANK_PROMOTION is not used: commands compute with allow",
+        ]
+    finally:
+        for option, value in before.items():
+            jax.config.update(option, value)
+
+
 def test_an_error_of_the_program_itself_is_not_hidden(run):
     def main(options):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         run(main)
+
+    def other(options):
+        raise RuntimeError("INTERNAL: it is broken")
+
+    with pytest.raises(RuntimeError, match="it is broken"):
+        run(other)
 
 
 PRINT_MUCH = """
@@ -180,9 +281,21 @@ cli.run(lambda options: print("line\\n" * 100_000), Options, "", [])
 
 
 def test_a_reader_that_stops_is_no_error():
-    command = f"{sys.executable} -c '{PRINT_MUCH}' | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("line\n", "")
+    command = f"set -o pipefail; {sys.executable} -c '{PRINT_MUCH}' | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("line\n", "", 141)
+
+
+def test_what_a_terminal_cannot_show_is_written_as_its_number_and_a_closed_output_is_none(monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii"))
+    with cli.exit_codes():
+        print("3 × −1")
+    assert output.getvalue() == b"3 \\xd7 \\u22121\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    with cli.exit_codes():
+        print("nobody reads this")
+    sys.stdout.close()
 
 
 # --- The process -----------------------------------------------------------------------------------------
@@ -196,6 +309,38 @@ def started(monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "study.py", "--seeds", "2"])
     monkeypatch.setattr(sys, "platform", "linux")
     return calls
+
+
+def test_without_a_home_folder_a_temporary_one_is_used(monkeypatch, tmp_path, capsys):
+    # As for a user whom the system does not know.
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("HOME", "")
+    cli.find_home()
+    (home,) = tmp_path.iterdir()
+    assert os.environ["HOME"] == str(home)
+    assert home.stat().st_mode & 0o777 == 0o700
+    says = f"there is no home folder: data and caches go to {home}; HOME says where\n"
+    assert capsys.readouterr().err == says
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    (tmp_path / f"mnv2_jax-{os.getuid()}").mkdir()
+    with pytest.raises(UserError, match="is another user's; set HOME$"):
+        cli.find_home()
+
+
+def test_programs_are_not_kept_where_no_folder_can_be_made_and_it_is_said(monkeypatch, tmp_path, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("")
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        cli.use_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    errors = capsys.readouterr().err
+    assert errors.startswith("compiled programs are not kept (")
+    assert errors.endswith("; JAX_COMPILATION_CACHE_DIR says where\n")
 
 
 @pytest.mark.parametrize(("setting", "starts"), [("always [madvise] never", 1), ("[always] madvise never", 0), ("", 0)])

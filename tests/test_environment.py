@@ -1,10 +1,11 @@
 """What of the machine a command depends on."""
 
 import json
+import subprocess
 
 import pytest
 
-from mnv2_jax.environment import core_count, environment, is_tpu_host
+from mnv2_jax.environment import _commit, core_count, environment, is_tpu_host
 
 
 @pytest.fixture
@@ -35,6 +36,17 @@ def test_no_tpu_without_a_pci_bus_or_with_other_devices_alone(devices, tmp_path)
 @pytest.mark.parametrize(("platforms", "expected"), [("", True), ("tpu", True), ("cpu", False), ("cuda,cpu", False)])
 def test_tpus_that_are_not_to_be_used_do_not_count(devices, platforms, expected):
     assert is_tpu_host({"JAX_PLATFORMS": platforms}, devices("0x1ae0")) is expected
+
+
+def test_the_commit_is_that_of_the_source_and_of_no_repository_around_a_package(tmp_path):
+    (tmp_path / "site-packages").mkdir()
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a", "commit", "-q", "--allow-empty", "-m", "a"],
+    ):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    assert len(_commit(tmp_path)) == 12
+    assert _commit(tmp_path / "site-packages") == "unknown"
 
 
 def test_the_environment_is_json_with_versions_devices_and_commit():

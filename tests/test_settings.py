@@ -7,7 +7,14 @@ import pytest
 from mnv2_jax import MobileNetV2, create_model
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.create import setting_names
-from mnv2_jax.settings import DataSettings, NetworkSettings, SharedSettings, check_resolution, check_size
+from mnv2_jax.settings import (
+    DataSettings,
+    NetworkSettings,
+    SharedSettings,
+    check_num_classes,
+    check_resolution,
+    check_size,
+)
 
 
 @pytest.mark.parametrize("resolution", [1, 224, 4096, None])
@@ -33,6 +40,13 @@ def test_sizes_that_no_network_has(name, value):
     for settings in (SharedSettings, NetworkSettings):
         with pytest.raises(UserError, match=f"--{flag} must be"):
             settings(**{name: value})
+
+
+def test_widths_that_are_all_the_same_network_and_classifiers_that_no_memory_holds():
+    with pytest.raises(UserError, match="^--width-multiplier must be 0.01 or more, got 0.001: no network is narrower$"):
+        SharedSettings(width_multiplier=0.001)
+    with pytest.raises(UserError, match="^--num-classes must be from 0 to 10000000, got 1000000000000$"):
+        check_num_classes(10**12)
 
 
 @pytest.mark.parametrize("unit_strides", [-1, 6])

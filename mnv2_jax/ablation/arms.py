@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from mnv2_jax.ablation.design import Arm, Study
@@ -13,7 +14,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.create import find_model, setting_names
 from mnv2_jax.network import Network
 from mnv2_jax.training.config import Run
-from mnv2_jax.training.create import create_learner, create_network, network_of
+from mnv2_jax.training.create import check_batch_norm, create_learner, create_network, network_of
 from mnv2_jax.training.step import Learner
 
 BASE = "mobilenet_v2"
@@ -52,6 +53,17 @@ def check_arms(study: Study, dataset: Dataset) -> None:
                 f"the arms {same} and {arm.name} are the same network, trained alike; leave one of them out"
             )
         known.append((what, arm.name))
+
+
+def batch_norm_notes(study: Study, dataset: Dataset) -> list[str]:
+    """What has to be said of the images that batch norm takes its statistics over; see `check_batch_norm`."""
+    notes: dict[str, None] = {}
+    for arm in study.arms:
+        run = run_of(study, arm)
+        own = dataset if arm.resolution is None else dataset.at(arm.resolution)
+        shared = own.train_data(run.training.batch_size, run.training.accumulation).shared
+        notes |= dict.fromkeys(check_batch_norm(run, own, 1 if shared else jax.device_count()))
+    return list(notes)
 
 
 def families(study: Study) -> list[tuple[Arm, ...]]:

@@ -183,6 +183,7 @@ RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02)
 """Of a study on digits: a minute for two arms. The learning rate warms up, then falls as a cosine to zero."""
 
 Flat = tyro.conf.arg(name="")
+LARGEST_SEEDS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +208,12 @@ class StudyOptions:
     """Folder for the results; runs/EXPERIMENT-DATASET if not given."""
     overwrite: bool = False
     """Replace the study that --out holds instead of continuing it."""
+
+    def __post_init__(self):
+        usual = type(self).__dataclass_fields__["network"].default
+        for name in ("width_multiplier", "expansion"):
+            if getattr(self.network, name) is None and getattr(usual, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} must be a number, from which the arms are made")
 
 
 def image_size(data: DataSettings) -> int:
@@ -256,5 +263,7 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
         study = study.with_arms(options.arms)
     from mnv2_jax.ablation.statistics import seeds_needed
 
+    if options.seeds is not None and options.seeds > LARGEST_SEEDS:
+        raise UserError(f"--seeds must be {LARGEST_SEEDS} or fewer, got {options.seeds}")
     seeds = seeds_needed(len(study.arms) - 1) if options.seeds is None else options.seeds
     return dataclasses.replace(study, seeds=seeds)

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from mnv2_jax.ablation import tuning
-from mnv2_jax.ablation.arms import check_arms, families, learner_of, network_of_arm, trained_network
+from mnv2_jax.ablation.arms import batch_norm_notes, check_arms, families, learner_of, network_of_arm, trained_network
 from mnv2_jax.ablation.design import ARM, Arm, Study, StudyOptions, identity
 from mnv2_jax.ablation.report import arms_table, write_files
 from mnv2_jax.ablation.summary import describe, summarize
@@ -152,6 +152,8 @@ def run_study(
         raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
     study.training.steps(dataset.train_images)
     check_arms(study, dataset)
+    for line in batch_norm_notes(study, dataset):
+        reporter.say(line)
     settings = identity(study)
     if start is not None:
         settings["weights_sha256"] = tree_digest(start.variables)

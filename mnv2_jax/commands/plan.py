@@ -24,7 +24,7 @@ from mnv2_jax import cli
 from mnv2_jax.ablation.design import Study, StudyOptions
 from mnv2_jax.errors import UserError
 from mnv2_jax.plan import Step
-from mnv2_jax.settings import NetworkSettings, check_resolution
+from mnv2_jax.settings import NetworkSettings, check_num_classes, check_resolution
 from mnv2_jax.training.config import RECIPES, Parallel, RecipeName, Run
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def check(options: Options) -> None:
         raise UserError(
             f"--accumulation must divide --batch-per-device {options.batch_per_device}, got {options.accumulation}"
         )
-    if options.num_classes < 1:
-        raise UserError("--num-classes must be 1 or more: without a classifier there is nothing to train")
+    check_num_classes(options.num_classes, least=1)  # without a classifier there is nothing to train
 
 
 def changed(options: Options, settings: Sequence[str]) -> Options:
@@ -214,7 +213,9 @@ def find_study(path: Path) -> Study:
         UserError: if there is none, or it describes no study.
     """
     if not path.is_file():
-        raise UserError(f"--study {path} is no script; name one, experiments/ablate_bottleneck.py for instance")
+        raise UserError(
+            f"--study {path} is no script; name one of yours or of experiments/, which is in the source, not in the wheel"
+        )
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as when it is run: it may import what lies beside it
     try:

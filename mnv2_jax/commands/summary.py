@@ -14,8 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mnv2_jax.errors import UserError
-from mnv2_jax.settings import NetworkSettings, check_resolution
+from mnv2_jax.settings import NetworkSettings, check_num_classes, check_resolution
 
 if TYPE_CHECKING:
     from mnv2_jax.models.cost import LayerCost, TableRow
@@ -38,8 +37,7 @@ class Options:
 def main(options: Options) -> None:
     """Print the network that the flags describe."""
     check_resolution(options.resolution)
-    if options.num_classes < 0:
-        raise UserError(f"--num-classes must not be negative, got {options.num_classes}")
+    check_num_classes(options.num_classes)
 
     from mnv2_jax.models.cost import layer_costs, table_rows, units
     from mnv2_jax.models.create import create_model

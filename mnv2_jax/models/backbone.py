@@ -11,8 +11,20 @@ from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.blocks import Block, ConvNorm, find_block
 from mnv2_jax.models.layers import CONVENTIONS, Dropout, Function, find_activation
-from mnv2_jax.models.names import Activation, ConventionName, Kernels, check_name
+from mnv2_jax.models.names import (
+    LARGEST_NUM_CLASSES,
+    Activation,
+    ConventionName,
+    Kernels,
+    check_count,
+    check_name,
+    check_scale,
+    check_share,
+)
 from mnv2_jax.models.strides import STRIDED_LAYERS, check_output_stride, strides_and_dilations
+
+LARGEST_STAGE = 10_000
+"""Bound of a stage's channels, repeats and stride."""
 
 
 class Stage(NamedTuple):
@@ -82,16 +94,23 @@ class Backbone(nn.Module):
         check_name("convention", self.convention, CONVENTIONS)
         check_name("form of the kernels", self.kernels, get_args(Kernels))
         find_block(self.block)
-        if not self.width_multiplier > 0:
-            raise ValueError(f"the width multiplier must be greater than 0, got {self.width_multiplier}")
-        if not 0 <= self.unit_strides <= STRIDED_LAYERS:
-            raise ValueError(f"unit_strides must be from 0 to {STRIDED_LAYERS}, got {self.unit_strides}")
+        check_scale("the width multiplier", self.width_multiplier)
+        check_count("num_classes", self.num_classes, 0, LARGEST_NUM_CLASSES)
+        check_count("unit_strides", self.unit_strides, 0, STRIDED_LAYERS)
+        check_share("dropout_rate", self.dropout_rate)
+        check_share("batch_norm_momentum", self.batch_norm_momentum)
         check_output_stride(self.output_stride)
         if self.batch_norm_epsilon is not None and not self.batch_norm_epsilon > 0:
             raise ValueError(f"batch_norm_epsilon must be greater than 0, got {self.batch_norm_epsilon}")
+        for setting in ("head", "frozen_batch_norm"):
+            check_name(f"value of {setting}", getattr(self, setting), (True, False))
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"dtype must be a floating-point type, got {jnp.dtype(self.dtype).name}")
         for stage in self.stages:
-            if not stage.expansion > 0:
-                raise ValueError(f"the expansion of a stage must be greater than 0, got {stage.expansion}")
+            check_scale("the expansion of a stage", stage.expansion)
+            check_count("the channels of a stage", stage.channels, 1, LARGEST_STAGE)
+            check_count("the repeats of a stage", stage.repeats, 1, LARGEST_STAGE)
+            check_count("the stride of a stage", stage.stride, 1, LARGEST_STAGE)
         super().__post_init__()
 
     # --- What a subclass says ----------------------------------------------------------------------------
@@ -124,9 +143,15 @@ class Backbone(nn.Module):
         whole and not among them. Inside a compiled function maps that are not used cost nothing.
 
         Raises:
-            ValueError: for images that are not NHWC, and a split of blocks that cannot be split.
+            ValueError: for images that are not NHWC, not floating-point numbers, or of other channels than the network
+                was made for, and a split of blocks that cannot be split.
         """
-        _check_images(images.shape)
+        _check_images(images)
+        if not self.is_initializing():
+            stem: Any = self.get_variable("params", "stem")
+            made_for = stem["conv"]["kernel"].shape[2]
+            if images.shape[3] != made_for:
+                raise ValueError(f"images must have {made_for} channels, got {images.shape[3]}")
         rows = [(stage, stage.stride if repeat == 0 else 1) for stage in self.stages for repeat in range(stage.repeats)]
         moves = strides_and_dilations([2, *(stride for _, stride in rows)], self.unit_strides, self.output_stride)
         ends: dict[str, Array] = {}
@@ -183,7 +208,13 @@ class Backbone(nn.Module):
         )
 
 
-def _check_images(shape: tuple[int, ...]) -> None:
+def _check_images(images: Array) -> None:
+    shape = images.shape
     # No image is 1 or 3 pixels high and has more than 4 channels: that one is NCHW.
     if len(shape) != 4 or (shape[1] in (1, 3) and shape[3] > 4):
         raise ValueError(f"images must be of shape (images, height, width, channels), got {shape}")
+    if 0 in shape[1:]:
+        raise ValueError(f"images must have 1 pixel or more, got images of shape {shape}")
+    # Pixels as files have them would be taken for preprocessed ones.
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images must be preprocessed to floating-point numbers, got {images.dtype}")

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mnv2_jax.models.layers import ConvNorm, Function, find_activation
-from mnv2_jax.models.names import Activation, check_name
+from mnv2_jax.models.names import Activation, check_name, check_scale
 
 Ends = Mapping[str, Float[Array, "n _ _ _"]]
 """Feature maps by the name of the layer that they are the output of."""
@@ -43,8 +43,7 @@ class Block(nn.Module):
     conv_norm: Callable[..., ConvNorm] = ConvNorm
 
     def __post_init__(self) -> None:
-        if not self.expansion > 0:
-            raise ValueError(f"the expansion must be greater than 0, got {self.expansion}")
+        check_scale("the expansion", self.expansion)
         super().__post_init__()
 
     def endpoints(
@@ -70,7 +69,7 @@ class Block(nn.Module):
 
     def check_split(self, split: int, train: bool, can_split: bool = False) -> None:
         """Refuse a split that cannot be computed; see `endpoints`."""
-        if split < 1:
+        if not isinstance(split, int) or split < 1:
             raise ValueError(f"a block is computed in 1 part or more, got split={split}")
         if split > 1 and not can_split:
             raise ValueError(f"{block_name(type(self))} cannot be split, got split={split}")

@@ -6,6 +6,7 @@ from mnv2_jax.models.backbone import Backbone, Stage
 from mnv2_jax.models.blocks import Block, ClassicResidual, block_name
 from mnv2_jax.models.layers import make_divisible
 from mnv2_jax.models.mobilenet_v2 import STAGES
+from mnv2_jax.models.names import check_count, check_scale
 
 
 class ClassicResidualNet(Backbone):
@@ -29,8 +30,8 @@ class ClassicResidualNet(Backbone):
     channel_divisor: int = 8
 
     def __post_init__(self) -> None:
-        if not self.reduction > 0:
-            raise ValueError(f"the reduction must be greater than 0, got {self.reduction}")
+        check_scale("the reduction", self.reduction)
+        check_count("channel_divisor", self.channel_divisor, 1, 1024)
         super().__post_init__()
         if not issubclass(self.block, ClassicResidual):
             raise ValueError(f"the block {block_name(self.block)} is no ClassicResidual")

@@ -93,10 +93,16 @@ def _from_json(setting: str, value: Any) -> Any:
     if isinstance(value, Mapping) and "name" in value:
         return create_model(**value)
     if setting == "stages":
-        return tuple(Stage(*stage) for stage in value)
+        try:
+            return tuple(Stage(*stage) for stage in value)
+        except TypeError:
+            raise ValueError(f"stages must be rows of {', '.join(Stage._fields)}, got {value!r}") from None
     if setting == "block":
         return find_block(value)
-    return jnp.dtype(value) if setting == "dtype" else value
+    try:
+        return jnp.dtype(value) if setting == "dtype" else value
+    except TypeError:
+        raise ValueError(f"there is no dtype {value!r}") from None
 
 
 def _to_json(setting: str, value: Any) -> Any:

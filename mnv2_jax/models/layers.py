@@ -68,7 +68,7 @@ def find_activation(activation: str | Function) -> Function:
     Raises:
         ValueError: for an unknown name; says which are known.
     """
-    if not isinstance(activation, str):
+    if callable(activation):
         return activation
     check_name("activation", activation, ACTIVATIONS, "; hand one of your own in as a function")
     return ACTIVATIONS[activation]
@@ -185,7 +185,7 @@ class Conv(nn.Module):
         """Convolve."""
         inputs = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
-        kernel = self.param("kernel", CONVENTIONS[self.convention].kernel_init, shape)
+        kernel = self.param("kernel", CONVENTIONS[self.convention].kernel_init, shape, jnp.float32)
         # Where parameters are made only shapes count, which the native form tells sooner.
         kernels = "xla" if self.is_initializing() else self.kernels
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -222,10 +222,11 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch c"], train: bool) -> Float[Array, "*batch c"]:
         """Normalise by the batch (`train`, unless frozen) or by the running statistics."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        # Said, since JAX's own default is float64 where that is enabled.
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if not train or self.frozen:
             slope = scale * lax.rsqrt(variance.value + self.epsilon)
             return (x * slope + (bias - mean.value * slope)).astype(x.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 from mnv2_jax.models.backbone import Backbone, Stage
 from mnv2_jax.models.blocks import Block, InvertedResidual, block_name
 from mnv2_jax.models.layers import Function, find_activation, linear, make_divisible
-from mnv2_jax.models.names import Activation
+from mnv2_jax.models.names import Activation, check_count, check_scale
 
 STAGES = (
     Stage(1, 16, 1, 1),
@@ -41,8 +41,9 @@ class MobileNetV2(Backbone):
     channel_divisor: int = 8
 
     def __post_init__(self) -> None:
-        if self.expansion is not None and not self.expansion > 0:
-            raise ValueError(f"the expansion must be greater than 0, got {self.expansion}")
+        if self.expansion is not None:
+            check_scale("the expansion", self.expansion)
+        check_count("channel_divisor", self.channel_divisor, 1, 1024)
         is_linear = find_activation(self.bottleneck_activation) is linear
         super().__post_init__()
         if not is_linear and not hasattr(self.block, "bottleneck_activation"):

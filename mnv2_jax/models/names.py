@@ -4,6 +4,7 @@ Tables of other modules are resolved from these, so that a name is written once.
 """
 
 import importlib
+import numbers
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,7 +49,49 @@ def resolve(target: Any) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def check_name(kind: str, name: Any, known: Iterable[str], hint: str = "") -> None:
+LEAST_SCALE, SCALE_LIMIT = 0.01, 100
+"""Of width multipliers and expansions: below the least every layer has its fewest channels, and no network is as wide as the
+limit."""
+LARGEST_NUM_CLASSES = 10_000_000
+
+
+def check_scale(name: str, value: Any) -> None:
+    """Refuse a width multiplier, an expansion or the like that no network has.
+
+    Raises:
+        ValueError: with the name as its first word.
+    """
+    if not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not 0 < float(value) < SCALE_LIMIT:
+        raise ValueError(f"{name} must be greater than 0 and below {SCALE_LIMIT}, got {value:g}")
+    if float(value) < LEAST_SCALE:
+        raise ValueError(f"{name} must be {LEAST_SCALE} or more, got {value:g}: no network is narrower")
+
+
+def check_count(name: str, value: Any, least: int, most: int) -> None:
+    """Refuse what is no whole number from `least` to `most`.
+
+    Raises:
+        ValueError: with the name as its first word.
+    """
+    if not isinstance(value, numbers.Integral):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if not least <= int(value) <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is no number from 0 to below 1.
+
+    Raises:
+        ValueError: with the name as its first word.
+    """
+    if not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be from 0 to below 1, got {value!r}")
+
+
+def check_name(kind: str, name: Any, known: Iterable[Any], hint: str = "") -> None:
     """Refuse a name that does not exist.
 
     Raises:
@@ -56,4 +99,4 @@ def check_name(kind: str, name: Any, known: Iterable[str], hint: str = "") -> No
     """
     known = tuple(known)
     if name not in known:
-        raise ValueError(f"there is no {kind} {name!r}; known are {', '.join(known)}{hint}")
+        raise ValueError(f"there is no {kind} {name!r}; known are {', '.join(map(str, known))}{hint}")

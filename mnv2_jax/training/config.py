@@ -11,6 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from mnv2_jax.data.catalog import ExifOrientation, OnBadImage
 from mnv2_jax.errors import UserError
 
+LEAST = 1e-30
+"""Of numbers that must not be zero: float32 has it, and what it is multiplied by."""
+LARGEST_STEPS = 50_000_000
+"""Of a run: the learning rates of all are held in memory."""
+
+ONLY_WITH = {
+    "rmsprop_decay": ("optimizer", "rmsprop"),
+    "rmsprop_epsilon": ("optimizer", "rmsprop"),
+    "epoch_decay": ("schedule", "exponential"),
+}
+"""Settings of a recipe that would change nothing without another."""
+
 Parallel = Literal["jit", "pmap"]
 """How a step is compiled for several devices; see `mnv2_jax.training.devices`."""
 
@@ -78,8 +90,9 @@ class Recipe:
         sizes = ["epochs", "batch_size", "learning_rate", "evaluations", "accumulation", "rmsprop_epsilon"]
         for name in (*sizes, "backbone_learning_rate"):
             value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, got {value}")
+            if not LEAST <= value <= 1 / LEAST:
+                known = f"from {LEAST:g} to {1 / LEAST:g}" if value > 0 else "greater than 0"
+                raise UserError(f"--{name.replace('_', '-')} must be {known}, got {value}")
         if self.learning_rate_images is not None and not self.learning_rate_images > 0:
             raise UserError(f"--learning-rate-images must be greater than 0, got {self.learning_rate_images}")
         if self.images is not None and self.images < self.batch_size:
@@ -96,6 +109,11 @@ class Recipe:
         for name in ("smallest_crop", "epoch_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} must be from above 0 to 1, got {getattr(self, name)}")
+        for name, (flag, value) in ONLY_WITH.items():
+            if getattr(self, flag) != value and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for --{flag} {value}, and this is {getattr(self, flag)}"
+                )
         if self.freeze is not None and self.backbone_learning_rate != 1:
             raise UserError("--freeze backbone trains no backbone; leave --backbone-learning-rate out")
 
@@ -122,9 +140,17 @@ class Recipe:
         return train_images // self.batch_size
 
     def steps(self, train_images: int) -> int:
-        """Steps of a whole run: whole batches only, at every epoch."""
+        """Steps of a whole run: whole batches only, at every epoch.
+
+        Raises:
+            UserError: if there are fewer images than a batch has, and for a run that never ends.
+        """
         per_epoch = self.steps_per_epoch(train_images)
-        return self.epochs * per_epoch if self.images is None else self.images // self.batch_size
+        steps = self.epochs * per_epoch if self.images is None else self.images // self.batch_size
+        if steps > LARGEST_STEPS:
+            length = f"--epochs {self.epochs}" if self.images is None else f"--images {self.images}"
+            raise UserError(f"{length} are {steps:,} steps, and a run has {LARGEST_STEPS:,} at most")
+        return steps
 
     def peak_learning_rate(self) -> float:
         """The highest learning rate, for the batch that there is."""
@@ -269,7 +295,8 @@ class Execution:
 
 
 def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
-    """The steps after which a run is evaluated, at equal distances, the last one included."""
+    """The steps after which a run is evaluated, at equal distances, the last one included; at most every step."""
+    evaluations = min(evaluations, steps)
     return frozenset(round(steps * (index + 1) / evaluations) for index in range(evaluations)) - {0}
 
 

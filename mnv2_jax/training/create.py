@@ -1,5 +1,6 @@
 """From a run's settings to what its steps need: data, network, learner. Commands, studies and plans all take them from here."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG, OnBadImage
 from mnv2_jax.data.open import open_dataset
 from mnv2_jax.errors import UserError
+from mnv2_jax.models.cost import layer_costs
 from mnv2_jax.models.create import create_model
 from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.network import OWN, Network
@@ -102,6 +104,29 @@ def create_learner(
         rated=rated,
         trained_layers=layers if training.freeze else None,
     )
+
+
+def check_batch_norm(run: Run, dataset: Dataset, devices: int) -> list[str]:
+    """What has to be said of the images that batch norm takes its statistics over, of a run on so many devices.
+
+    Raises:
+        UserError: where a layer's statistics are those of a single number: it then gives the same for every image.
+    """
+    training = run.training
+    groups = training.accumulation * (devices if training.batch_norm == "replica" else 1)
+    if training.frozen_batch_norm or training.freeze or training.batch_size // groups > 1:
+        return []
+    layers = layer_costs(create_network(run, dataset), dataset.image_shape)
+    several = "a larger --batch-size" + (
+        ", a smaller --accumulation or --batch-norm global takes them over several"
+        if groups > 1
+        else " takes them over several"
+    )
+    if any(layer.batch_norm_parameters and math.prod(layer.output_shape[:-1]) == 1 for layer in layers):
+        raise UserError(
+            f"batch norm would take its statistics over one image of one pixel, and their variance is zero; {several}"
+        )
+    return [f"batch norm takes its statistics over one image at a time, and evaluation does not; {several}"]
 
 
 def network_of(run: Run, dataset: Dataset, source: str = OWN) -> Network:

@@ -5,6 +5,8 @@ import dataclasses
 import os
 import re
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 
 from mnv2_jax.environment import is_tpu_host
@@ -21,6 +23,10 @@ class Processes:
     """How many processes there are; with --coordinator."""
     process_id: int | None = None
     """Number of this one, from 0; with --coordinator."""
+
+
+JOIN_SECONDS = 300
+"""In which all processes must have come together; they may be started one after the other."""
 
 
 def is_slurm_job(environment: Mapping[str, str]) -> bool:
@@ -41,18 +47,21 @@ def initialize(options: Processes) -> None:
         if any(value is None for value in given):
             raise UserError("--coordinator, --processes and --process-id go together; give all three or none")
         count, number = options.processes or 0, options.process_id or 0
-        if not re.fullmatch(r"\S+:\d+", options.coordinator or ""):
+        address = re.fullmatch(r"\S+:(\d{1,5})", options.coordinator or "")
+        if address is None or not 0 < int(address[1]) < 2**16:
             raise UserError(f"--coordinator must be HOST:PORT, got {options.coordinator}")
         if not 0 <= number < count:
             raise UserError(f"--process-id must be from 0 to below the {count} --processes, got {number}")
         try:
-            jax.distributed.initialize(options.coordinator, count, number)
+            with _time_limit(f"the {count} processes at the coordinator {options.coordinator}"):
+                jax.distributed.initialize(options.coordinator, count, number, initialization_timeout=2 * JOIN_SECONDS)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the coordinator {options.coordinator} cannot be joined ({reason})") from error
     elif is_slurm_job(os.environ) or is_tpu_host(os.environ):
         try:
-            jax.distributed.initialize()
+            with _time_limit("the other processes, of which the environment tells,"):
+                jax.distributed.initialize(initialization_timeout=2 * JOIN_SECONDS)
         except (RuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and not is_slurm_job(os.environ):
                 return  # nothing here tells a TPU of other hosts
@@ -60,6 +69,26 @@ def initialize(options: Processes) -> None:
             raise UserError(
                 f"the other processes, of which the environment tells, cannot be joined ({reason})"
             ) from error
+
+
+@contextlib.contextmanager
+def _time_limit(whom: str) -> Iterator[None]:
+    """End this process with one line and exit code 2 where they have not come together in time: JAX would abort it."""
+
+    def give_up() -> None:
+        print(
+            f"error: {whom} did not come together in {JOIN_SECONDS} seconds; see that all are started", file=sys.stderr
+        )
+        sys.stderr.flush()
+        os._exit(2)  # the thread that waits inside of JAX cannot be interrupted
+
+    timer = threading.Timer(JOIN_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

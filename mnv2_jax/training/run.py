@@ -21,7 +21,7 @@ from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_fold
 from mnv2_jax.tasks.task import TASKS
 from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
 from mnv2_jax.training.config import Execution, Run
-from mnv2_jax.training.create import create_dataset, create_learner, network_of
+from mnv2_jax.training.create import check_batch_norm, create_dataset, create_learner, network_of
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.distributed import wait_for_processes, watch_for_preemption
 from mnv2_jax.training.finetune import Start, open_trained, with_settings_of
@@ -73,6 +73,8 @@ def train_run(
             raise UserError(f"--profile ends at step {execution.profiled[1]}, and the run has {steps}")
         devices = Devices.create(parallel=execution.parallel)
         devices.check_divides(run.training.batch_size, run.training.accumulation)
+        for line in check_batch_norm(run, dataset, devices.per_run):
+            reporter.say(line)
         if jax.process_index() == 0:
             held.enter_context(claim_folder({**settings, **where}, folder, overwrite, CONTENTS))
         wait_for_processes("folder")

@@ -88,7 +88,7 @@ def test_flags_become_the_study():
 def test_strides_fit_the_images_or_the_weights_or_are_given():
     options = StudyOptions()
     assert shared_settings(options)["unit_strides"] == 1
-    given = dataclasses.replace(options, network=SharedSettings(unit_strides=3))
+    given = dataclasses.replace(options, network=dataclasses.replace(options.network, unit_strides=3))
     assert shared_settings(given)["unit_strides"] == 3
     assert create_study(options, arms=[Arm("a")], weights="w", **DESCRIBED).model["unit_strides"] is None
 
@@ -97,6 +97,11 @@ def test_strides_fit_the_images_or_the_weights_or_are_given():
     ("make", "says"),
     [
         (lambda: SharedSettings(width_multiplier=0), "--width-multiplier must be greater than 0 and below 100, got 0"),
+        (
+            lambda: create_study(StudyOptions(seeds=10**9), arms=[Arm("a")], **DESCRIBED),
+            "--seeds must be 1000 or fewer",
+        ),
+        (lambda: StudyOptions(network=SharedSettings(expansion=6.0)), "--width-multiplier must be a number"),
         (lambda: SharedSettings(unit_strides=6), "--unit-strides must be from 0 to 5, got 6"),
         (
             lambda: dataclasses.replace(STUDY.training, images=15),

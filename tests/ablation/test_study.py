@@ -376,6 +376,13 @@ def test_out_that_cannot_be_written(tiny, tmp_path):
             {"training": dataclasses.replace(STUDY.training, batch_size=71)},
             "--batch-size 71 is more than the 70 images",
         ),
+        (
+            {
+                "training": dataclasses.replace(STUDY.training, batch_size=1),
+                "arms": (Arm("a"), Arm("b", resolution=1)),
+            },
+            "over one image of one pixel",
+        ),
     ],
 )
 def test_a_study_that_cannot_tell_anything_is_refused_before_anything_is_written(tiny, tmp_path, changes, says):

@@ -180,7 +180,7 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
         (["--input", "x"], "required"),
         (["--input", "nowhere", "--output", "y"], "nowhere does not exist; expected a network's folder"),
         (["--input", "gs://bucket/x", "--output", "y"], "gs://bucket/x names no weights known here"),
-        (["--input", "x", "--output", "y", "--source", "caffe"], "invalid choice 'caffe'"),
+        (["--input", "x", "--output", "y", "--source", "caffe"], "there is no --source caffe; known are"),
         (["--input", "x", "--output", "y", "--preprocessing", "z"], "no preprocessing 'z'; known are tensorflow"),
         (["--input", "x", "--output", "y", "--resolution", "0"], "--resolution must be from 1 to 4096 pixels"),
     ],

@@ -33,12 +33,12 @@ def test_tables_of_operators_and_layers(run, model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "resnet"], "invalid choice 'resnet' for argument '--model'. Expected one of"),
-        (["--bottleneck-activation", "relu7"], "invalid choice 'relu7'"),
+        (["--model", "resnet"], "there is no --model resnet; known are mobilenet_v1, mobilenet_v2"),
+        (["--bottleneck-activation", "relu7"], "there is no --bottleneck-activation relu7; known are linear, relu6, "),
         (["--width-multiplier", "0"], "--width-multiplier must be greater than 0"),
         (["--resolution", "-1"], "--resolution must be from 1 to 4096 pixels, got -1"),
-        (["--num-classes", "-1"], "--num-classes must not be negative, got -1"),
-        (["--output-stride", "12"], "invalid choice '12'"),
+        (["--num-classes", "-1"], "--num-classes must be from 0 to 10000000, got -1"),
+        (["--output-stride", "12"], "there is no --output-stride 12; known are 8, 16, 32"),
         (["--unit-strides", "6"], "--unit-strides must be from 0 to 5, got 6"),
         (["--model", "mobilenet_v1", "--expansion", "3"], "mobilenet_v1 has no --expansion; mobilenet_v2 has"),
     ],

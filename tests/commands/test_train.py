@@ -191,8 +191,8 @@ def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digi
     ("arguments", "says"),
     [
         (["--epochs", "0"], "--epochs must be greater than 0, got 0"),
-        (["--epochs", "many"], "invalid literal for int()"),
-        (["--recipe", "best"], "invalid choice 'best'"),
+        (["--epochs", "many"], "--epochs takes whole numbers, got many"),
+        (["--recipe", "best"], "there is no --recipe best; known are small, paper, cosine"),
         (["--momentum", "1"], "--momentum must be from 0 to below 1, got 1.0"),
         (["--weight-decay", "-1"], "--weight-decay must be 0 or more"),
         (["--batch-size", "20"], "--batch-size 20 does not divide by 8 devices; take 16"),

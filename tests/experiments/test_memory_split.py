@@ -51,6 +51,8 @@ def test_from_flags_to_files(script, few_blocks, tmp_path, capsys):
         ({"resolution": 0}, "--resolution must be from 1"),
         ({"width_multiplier": 0.0}, "--width-multiplier must be greater than 0"),
         ({"rounds": 0}, "--rounds must be 1 or more, got 0"),
+        ({"topology": "v9"}, "--topology must be CHIP:SHAPE, v5e:2x4 for instance, .* got 'v9'"),
+        ({"topology": ""}, "--topology must be CHIP:SHAPE"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(script, tmp_path, flags, says):

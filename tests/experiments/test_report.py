@@ -23,5 +23,12 @@ def test_finished_studies_are_made_again_and_joined(command, tmp_path, capsys):
     assert "Should shortcuts join the bottlenecks?" in page
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_made(refused):
+    studies = [str(EXPERIMENTS / "results" / name) for name in FOLDERS]
+    for out in ("/", ".", "nowhere/all.html"):
+        assert f"--out {out} must be a file, in a folder that there is" in refused("report", *studies, "--out", out)
+    assert "--out is the page of several studies" in refused("report", studies[0], "--out", "all.html")
+
+
 def test_what_is_no_study_is_named(refused, tmp_path):
     assert "nowhere holds no finished study" in refused("report", "nowhere")

@@ -233,12 +233,25 @@ def test_a_block_of_one_s_own_is_handed_in_as_a_class(network):
         ({"convention": "keras"}, "there is no convention 'keras'; known are tensorflow, pytorch"),
         ({"kernels": "fitted"}, "there is no form of the kernels 'fitted'; known are tuned, xla"),
         ({"block": "Bottleneck"}, "there is no block 'Bottleneck'; known are InvertedResidual, NoShortcut, "),
-        ({"width_multiplier": 0.0}, "the width multiplier must be greater than 0, got 0.0"),
-        ({"width_multiplier": float("nan")}, "the width multiplier must be greater than 0, got nan"),
+        ({"width_multiplier": 0.0}, "the width multiplier must be greater than 0 and below 100, got 0"),
+        ({"width_multiplier": float("nan")}, "the width multiplier must be greater than 0 and below 100, got nan"),
+        ({"width_multiplier": 1e-320}, "the width multiplier must be 0.01 or more, got "),
+        ({"width_multiplier": "1"}, "the width multiplier must be a number, got '1'"),
+        ({"num_classes": 10**12}, "num_classes must be from 0 to 10000000, got 1000000000000"),
+        ({"num_classes": 1e12}, "num_classes must be a whole number, got 1000000000000.0"),
+        ({"dropout_rate": 1.0}, "dropout_rate must be from 0 to below 1, got 1.0"),
+        ({"batch_norm_momentum": 2}, "batch_norm_momentum must be from 0 to below 1, got 2"),
+        ({"head": "no"}, "there is no value of head 'no'; known are True, False"),
+        ({"dtype": jnp.int8}, "dtype must be a floating-point type, got int8"),
+        ({"activation": 6}, "there is no activation 6; known are linear, relu6"),
+        ({"stages": (Stage(1, 16, 1, 0),)}, "the stride of a stage must be from 1 to 10000, got 0"),
+        ({"stages": (Stage(1, -16, 1, 1),)}, "the channels of a stage must be from 1 to 10000, got -16"),
+        ({"stages": (Stage(1, 16, 0, 1),)}, "the repeats of a stage must be from 1 to 10000, got 0"),
+        ({"unit_strides": 1.5}, "unit_strides must be a whole number, got 1.5"),
         ({"unit_strides": -1}, "unit_strides must be from 0 to 5, got -1"),
         ({"unit_strides": 6}, "unit_strides must be from 0 to 5, got 6"),
         ({"output_stride": 12}, r"output_stride must be one of \(8, 16, 32\) or None, got 12"),
-        ({"stages": (Stage(0, 16, 1, 1),)}, "the expansion of a stage must be greater than 0, got 0"),
+        ({"stages": (Stage(0, 16, 1, 1),)}, "the expansion of a stage must be greater than 0 and below 100, got 0"),
     ],
     ids=str,
 )
@@ -253,3 +266,24 @@ def test_images_that_are_not_nhwc_are_refused_in_one_line(without_type_checks, s
     says = f"images must be of shape (images, height, width, channels), got {shape}"
     with pytest.raises(ValueError, match=re.escape(says)):
         jax.eval_shape(SMALL.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def test_parameters_and_logits_are_float32_where_64_bits_are_enabled():
+    with jax.enable_x64(True):
+        images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+        output, variables = jax.eval_shape(SMALL.init_with_output, jax.random.key(0), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves((output, variables))} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "says"),
+    [
+        ((1, 8, 8, 4), jnp.float32, "images must have 3 channels, got 4"),
+        ((1, 0, 8, 3), jnp.float32, r"images must have 1 pixel or more, got images of shape \(1, 0, 8, 3\)"),
+        ((1, 8, 8, 3), jnp.uint8, "images must be preprocessed to floating-point numbers, got uint8"),
+    ],
+)
+def test_images_that_a_network_was_not_made_for_are_refused(without_type_checks, shape, dtype, says):
+    variables = jax.eval_shape(SMALL.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    with pytest.raises(ValueError, match=f"^{says}"):
+        jax.eval_shape(SMALL.apply, variables, jax.ShapeDtypeStruct(shape, dtype))

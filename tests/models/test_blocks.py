@@ -126,7 +126,7 @@ def test_endpoints_are_every_layer_s_output_and_the_block_s_is_last(block, names
 
 @pytest.mark.parametrize("expansion", [0, -2, float("nan")])
 def test_an_expansion_that_no_block_has_is_refused(expansion):
-    with pytest.raises(ValueError, match="expansion must be greater than 0, got"):
+    with pytest.raises(ValueError, match="expansion must be greater than 0 and below 100, got"):
         InvertedResidual(8, expansion=expansion)
 
 

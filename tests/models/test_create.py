@@ -62,6 +62,12 @@ def test_what_is_unknown_is_named():
         create_model("mobilenet_v2", depth=3)
     with pytest.raises(ValueError, match="no block 'Bottleneck'; known are InvertedResidual, .*"):
         create_model("mobilenet_v2", block="Bottleneck")
+    with pytest.raises(
+        ValueError, match=r"^stages must be rows of expansion, channels, repeats, stride, got \[\[1, 16\]\]$"
+    ):
+        create_model("mobilenet_v2", stages=[[1, 16]])
+    with pytest.raises(ValueError, match="^there is no dtype 'float3'$"):
+        create_model("mobilenet_v2", dtype="float3")
 
 
 def test_blocks_and_activations_of_one_s_own_are_described_and_have_to_be_handed_in(without_type_checks):

@@ -97,7 +97,7 @@ def test_linear_blocks_have_the_paper_s_layers_and_a_second_depthwise_one_is_cou
 
 @pytest.mark.parametrize("value", [0, -1.0])
 def test_an_expansion_that_no_network_has_is_refused(value):
-    with pytest.raises(ValueError, match=f"expansion must be greater than 0, got {value}"):
+    with pytest.raises(ValueError, match=f"expansion must be greater than 0 and below 100, got {value:g}"):
         MobileNetV2(expansion=value)
 
 

@@ -37,6 +37,9 @@ def test_sizes_must_be_positive(name, value):
         ({"weight_decay": -1.0}, "--weight-decay must be 0 or more"),
         ({"smallest_crop": 0.0}, "--smallest-crop must be from above 0 to 1"),
         ({"learning_rate_images": 0}, "--learning-rate-images must be greater than 0"),
+        ({"learning_rate": 1e-320}, "--learning-rate must be from 1e-30 to 1e\\+30, got 1e-320"),
+        ({"rmsprop_epsilon": 0.1}, "--rmsprop-epsilon is for --optimizer rmsprop, and this is sgd"),
+        ({"epoch_decay": 0.9}, "--epoch-decay is for --schedule exponential, and this is cosine"),
         ({"images": 15}, "--images 15 do not fill a batch of 16; take 16 or more"),
         ({"backbone_learning_rate": 0.0}, "--backbone-learning-rate must be greater than 0"),
         (
@@ -56,6 +59,15 @@ def test_a_batch_must_fit_the_training_set():
         Recipe(3, 16, 0.1).steps(15)
 
 
+def test_a_run_that_never_ends_is_refused():
+    with pytest.raises(
+        UserError, match="^--epochs 10000000000 are 40,000,000,000 steps, and a run has 50,000,000 at most$"
+    ):
+        Recipe(10**10, 16, 0.1).steps(70)
+    with pytest.raises(UserError, match="^--images 10000000000000 are 625,000,000,000 steps, and a run has"):
+        dataclasses.replace(RECIPE, images=10**13).steps(70)
+
+
 def test_a_length_may_be_given_in_images():
     assert dataclasses.replace(RECIPE, images=100).steps(70) == 6
 
@@ -68,7 +80,8 @@ def test_batch_norm_momentum_suits_the_length_of_the_run(steps, momentum):
 
 
 @pytest.mark.parametrize(
-    ("steps", "evaluations", "expected"), [(60, 3, {20, 40, 60}), (7, 2, {4, 7}), (2, 5, {1, 2}), (5, 1, {5})]
+    ("steps", "evaluations", "expected"),
+    [(60, 3, {20, 40, 60}), (7, 2, {4, 7}), (2, 5, {1, 2}), (2, 10**9, {1, 2}), (5, 1, {5})],
 )
 def test_a_run_is_evaluated_at_equal_distances_and_at_its_end(steps, evaluations, expected):
     assert evaluation_steps(steps, evaluations) == expected

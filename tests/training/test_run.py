@@ -253,6 +253,11 @@ def test_another_configuration_is_refused_and_nothing_is_lost(copy):
         ({"training": {"batch_size": 256}}, "--batch-size 256 is more than the 96 images of the training split"),
         ({"train_images": 9999}, "--train-images must be between 1 and the 1209"),
         ({"dataset": "nothing"}, "unknown data set 'nothing'"),
+        ({"training": {"batch_size": 4, "batch_norm": "replica"}, "resolution": 2}, "over one image of one pixel"),
+        (
+            {"training": {"epochs": 10**10}},
+            "--epochs 10000000000 are 60,000,000,000 steps, and a run has 50,000,000 at most",
+        ),
         ({"execution": {"profile": "3:25"}}, "--profile ends at step 25, and the run has 24"),
     ],
 )
