@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 import jinja2
 from rich.table import Table
 
 from mnv2_jax.ablation import figures
+from mnv2_jax.ablation.design import FigureKind
 from mnv2_jax.ablation.statistics import seeds_needed
 from mnv2_jax.ablation.summary import DESCRIBED, TIMING, metric_of, speeds, summarize
 from mnv2_jax.errors import UserError
@@ -82,6 +83,8 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
     if not problem:
         arms, seeds = described["arms"], described["seeds"]
         try:
+            if described["figure"] not in get_args(FigureKind):
+                raise ValueError(f"there is no figure {described['figure']!r}")
             found = read_records(folder / METRICS, metric_of(described).name)
             records = [record for record in found if record.arm in arms and record.seed in seeds]
             return summarize(described, records), records

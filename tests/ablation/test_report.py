@@ -88,7 +88,7 @@ def test_what_is_half_written_is_named(copy, name, content, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [({"seeds": ["0"]}, "seeds.0. is .0., expected a whole number"), ({"baseline": "none"}, "KeyError"),
-     ({"task": "none"}, "KeyError"), ({"arms": {"linear": {}}}, "parameters is missing in linear")],
+     ({"task": "none"}, "KeyError"), ({"figure": "none"}, "ValueError"), ({"arms": {"linear": {}}}, "parameters is missing in linear")],
 )  # fmt: skip
 def test_a_damaged_summary_is_named(copy, change, says):
     path = copy / "summary.json"
