@@ -60,7 +60,7 @@ def assert_same(ours, theirs):
     "network",
     [
         network_of(),
-        network_of(preprocessing=Preprocessing("resize", 0.9, "box", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), border=2)),
+        network_of(preprocessing=Preprocessing("resize", 0.9, "box", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))),
         network_of(channels=1, class_names=None, source="an_experiment"),
         network_of(
             MobileNetV2(3, 0.1, stages=(Stage(1, 16, 1, 1), Stage(2, 24, 2, 2)), block=ExpansionShortcut, kernels="xla")

@@ -51,7 +51,6 @@ class Preprocessing:
         interpolation: one of Pillow's filters, which average when they reduce (but for "nearest");
             "sampled_bilinear" is TensorFlow 1's, which does not.
         mean, std: a channel, of values in 0 to 1: they are subtracted and divided by.
-        border: pixels that the crop takes off a scaled side besides its share.
         half_pixel: where a crop that cannot be in the middle begins: PyTorch rounds half a pixel to "even",
             transformers "down".
 
@@ -64,15 +63,14 @@ class Preprocessing:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    border: int = 0
     half_pixel: HalfPixel = "even"
 
     def __post_init__(self) -> None:
         for name, kind in (("method", Method), ("interpolation", Interpolation), ("half_pixel", HalfPixel)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        if not 0 < self.crop <= 1 or self.border < 0:
-            raise ValueError(f"a crop leaves from 0 to 1 of a side, got {self.crop} and a border of {self.border}")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"a crop leaves from 0 to 1 of a side, got {self.crop}")
         numbers = np.array([*self.mean, *self.std], np.float64)
         if not len(self.mean) == len(self.std) in (1, 3) or not np.isfinite(numbers).all() or 0 in self.std:
             raise ValueError(f"mean and std must be of 1 or 3 numbers, got {self.mean} and {self.std}")
@@ -100,7 +98,7 @@ class Preprocessing:
     def scaled_side(self, resolution: int) -> int:
         """To how many pixels the shorter side, or with "resize" each, is scaled before the crop."""
         # A share that is a quotient of whole numbers gives them back.
-        return int(resolution / self.crop + 1e-6) + self.border
+        return int(resolution / self.crop + 1e-6)
 
 
 PREPROCESSING: dict[str, Preprocessing] = {
@@ -114,9 +112,8 @@ PREPROCESSING: dict[str, Preprocessing] = {
     # timm's default configurations.
     "timm": Preprocessing("resize_then_crop", 0.875, "bicubic", IMAGENET_MEAN, IMAGENET_STD),
     "timm_v1": Preprocessing("resize_then_crop", 0.875, "bicubic", HALF, HALF),
-    # The image processor of Google's checkpoints: 256 pixels for 224, 128 for 96
-    # (transformers/models/mobilenet_v1/convert_original_tf_checkpoint_to_pytorch.py).
-    "transformers": Preprocessing("resize_then_crop", 1.0, "bilinear", HALF, HALF, border=32, half_pixel="down"),
+    # The image processor of Google's checkpoints of 224 pixels.
+    "transformers": Preprocessing("resize_then_crop", 0.875, "bilinear", HALF, HALF, half_pixel="down"),
 }
 
 

@@ -22,7 +22,8 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 """Names of the files."""
 
 BORDER = 32
-"""Pixels that Google's checkpoints scale the shorter side to beyond what they crop, at every resolution."""
+"""Pixels that Google's checkpoints of every resolution scale the shorter side to beyond what they crop
+(transformers/models/mobilenet_v1/convert_original_tf_checkpoint_to_pytorch.py)."""
 
 ACTIVATIONS = {
     "relu6": "relu6",
@@ -230,14 +231,12 @@ def _processor(config: Fields) -> tuple[Preprocessing | None, int | None]:
     if not 0 <= filter_number < len(FILTERS):
         raise config.refused("resample", f"expected a filter of Pillow, from 0 to {len(FILTERS) - 1}")
     mean, std = _scale(config)
-    border = BORDER if shorter and scaled - resolution == BORDER else 0
     how = Preprocessing(
         "resize_then_crop" if shorter else "resize",
-        1.0 if border else resolution / scaled,
+        resolution / scaled,
         FILTERS[filter_number],  # type: ignore[arg-type]
         mean,
         std,
-        border,
         "down",
     )
     return how, resolution

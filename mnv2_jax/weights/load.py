@@ -96,13 +96,14 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
         notes.append("there is no classifier: the output is the pooled features")
     elif classes not in (1000, 1001) and not any("classifier" in note for note in notes):
         notes.append(f"the classifier has {classes} classes")
+    resolution = said.resolution or _named_resolution(path) or 224
     network = Network(
         model.clone(**said.settings),
         jax.tree.map(jnp.asarray, variables),
         Classification(classes),
         source.name,
-        _preprocessing(path, source, name, said),
-        said.resolution or _named_resolution(path) or 224,
+        _preprocessing(path, source, name, said.preprocessing, resolution),
+        resolution,
         (said.class_names or _imagenet_names(classes)) if classes else None,
         tuple(notes),
         channels,
@@ -194,12 +195,17 @@ def _named_keras(tensors: Tensors) -> Tensors:
     return keras.name_by_order(tensors, create_model("mobilenet_v1" if count == 13 else "mobilenet_v2"))
 
 
-def _preprocessing(path: Path, source: Source, name: str, said: Said) -> str | Preprocessing:
+def _preprocessing(
+    path: Path, source: Source, name: str, said: Preprocessing | None, resolution: int
+) -> str | Preprocessing:
     usual = source.preprocessing[name]
     # Only the name that torchvision gives the file tells its second weights from its first.
     if source is TORCHVISION and "7ebf99e0" in path.name:
         usual = "torchvision_v2"
-    return usual if said.preprocessing in (None, PREPROCESSING[usual]) else said.preprocessing
+    how = said or PREPROCESSING[usual]
+    if said is None and source is TRANSFORMERS:
+        how = dataclasses.replace(how, crop=resolution / (resolution + configs.BORDER))
+    return usual if how == PREPROCESSING[usual] else how
 
 
 def _named_resolution(path: Path) -> int | None:

@@ -15,6 +15,7 @@ from filelock import FileLock
 from mnv2_jax import MobileNetV2, Network, cli
 from mnv2_jax.__main__ import main
 from mnv2_jax.commands import train
+from mnv2_jax.data.preprocessing import PREPROCESSING
 from mnv2_jax.models import names
 from mnv2_jax.models.backbone import Stage
 from mnv2_jax.network import save_network, variable_shapes
@@ -110,7 +111,8 @@ def hub_network(two_blocks, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    network = random_network(TwoBlocks(3, 0.35), "transformers", "transformers")
+    how = dataclasses.replace(PREPROCESSING["transformers"], crop=0.5)  # of 64 pixels the central 32
+    network = random_network(TwoBlocks(3, 0.35), "transformers", how)
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hf" / "hub" / "models--somebody--mobilenet"
     snapshot = repository / "snapshots" / commit

@@ -112,9 +112,9 @@ def test_published_weights_by_reference(run, hub_network, images):
     reference, network = hub_network
     code, output, errors = run("predict", "--weights", reference, "--image", images / "a.png", "--json")
     assert code == 0
-    assert errors.startswith("preprocessing transformers: ")
+    assert errors.startswith("preprocessing its own: shorter side bilinear to 64, central 32 pixels")
     (entry,) = json.loads(output)["predictions"]
-    batch = preprocess(read_image(images / "a.png"), PREPROCESSING["transformers"], 32)[None]
+    batch = preprocess(read_image(images / "a.png"), network.preprocessing, 32)[None]
     expected = np.asarray(jax.jit(network.model.apply)(network.variables, batch))
     np.testing.assert_allclose(entry["logits"], expected[0], rtol=1e-5)
     assert entry["top"][0]["label"] in network.class_names

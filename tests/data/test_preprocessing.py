@@ -50,7 +50,7 @@ def test_what_each_geometry_sees():
 
     np.testing.assert_allclose(seen("keras"), (2, 236, 1, 157), atol=3)  # all of it
     np.testing.assert_allclose(seen("tensorflow"), (14, 217, 10, 143), atol=3)  # 87.5 % of each side
-    np.testing.assert_allclose(seen("transformers"), (80, 158, 40, 118), atol=4)  # a square of 40 pixels
+    np.testing.assert_allclose(seen("transformers"), (50, 188, 10, 148), atol=4)  # a square of 70 pixels
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
@@ -185,14 +185,14 @@ def test_a_preprocessing_of_its_own_survives_json():
 def test_a_preprocessing_says_what_it_does():
     said = "whole image lanczos to 64 by 64 pixels, central 32 pixels, mean (0.25, 0.25, 0.25), std (1.0, 1.0, 1.0)"
     assert describe_preprocessing(OWN, 32) == f"its own: {said}"
-    assert describe_preprocessing("transformers", 96).startswith(
-        "transformers: shorter side bilinear to 128, central 96"
+    assert describe_preprocessing("transformers", 224).startswith(
+        "transformers: shorter side bilinear to 256, central 224"
     )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"crop": 0}, {"border": -1}, {"std": (0, 1, 1)}, {"mean": (1,)}],
+    [{"crop": 0}, {"std": (0, 1, 1)}, {"mean": (1,)}],
 )
 def test_values_that_no_images_are_prepared_with_are_refused(changes):
     with pytest.raises(ValueError, match="must be|a crop leaves"):

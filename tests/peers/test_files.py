@@ -139,7 +139,7 @@ def test_a_folder_of_hugging_face_s_with_labels_and_size(tmp_path):
     transformers.MobileNetV2ForImageClassification(config).save_pretrained(tmp_path / "x")
     weights = load_weights(tmp_path / "x" / "model.safetensors")
     assert weights.class_names == ("cat", "dog", "bird")
-    assert (weights.resolution, weights.preprocessing) == (96, "transformers")
+    assert (weights.resolution, weights.preprocessing.scaled_side(96)) == (96, 128)
     assert_equal(load_weights(tmp_path / "x").variables, weights.variables)
 
 

@@ -82,7 +82,7 @@ BOTH = ("resize_then_crop", "bilinear")
     ("processor", "expected", "resolution"),
     [
         ({"size": {"shortest_edge": 256}, "crop_size": 224}, PREPROCESSING["transformers"], 224),
-        ({"size": 128, "crop_size": {"height": 96, "width": 96}}, PREPROCESSING["transformers"], 96),
+        ({"size": 128, "crop_size": {"height": 96, "width": 96}}, {"crop": 0.75}, 96),
         ({"size": 120, "crop_size": 96}, {"crop": 0.8}, 96),
         ({"size": {"height": 96, "width": 96}, "do_center_crop": False}, {"method": "resize"}, 96),
         ({"image_processor_type": "ViTImageProcessorFast", "size": 96, "resample": 3},

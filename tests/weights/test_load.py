@@ -67,7 +67,7 @@ def test_a_folder_of_hugging_face_s_has_labels_and_size(tmp_path):
         restored = load_weights(path)
         assert restored.model == network.model
         assert (restored.class_names, restored.resolution) == (tuple("abcdefg"), 96)
-        assert restored.preprocessing == "transformers"
+        assert restored.preprocessing.scaled_side(96) == 128
 
 
 @pytest.mark.parametrize(
