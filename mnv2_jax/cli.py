@@ -255,7 +255,13 @@ def leave_absent_tpus_alone() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-NUMERICS = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion": "allow"}
+NUMERICS = {
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_transfer_guard": "allow",
+    "jax_disable_jit": False,  # programs are compiled before they run
+}
 """What JAX's libraries and ours are written for."""
 
 
@@ -264,7 +270,7 @@ def use_own_numerics() -> None:
     import jax
 
     for option, value in NUMERICS.items():
-        if getattr(jax.config, option) != value:
+        if getattr(jax.config, option) not in (value, None):
             print(f"{option.upper()} is not used: commands compute with {value}", file=sys.stderr)
             jax.config.update(option, value)
 
