@@ -287,7 +287,9 @@ def claim_folder(
             if extends and config_file.exists() and not overwrite:
                 known = read_json(config_file, {})
                 kept = {name: value for name, value in known.items() if name.startswith(extends)}
-            write_json(config_file, {**plain(settings), **kept})
+            content = {**plain(settings), **kept}
+            if overwrite or not config_file.exists() or read_json(config_file, {}) != content:
+                write_json(config_file, content)
         except OSError as error:
             raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
         yield

@@ -11,7 +11,8 @@ from flax import linen as nn
 from mnv2_jax.ablation.design import Arm, Study
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.errors import UserError
-from mnv2_jax.models.create import find_model, setting_names
+from mnv2_jax.models.cost import layer_costs
+from mnv2_jax.models.create import find_model, model_settings, setting_names
 from mnv2_jax.network import Network
 from mnv2_jax.training.config import Run
 from mnv2_jax.training.create import check_batch_norm, create_learner, create_network, network_of
@@ -19,6 +20,10 @@ from mnv2_jax.training.step import Learner
 
 BASE = "mobilenet_v2"
 """The network of an arm that names none."""
+
+
+SIZES = ("width_multiplier", "expansion", "reduction", "stages")
+"""Settings that are all in the layers' shapes."""
 
 
 def with_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +43,12 @@ def network_of_arm(study: Study, arm: Arm, dataset: Dataset) -> nn.Module:
     return create_network(run_of(study, arm), dataset)
 
 
+def image_shape(arm: Arm, dataset: Dataset) -> tuple[int, int, int]:
+    """(height, width, channels) of what an arm sees."""
+    side = arm.resolution or dataset.image_shape[0]
+    return side, side, dataset.image_shape[2]
+
+
 def check_arms(study: Study, dataset: Dataset) -> None:
     """Refuse two arms that are the same: they would only tell how two runs of one thing differ.
 
@@ -46,7 +57,11 @@ def check_arms(study: Study, dataset: Dataset) -> None:
     """
     known: list[tuple[Any, str]] = []
     for arm in study.arms:
-        what = (network_of_arm(study, arm, dataset), study.run(arm).training, arm.resolution, arm.started)
+        network = network_of_arm(study, arm, dataset)
+        # Two widths may round to the same channels.
+        layers = layer_costs(network, image_shape(arm, dataset))
+        settings = {name: value for name, value in model_settings(network).items() if name not in SIZES}
+        what = (layers, settings, study.run(arm).training, arm.resolution, arm.started)
         same = next((name for other, name in known if other == what), None)
         if same is not None:
             raise UserError(

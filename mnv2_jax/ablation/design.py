@@ -261,6 +261,8 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
     )
     if options.arms:
         study = study.with_arms(options.arms)
+    if len(study.arms) < 2:
+        raise UserError(f"there is no arm to compare {study.baseline.name} with; name another")
     from mnv2_jax.ablation.statistics import seeds_needed
 
     if options.seeds is not None and options.seeds > LARGEST_SEEDS:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
-from mnv2_jax.ablation.arms import network_of_arm
+from mnv2_jax.ablation.arms import image_shape, network_of_arm
 from mnv2_jax.ablation.design import Arm, Study, named
 from mnv2_jax.ablation.statistics import compare_all, mean_interval
 from mnv2_jax.data.batch import Dataset
@@ -71,13 +71,12 @@ def describe(
 
 
 def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:
-    side = arm.resolution or dataset.image_shape[0]
-    shape = (side, side, dataset.image_shape[2])
+    shape = image_shape(arm, dataset)
     network, training = network_of_arm(study, arm, dataset), study.run(arm).training
     described: dict[str, Any] = {
         "parameters": count_parameters(network, shape),
         "multiply_adds": count_multiply_adds(network, shape),
-        "resolution": side,
+        "resolution": shape[0],
         "learning_rate": training.learning_rate * (rates[arm.name] if rates else 1),
         "series": arm.series,
         "value": arm.value,

@@ -79,6 +79,9 @@ def test_two_arms_that_are_the_same_are_refused(tiny):
     arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}), Arm("c", {"bottleneck_activation": "linear"}))
     with pytest.raises(UserError, match="the arms a and c are the same network, trained alike; leave one of them out"):
         check_arms(dataclasses.replace(STUDY, arms=arms), tiny)
+    rounded = (Arm("a"), Arm("b", {"width_multiplier": 0.101}))
+    with pytest.raises(UserError, match="the arms a and b are the same network"):
+        check_arms(dataclasses.replace(STUDY, arms=rounded), tiny)
     for same in (Arm("c", training={"momentum": 0.8}), Arm("c", resolution=6), Arm("c", {"block": HalfShortcut})):
         check_arms(dataclasses.replace(STUDY, arms=(*arms[:2], same)), tiny)
 

@@ -78,11 +78,16 @@ def test_flags_become_the_study():
         training=Recipe(epochs=3, batch_size=32, learning_rate=0.1, ema_decay=0.9),
         tune=True,
     )
-    study = create_study(options, arms=[Arm("a")], **DESCRIBED)
+    study = create_study(options, arms=[Arm("a"), Arm("b")], **DESCRIBED)
     assert (study.dataset, study.train_images, study.validation_images) == ("fashion_mnist", 640, 100)
     assert (study.streamed, study.resolution, study.tune) == (True, 20, True)
     assert study.training == options.training
     assert study.model == {"width_multiplier": 0.5, "expansion": 4.0, "kernels": "tuned", "unit_strides": 0}
+
+
+def test_a_study_compares_something():
+    with pytest.raises(UserError, match="there is no arm to compare a with; name another"):
+        create_study(StudyOptions(), arms=[Arm("a")], **DESCRIBED)
 
 
 def test_strides_fit_the_images_or_the_weights_or_are_given():

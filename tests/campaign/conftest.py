@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def give_up(*_):
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of all that lies in a folder."""
+    """Size and time of change of all that lies in a folder; a folder's own time changes with a lock."""
     return {
-        path: (status.st_size, status.st_mtime_ns)
+        path: (0, 0) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
         for root, folders, files in os.walk(folder)
         for path in (os.path.join(root, name) for name in (*folders, *files))
         for status in (os.lstat(path),)

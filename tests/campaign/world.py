@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import sys
+import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,10 @@ from mnv2_jax.models.backbone import Stage
 from mnv2_jax.network import save_network
 from mnv2_jax.training import run as run_module
 from mnv2_jax.training.devices import Devices
+from mnv2_jax.weights import mapping
+from mnv2_jax.weights.files import safetensors_bytes
 from mnv2_jax.weights.load import export_weights
+from mnv2_jax.weights.transformers import TRANSFORMERS
 
 STAGES = ((1, 16, 1, 1), (2, 24, 1, 2))
 
@@ -77,6 +82,17 @@ def _images(folder: Path) -> None:
     (folder / "empty_class" / "eel").mkdir()
     shutil.copytree(folder / "photos", folder / "split" / "train")
     shutil.copytree(folder / "other_classes", folder / "split" / "val")
+    shutil.copytree(folder / "photos", folder / "nested" / "photos")
+    shutil.copytree(folder / "photos", folder / "stray")
+    (folder / "stray" / "0.jpg").write_bytes(encoded(0, 24, 20))
+    for part in ("train", "val", "valid"):
+        shutil.copytree(folder / "photos", folder / "twice" / part)
+    shutil.copytree(folder / "photos", folder / "held_out" / "val")
+    shutil.copytree(folder / "photos", folder / "heic")
+    for path in (folder / "heic").rglob("*.jpg"):
+        path.rename(path.with_suffix(".heic"))
+    shutil.copytree(folder / "photos" / "cat", folder / "alike" / unicodedata.normalize("NFC", "café"))
+    shutil.copytree(folder / "photos" / "cat", folder / "alike" / unicodedata.normalize("NFD", "café"))
     (folder / "nothing").mkdir()
     (folder / "flat").mkdir()
     for index in range(3):
@@ -98,6 +114,19 @@ def _networks(folder: Path) -> None:
     save_network(folder / "network", network)
     published = random_network(MobileNetV2(10, 0.35, convention="pytorch"), preprocessing="torchvision")
     export_weights(folder / "published.safetensors", published._replace(class_names=None), "torchvision")
+    for name, changes in {
+        "hf_gelu": {"hidden_act": "gelu"},
+        "hf_stride": {"output_stride": 4},
+        "hf_wider": {"depth_multiplier": 1.4},
+        "hf_garbage": {},
+    }.items():
+        (folder / name).mkdir()
+        own = random_network(MobileNetV2(3, 0.35), "transformers", "transformers")
+        tensors = mapping.export(TRANSFORMERS, own.model, own.variables)
+        (folder / name / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+        config = {"model_type": "mobilenet_v2", "depth_multiplier": 0.35, "image_size": 32, **changes}
+        (folder / name / "config.json").write_text(json.dumps(config))
+    (folder / "hf_garbage" / "preprocessor_config.json").write_bytes(bytes(range(256)))
     headless = MobileNetV2(0, 0.1, stages=stages)
     save_network(folder / "headless", random_network(headless, class_names=None))
     for name, content in JSON_DAMAGE.items():
@@ -152,6 +181,9 @@ def _odd_files(folder: Path) -> None:
     }.items():
         np.save(folder / name, array)
     np.savez(folder / "several.npz", a=np.zeros(3))
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr("letter.txt", "a letter")
+    (folder / "gap.txt").write_text("one\n\nthree\n" + "more\n" * 7)
     (folder / "text.npy").write_text("no array")
     (folder / "text.safetensors").write_text("no tensors")
     (folder / "text.pth").write_text("no pickle")
