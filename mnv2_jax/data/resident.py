@@ -30,7 +30,7 @@ from mnv2_jax.data.batch import (
     stack_targets,
 )
 from mnv2_jax.data.prepare import check_images, find_entry, image_key, label_key, label_names, prepared_builder
-from mnv2_jax.data.preprocessing import Preprocessing, find_preprocessing
+from mnv2_jax.data.preprocessing import Preprocessing, find_preprocessing, name_preprocessing
 from mnv2_jax.data.transforms import Augmentation, augment
 from mnv2_jax.errors import UserError
 
@@ -112,8 +112,13 @@ class Dataset:
         return self._with_images(lambda images: convert_channels(images, channels))
 
     def prepared_as(self, preprocessing: str | Preprocessing, channels: int) -> "Dataset":
-        """The same images as another network takes them: normalised by its preprocessing, grey (1) or RGB (3)."""
-        return dataclasses.replace(self.with_channels(channels), preprocessing=preprocessing)
+        """The same images as another network takes them: normalised as its own are, grey (1) or RGB (3).
+
+        They stay whole, whatever the network's preprocessing crops, and so are those that it is evaluated on afterwards.
+        """
+        how, whole = find_preprocessing(preprocessing), find_preprocessing(PREPROCESSED)
+        own = name_preprocessing(dataclasses.replace(whole, mean=how.mean, std=how.std))
+        return dataclasses.replace(self.with_channels(channels), preprocessing=own)
 
     def _with_images(self, change: Callable[[Any], np.ndarray]) -> "Dataset":
         train, validation, test = (

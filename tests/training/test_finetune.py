@@ -15,6 +15,7 @@ from rich.console import Console
 from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny_run
 
 from mnv2_jax.data.batch import Batch
+from mnv2_jax.data.preprocessing import PREPROCESSING, Preprocessing
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.models.create import create_model
 from mnv2_jax.network import Network, open_network, save_network, tree_digest, variable_shapes
@@ -22,6 +23,7 @@ from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.config import Execution
 from mnv2_jax.training.create import create_learner, create_network, network_of
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
+from mnv2_jax.training.evaluation import evaluate_on
 from mnv2_jax.training.finetune import Start, check_fits, open_trained, with_settings_of
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.progress import Reporter
@@ -257,10 +259,14 @@ def test_a_frozen_run_trains_alike_under_jit_and_pmap(trained, frozen, tmp_path)
 def test_the_network_of_a_fine_tuned_run_takes_the_images_of_its_weights(frozen):
     folder, _, summary = frozen("one device")
     left = open_network(folder / "network")
-    assert (left.preprocessing, left.image_channels, left.resolution) == ("torchvision", 3, 12)
+    theirs = PREPROCESSING["torchvision"]
+    assert left.preprocessing == Preprocessing("resize", 1.0, "bilinear", theirs.mean, theirs.std)
+    assert (left.image_channels, left.resolution) == (3, 12)
     assert left.model.convention == "pytorch"
     assert left.class_names == tuple("0123456789")
     assert summary["settings"]["weights_sha256"]
+    found = evaluate_on(left, "digits", "test").metrics
+    assert found == pytest.approx(summary["test"], rel=1e-5)
 
 
 def one_step(dataset, learner, start):
