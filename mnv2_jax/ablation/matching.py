@@ -12,6 +12,7 @@ from mnv2_jax.data.prepare import image_key, label_key, make_builder
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters
 from mnv2_jax.models.create import create_model
+from mnv2_jax.models.names import LEAST_SCALE
 from mnv2_jax.settings import DataSettings
 
 Cost = Literal["multiply_adds", "parameters"]
@@ -64,7 +65,7 @@ class Matching:
                 best, error = tried, abs(found / target - 1)
             if error < TOLERANCE / 4:
                 break
-            width = max(width * math.sqrt(target / found), 1e-4)
+            width = max(width * math.sqrt(target / found), LEAST_SCALE)
         if error > TOLERANCE:
             what = cost.replace("_", "-")
             raise UserError(

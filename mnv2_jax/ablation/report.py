@@ -76,6 +76,8 @@ def read_study(folder: Path) -> tuple[dict[str, Any], list[Record]]:
         UserError: if the folder holds no finished study, or one that another version wrote.
     """
     again = "run its experiment to the end first, or again"
+    if not (folder / SUMMARY).exists():
+        raise UserError(f"{folder} holds no finished study; {again}")
     described = read_json(folder / SUMMARY, {}, again)
     if "comparisons" not in described:
         raise UserError(f"{folder} holds no study: its {SUMMARY} is of something else")

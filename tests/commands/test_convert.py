@@ -177,7 +177,7 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--input", "x"], "required"),
+        (["--input", "x"], "--output must be given"),
         (["--input", "nowhere", "--output", "y"], "nowhere does not exist; expected a network's folder"),
         (["--input", "gs://bucket/x", "--output", "y"], "gs://bucket/x names no weights known here"),
         (["--input", "x", "--output", "y", "--source", "caffe"], "there is no --source caffe; known are"),

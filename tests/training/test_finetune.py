@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny_run
 
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.data.preprocessing import PREPROCESSING, Preprocessing
@@ -31,11 +30,14 @@ from mnv2_jax.training.run import prepare
 from mnv2_jax.training.step import train_step
 from mnv2_jax.training.trainer import Member
 from mnv2_jax.weights.load import export_weights
+from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny_run
 
 # Six steps. XLA's own kernels are compiled sooner.
 SHORT = {"epochs": 1, "accumulation": 1, "dropout_rate": 0.0, "evaluations": 1}
 MODEL = {"name": "mobilenet_v2", "width_multiplier": 0.1, "stages": STAGES, "kernels": "xla"}
 KERNELS = {"kernels": "xla"}
+WHOLE = Preprocessing("resize", 1.0, "bilinear", PREPROCESSING["torchvision"].mean, PREPROCESSING["torchvision"].std)
+"""Of digits for a network of torchvision's preprocessing: they are not cropped."""
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -188,10 +190,10 @@ def test_what_the_images_are_like_follows_the_weights(torchvision):
     path, saved = torchvision
     run, dataset, start, said = prepared(path, model={**KERNELS, "convention": None, "width_multiplier": None})
     assert f"the classifier starts anew: {path} has 7 classes, the data 10" in said.splitlines()
-    assert (dataset.image_shape, dataset.preprocessing) == ((12, 12, 3), "torchvision")
+    assert (dataset.image_shape, dataset.preprocessing) == ((12, 12, 3), WHOLE)
     made = network_of(run, dataset)
     assert (made.model.convention, made.model.width_multiplier, made.model.num_classes) == ("pytorch", 0.25, 10)
-    assert (made.preprocessing, made.image_channels, made.class_names) == ("torchvision", 3, dataset.class_names)
+    assert (made.preprocessing, made.image_channels, made.class_names) == (WHOLE, 3, dataset.class_names)
     assert tree_digest(start.variables) == tree_digest(backbone(saved.variables))
 
 
@@ -259,9 +261,7 @@ def test_a_frozen_run_trains_alike_under_jit_and_pmap(trained, frozen, tmp_path)
 def test_the_network_of_a_fine_tuned_run_takes_the_images_of_its_weights(frozen):
     folder, _, summary = frozen("one device")
     left = open_network(folder / "network")
-    theirs = PREPROCESSING["torchvision"]
-    assert left.preprocessing == Preprocessing("resize", 1.0, "bilinear", theirs.mean, theirs.std)
-    assert (left.image_channels, left.resolution) == (3, 12)
+    assert (left.preprocessing, left.image_channels, left.resolution) == (WHOLE, 3, 12)
     assert left.model.convention == "pytorch"
     assert left.class_names == tuple("0123456789")
     assert summary["settings"]["weights_sha256"]
