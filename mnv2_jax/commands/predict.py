@@ -145,6 +145,8 @@ def read_batches(
         try:
             inputs.append(preprocess(read_image(file, channels, upright=upright), how, resolution))
         except UserError as error:
+            if len(files) == 1:
+                raise
             print(f"left out: {error}", file=sys.stderr)
             damaged.append(printable(file))
             continue
@@ -170,6 +172,8 @@ def read_array(path: Path, channels: int) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(f"--array {path} cannot be read as a NumPy file{reason}; expected {expected}") from error
+    if isinstance(array, np.lib.npyio.NpzFile):
+        array.close()
     if not isinstance(array, np.ndarray) or array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
         raise UserError(f"--array {path} holds {getattr(array, 'shape', 'several arrays')}, expected {expected}")
     if array.dtype != np.float32:

@@ -332,7 +332,7 @@ def load_stream(
         class_names, size, shift, flip = label_names(builder), entry.image_size, entry.shift, entry.flip
         channels = 1 if builder.info.features[image_key(builder)].shape[-1] == 1 else 3
     for split, wanted in (("train", train_images), ("validation", validation_images)):
-        if wanted is not None:
+        if wanted is not None and len(sources[split]):  # there may be images to test on alone
             check_images(f"--{split}-images", wanted, len(sources[split]), name)
             sources = {**sources, split: sources[split].first(wanted)}
     said = said if shift is not None else (*said, describe_orientation(exif_orientation))

@@ -92,6 +92,8 @@ def kind_of(path: Path) -> str:
         )
     if Path(f"{path}.index").is_file() or path.suffix == ".index":
         return "tf"
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for it
+        raise UserError(f"{path} is no file; expected a file of weights, or a network's folder")
     try:
         with path.open("rb") as file:
             head = file.read(16)

@@ -112,8 +112,6 @@ def _networks(folder: Path) -> None:
     stages = tuple(Stage(*row) for row in STAGES)
     network = random_network(MobileNetV2(3, 0.1, stages=stages), preprocessing="torchvision")
     save_network(folder / "network", network)
-    published = random_network(MobileNetV2(10, 0.35, convention="pytorch"), preprocessing="torchvision")
-    export_weights(folder / "published.safetensors", published._replace(class_names=None), "torchvision")
     for name, changes in {
         "hf_gelu": {"hidden_act": "gelu"},
         "hf_stride": {"output_stride": 4},
@@ -151,6 +149,8 @@ def _networks(folder: Path) -> None:
 def _runs(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(sys.stderr):
         make_quick(patch)
+        published = random_network(TwoBlocks(10, 0.35, convention="pytorch"), preprocessing="torchvision", class_names=None)
+        export_weights(folder / "published.safetensors", published, "torchvision")
         train.main(cli.parse(train.Options, "", [*FLAGS, "--out", str(folder / "run")]))
         script = scripts.load("ablate_bottleneck")
         flags = "--seeds 2 --epochs 1 --train-images 64 --batch-size 32 --evaluations 1 --resolution 12 --width-multiplier 0.1"
