@@ -149,7 +149,9 @@ def _networks(folder: Path) -> None:
 def _runs(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(sys.stderr):
         make_quick(patch)
-        published = random_network(TwoBlocks(10, 0.35, convention="pytorch"), preprocessing="torchvision", class_names=None)
+        published = random_network(
+            TwoBlocks(10, 0.35, convention="pytorch"), preprocessing="torchvision", class_names=None
+        )
         export_weights(folder / "published.safetensors", published, "torchvision")
         train.main(cli.parse(train.Options, "", [*FLAGS, "--out", str(folder / "run")]))
         script = scripts.load("ablate_bottleneck")
