@@ -95,7 +95,7 @@ def test_strides_fit_the_images_or_the_weights_or_are_given():
     assert shared_settings(options)["unit_strides"] == 1
     given = dataclasses.replace(options, network=dataclasses.replace(options.network, unit_strides=3))
     assert shared_settings(given)["unit_strides"] == 3
-    assert create_study(options, arms=[Arm("a")], weights="w", **DESCRIBED).model["unit_strides"] is None
+    assert create_study(options, arms=[Arm("a"), Arm("b")], weights="w", **DESCRIBED).model["unit_strides"] is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_strides_fit_the_images_or_the_weights_or_are_given():
     [
         (lambda: SharedSettings(width_multiplier=0), "--width-multiplier must be greater than 0 and below 100, got 0"),
         (
-            lambda: create_study(StudyOptions(seeds=10**9), arms=[Arm("a")], **DESCRIBED),
+            lambda: create_study(StudyOptions(seeds=10**9), arms=[Arm("a"), Arm("b")], **DESCRIBED),
             "--seeds must be 1000 or fewer",
         ),
         (lambda: StudyOptions(network=SharedSettings(expansion=6.0)), "--width-multiplier must be a number"),
