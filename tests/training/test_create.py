@@ -1,10 +1,10 @@
 """What a run's settings make of its network: over which images batch norm takes its statistics."""
 
 import pytest
-from training.runs import open_once, tiny_run
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.create import check_batch_norm
+from training.runs import open_once, tiny_run
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from training.runs import STAGES, learner_of
 
 from mnv2_jax import MobileNetV2
 from mnv2_jax.errors import UserError
@@ -16,6 +15,7 @@ from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import DATA, REPLICATED, SEED, Devices, Program, group_size, run_groups
 from mnv2_jax.training.step import DATA_AXIS, init_state
 from mnv2_jax.training.trainer import describe_programs
+from training.runs import STAGES, learner_of
 
 # Small steps: with large ones the first five multiply a difference of rounding a thousandfold.
 RECIPE = Recipe(5, 32, learning_rate=0.002, warmup=0.0, label_smoothing=0.1, ema_decay=0.9, evaluations=1)

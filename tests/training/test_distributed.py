@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from training.runs import run_tiny
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import open_network, tree_digest
 from mnv2_jax.training import distributed
 from mnv2_jax.training.distributed import Processes, initialize, is_slurm_job, is_tpu_host, watch_for_preemption
 from mnv2_jax.training.metrics import read_records
+from training.runs import run_tiny
 
 HERE = Path(__file__).parent
 # Small steps, few of them: what differs is rounding.

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from training.runs import LONG, STEPS, results, run_tiny, tiny_run
 
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.network import open_network, tree_digest
 from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.trainer import Trainer
+from training.runs import LONG, STEPS, results, run_tiny, tiny_run
 
 HERE = Path(__file__).parent
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

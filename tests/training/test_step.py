@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training.runs import NETWORK, learner_of
 
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.models.backbone import Stage
@@ -15,6 +14,7 @@ from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_index, init_state, train_step
+from training.runs import NETWORK, learner_of
 
 # The steps are small: where rounding puts a value on the other side of a corner of ReLU6, its gradient jumps.
 RECIPE = Recipe(5, 32, learning_rate=0.001, warmup=0.01)

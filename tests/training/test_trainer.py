@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import MedianDistance, Pointing, pointing_dataset, pointing_stream
-from training.runs import NEVER, compile_programs, results, train
 
 from mnv2_jax.errors import Diverged, Preempted, UserError
 from mnv2_jax.models.layers import BatchNorm, find_activation
@@ -23,6 +22,7 @@ from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.finetune import Start
 from mnv2_jax.training.trainer import Member
+from training.runs import NEVER, compile_programs, results, train
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
 LOG = {"log_every": 2}
