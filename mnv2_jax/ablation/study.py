@@ -25,6 +25,7 @@ from mnv2_jax.ablation import tuning
 from mnv2_jax.ablation.arms import batch_norm_notes, check_arms, families, learner_of, network_of_arm, trained_network
 from mnv2_jax.ablation.design import ARM, Arm, Study, StudyOptions, identity
 from mnv2_jax.ablation.report import arms_table, write_files
+from mnv2_jax.ablation.statistics import seeds_needed
 from mnv2_jax.ablation.summary import describe, summarize
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
@@ -96,6 +97,9 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     write_files(summary, records, folder)
     console.print()
     console.print(arms_table(summary))
+    needed = seeds_needed(len(summary["comparisons"]))
+    if study.seeds < needed:
+        console.print(f"Fewer than {needed} seeds cannot reach p < 0.05 here; --seeds {needed} adds to these runs.")
     for name in (FIGURES[0], REPORT, SUMMARY, METRICS):
         console.print(str(folder / name), markup=False)
     return summary

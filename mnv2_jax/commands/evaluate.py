@@ -58,6 +58,8 @@ def main(options: Options) -> None:
         if "data_files" not in settings:
             raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
         data_files = Path(settings["data_files"])
+    own = name == FOLDER and options.data_files is None
+    limited = settings.get("train_images") is not None or settings.get("validation_images") is not None
     metrics, skipped, said = evaluate_on(
         network,
         name,
@@ -66,6 +68,7 @@ def main(options: Options) -> None:
         resolution=options.resolution,
         on_bad_image=options.on_bad_image,
         exif_orientation=options.exif_orientation or settings.get("exif_orientation", "apply"),
+        trained_on=settings.get("data_sha256") if own and not limited else None,
     )
     for line in said:
         print(line, file=sys.stderr if options.json else sys.stdout)

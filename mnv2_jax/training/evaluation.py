@@ -147,10 +147,12 @@ def evaluate_on(
     resolution: int | None = None,
     on_bad_image: OnBadImage = "stop",
     exif_orientation: ExifOrientation = "apply",
+    trained_on: str | None = None,
 ) -> Evaluation:
     """Evaluate a network on all of a data set's split, with the preprocessing that belongs to it.
 
-    The split is "train", "validation" or "test", or "all" for all images. Classes are matched by their names.
+    The split is "train", "validation" or "test", or "all" for all images. Classes are matched by their names. `trained_on`
+    is the fingerprint of the data that the network was trained on, where it should be these.
 
     Raises:
         UserError: if the data are not there, or of other classes than the network.
@@ -171,6 +173,8 @@ def evaluate_on(
     if dataset == FOLDER and split != "all":
         images = sum(map(data.count, data.sources))
         said.append(f"scores {data.count(split):,} of {images:,} images: the part {split} (--split all: all of them)")
+    if split != "all" and trained_on not in (None, data.fingerprint()):
+        said.append("files were added, removed or renamed since the training: images that it trained on may be scored")
     data = data.prepared_as(network.preprocessing, network.image_channels)
     metrics = evaluate_network(network, data, split)
     return Evaluation(metrics, sorted(data.skipped), said)

@@ -7,6 +7,7 @@ import pytest
 from samples import write_folder
 from toy import Pointing, pointing_dataset
 
+from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import OWN, Network
 from mnv2_jax.tasks.classification import Classification
@@ -132,6 +133,11 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
         f"{folder}: 12 images of 2 classes (cat 6, dog 6): train 8, validation 2, test 2, split by their names" in said
     )
     assert "scores 8 of 12 images: the part train (--split all: all of them)" in said
+    assert not any("since the training" in line for line in said)
+    known = load_stream("folder", data_files=folder, resolution=20).fingerprint()
+    for trained_on, warned in ((known, False), ("other", True)):
+        said = evaluate_on(network, "folder", "test", folder, trained_on=trained_on).said
+        assert any("images that it trained on may be scored" in line for line in said) == warned
     assert metrics["examples"] > 0
     assert 0 < metrics["accuracy"] < 1
 
