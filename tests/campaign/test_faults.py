@@ -101,6 +101,7 @@ def test_a_full_disk_loses_nothing_and_the_same_command_ends_the_same(disk, trai
     assert all(isinstance(json.loads(line), dict) for line in records.splitlines())
     assert not (folder / SUMMARY).exists()
 
+    del stop
     gc.collect()  # files that TensorBoard's writer could not close
     disk.remount("size=64m")
     assert train(folder) == whole
