@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
@@ -235,9 +236,8 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     try:
         mine = f"{os.getpid()}\n{socket.gethostname()}\n"
-        if not file.read_text(errors="replace").startswith(
-            mine
-        ):  # as the library writes itself, where a file system has no locks
+        # Where a file system has no locks, the library has written it, and more.
+        if not file.read_text(errors="replace").startswith(mine):
             file.write_text(mine)
         yield
     finally:
@@ -256,7 +256,12 @@ def _holder(file: Path) -> str:
 
 @contextlib.contextmanager
 def claim_folder(
-    settings: Mapping[str, Any], folder: Path, overwrite: bool, contents: Iterable[str], extends: str | None = None
+    settings: Mapping[str, Any],
+    folder: Path,
+    overwrite: bool,
+    contents: Iterable[str],
+    extends: str | None = None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Make a checked folder the results' own; as long as the context is open, no other process may.
 
@@ -265,6 +270,7 @@ def claim_folder(
         overwrite: start from nothing: remove `contents`.
         contents: names of files and folders that such a folder holds besides its settings.
         extends: settings whose names begin with this stay, where they are there alone.
+        notes: kept beside the settings; other ones are no other results. `extends` has to cover their names.
 
     Raises:
         UserError: if it cannot be written, or another process does so.
@@ -287,7 +293,7 @@ def claim_folder(
             if extends and config_file.exists() and not overwrite:
                 known = read_json(config_file, {})
                 kept = {name: value for name, value in known.items() if name.startswith(extends)}
-            content = {**plain(settings), **kept}
+            content = {**plain(settings), **kept, **notes}
             if overwrite or not config_file.exists() or read_json(config_file, {}) != content:
                 write_json(config_file, content)
         except OSError as error:

@@ -58,7 +58,7 @@ def main(options: Options) -> None:
         if "data_files" not in settings:
             raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
         data_files = Path(settings["data_files"])
-    own = name == FOLDER and options.data_files is None
+    own = name == FOLDER and data_files is not None and str(data_files.resolve()) == settings.get("data_files")
     limited = settings.get("train_images") is not None or settings.get("validation_images") is not None
     metrics, skipped, said = evaluate_on(
         network,

@@ -76,7 +76,7 @@ def train_run(
         for line in check_batch_norm(run, dataset, devices.per_run):
             reporter.say(line)
         if jax.process_index() == 0:
-            held.enter_context(claim_folder({**settings, **where}, folder, overwrite, CONTENTS))
+            held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, DATA_FILES, where))
         wait_for_processes("folder")
         reporter.say(f"compiling for {devices.mesh.size} devices ({devices.kind})")
         learner = create_learner(run, dataset, devices.per_run)

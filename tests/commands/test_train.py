@@ -106,7 +106,12 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     # The same images elsewhere are the same run.
     Path("pets").rename("moved")
-    output = run(*["moved" if flag == "pets" else flag for flag in flags])[1]
+    (folder / "summary.json").unlink()
+    moved = ["moved" if flag == "pets" else flag for flag in flags]
+    code, output, errors = run(*moved)
+    assert (code, errors) == (0, "")
+    assert json.loads((folder / "config.json").read_text())["data_files"] == str(Path("moved").resolve())
+    output = run(*moved)[1]
     assert (
         "moved: 24 images of 2 classes (cat 12, dog 12): train 16, validation 4, test 4, split by their names" in output
     )
