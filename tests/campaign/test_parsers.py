@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -120,18 +121,31 @@ def test_any_bytes_are_no_jpeg(content):
     read_frame(content)
 
 
-@given(content=JPEGS, position=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), share=st.floats(0.05, 1))
-def test_a_changed_jpeg_is_read_as_pillow_reads_it_or_refused(content, position, change, share):
-    """Whatever was decoded before must not show: the memory holds another picture then."""
+def changed(content, position, change):
+    """A byte of it is another one."""
     at = int(position * len(content))
-    damaged = content[:at] + bytes([content[at] ^ change]) + content[at + 1 :]
+    return content[:at] + bytes([content[at] ^ change]) + content[at + 1 :]
+
+
+def stretched(content, position, change):
+    """With bytes that belong to nothing in front of one of its segments."""
+    segments = [match.start() for match in re.finditer(rb"\xff[\xc0-\xc4\xda\xdb\xe0]", content)]
+    at = segments[int(position * len(segments))]
+    return content[:at] + bytes([change]) * (change % 9 + 1) + content[at:]
+
+
+@given(content=JPEGS, damage=st.sampled_from([changed, stretched]), position=st.floats(0, 1, exclude_max=True),
+       change=st.integers(1, 255), share=st.floats(0.05, 1))  # fmt: skip
+def test_a_damaged_jpeg_is_the_same_whatever_was_decoded_before_or_refused(content, damage, position, change, share):
+    """The memory holds another picture then."""
+    damaged = damage(content, position, change)
     frame = read_frame(damaged)
     assume(frame is None or frame.height * frame.width < 1 << 16)
     rows = None if frame is None else max(1, int(share * frame.height))
     seen = []
-    for before in (np.zeros((80, 80, 3), np.uint8), np.full((80, 80, 3), 255, np.uint8)):
+    for before in (0, 255):
         buffer = io.BytesIO()
-        Image.fromarray(before).save(buffer, "JPEG")
+        Image.fromarray(np.full((80, 80, 3), before, np.uint8)).save(buffer, "JPEG")
         decode(Example(buffer.getvalue(), 0, "before"), 3)
         found = or_one_line(decode, Example(damaged, 0, "damaged"), 3, 1, rows)
         seen.append(None if found is None else found[:rows].copy())
