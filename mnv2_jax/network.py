@@ -138,7 +138,8 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
             image_channels=description["image_channels"],
         )
     except Exception as error:  # what a hand-made description breaks cannot be listed
-        raise UserError(f"its description is not of a network known here ({said_by(error)})") from error
+        why = " ".join(str(error).split())
+        raise UserError(f"its description is not of a network known here ({why})") from error
 
 
 # --- On disk ---------------------------------------------------------------------------------------------
