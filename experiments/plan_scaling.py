@@ -25,7 +25,7 @@ from mnv2_jax import cli
 from mnv2_jax.commands import plan
 from mnv2_jax.errors import UserError
 from mnv2_jax.plan.chips import open_topology
-from mnv2_jax.results import FIGURES, SUMMARY, open_results, settings_of, write_json, write_results
+from mnv2_jax.results import FIGURES, SUMMARY, check_folder, open_results, settings_of, write_json, write_results
 from mnv2_jax.settings import NetworkSettings
 from mnv2_jax.training.progress import create_console
 
@@ -108,9 +108,10 @@ def main(options: Options) -> None:
     ]
     for each in wanted:
         plan.check(each)
-    topologies = [open_topology(name) for name in options.topologies]
     settings = settings_of(options, "plan_scaling")
     settings.pop("topologies")  # more of them extend what is there
+    check_folder(settings, options.out, options.overwrite, "computation")
+    topologies = [open_topology(name) for name in options.topologies]
     open_results(settings, options.out, options.overwrite, [PLANS])
 
     console = create_console()
