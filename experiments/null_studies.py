@@ -121,10 +121,12 @@ def cases() -> dict[str, Case]:
         "heavy": Case("Student's t, 3 degrees", centred(scipy.stats.t(3)), exact=True),
         "exponential": Case("exponential", centred(scipy.stats.expon())),
         "lognormal": Case("lognormal", centred(scipy.stats.lognorm(1))),
-        "mixed": Case("mixed: every other differs", normal, shift=SHIFT * SPREAD, exact=True),
-        "failing, by the mean": Case("one in ten fails,\nby the mean", mean_zero, known=False),
-        "failing, as reported": Case("one in ten fails,\nas reported", mean_zero, truth=median(mean_zero)),
-        "failing alike, as reported": Case("one in ten fails, else alike,\nas reported", alike, truth=median(alike)),
+        "mixed": Case("mixed: every other arm differs", normal, shift=SHIFT * SPREAD, exact=True),
+        "failing, by the mean": Case("one run in ten fails,\nby the mean", mean_zero, known=False),
+        "failing, as reported": Case("one run in ten fails,\nas reported", mean_zero, truth=median(mean_zero)),
+        "failing alike, as reported": Case(
+            "one run in ten fails, else alike,\nas reported", alike, truth=median(alike)
+        ),
     }
 
 

@@ -244,9 +244,12 @@ def judge(lost: Mapping[int, Mapping[str, Any]], own: Mapping[int, Mapping[str, 
 
 def finding(summary: Mapping[str, Any]) -> str:
     """The answer, in a sentence."""
-    lost = {n: found["mean"] for n, found in summary["reading"]["lost"].items()}
-    shares = ", ".join(f"{1 - share:.0%} from {n}" for n, share in lost.items())
-    return f"Of a spiral behind ReLU, a trained decoder recovers {shares} channels"
+    lost = [(int(n), found["mean"]) for n, found in summary["reading"]["lost"].items()]
+    # Up to the first that loses nothing.
+    whole = next((place for place, (_, share) in enumerate(lost) if share < NOTHING), len(lost) - 1)
+    (n, share), *others = lost[: whole + 1]
+    more = "".join(f", {1 - share:.0%} from {n}" for n, share in others)
+    return f"Behind ReLU a decoder recovers {1 - share:.0%} of a spiral's variance from {n} channel{'s' if n > 1 else ''}{more}"
 
 
 def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
@@ -255,8 +258,8 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
 
     from mnv2_jax.analysis.drawing import headline
 
-    figure = plt.figure(figsize=(14, 8.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.45))
+    figure = plt.figure(figsize=(14, 8.2), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.75))
     _draw_pictures(upper, options)
     _draw_measures(lower, summary, options)
     details = (

@@ -185,7 +185,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     from mnv2_jax.analysis.drawing import headline, tidy
     from mnv2_jax.analysis.invertibility import BOUNDS, preserved_fraction
 
-    figure, (kept, lost, ratio) = plt.subplots(1, 3, figsize=(15, 6.2), layout="constrained")
+    figure, (kept, lost, ratio) = plt.subplots(1, 3, figsize=(15, 6.6), layout="constrained")
     widths = np.arange(1, max(options.m) + 1)
     floor = 1e-6
     first, second, third = BOUNDS.values()
@@ -230,7 +230,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         lost.plot([], [], color="0.3", linestyle=style, label=label)
     lost.plot([], [], color="0.6", linewidth=3, linestyle=(0, (6, 2)), label="its third, 2$^{-m/2}$, for large m")
     lost.set(title="Collapsed share and the theorem's bounds on it", xlabel="m, channels", ylabel="collapsed share")
-    lost.legend(fontsize=9, loc="lower left", framealpha=1, edgecolor="white")
+    lost.legend(fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     ratio.axvline(EXPANSION, color="0.4", linewidth=1, linestyle=":")
     ratio.annotate(
         f"the paper's t = {EXPANSION}", (EXPANSION, 1), (4, -12), textcoords="offset points", fontsize=10, color="0.3"

@@ -1,7 +1,7 @@
 """How the figures of computations look: the finding on top, below it what is shown, and plain axes."""
 
 import textwrap
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +20,10 @@ def headline(figure: "Figure", finding: str, details: str) -> None:
     """
     width, height = 72 * figure.get_size_inches()  # in points
     top = 4.0
-    for text, size, style in ((finding, FINDING, {"weight": "bold"}), (details, DETAILS, {"color": "0.25"})):
+    for text, size, weight, color in ((finding, FINDING, "bold", "black"), (details, DETAILS, "normal", "0.25")):
         lines = textwrap.wrap(text, int(0.97 * width / (LETTER * size)))
-        figure.text(0.012, 1 - top / height, "\n".join(lines), fontsize=size, va="top", linespacing=1.25, **style)
+        style: dict[str, Any] = {"fontsize": size, "weight": weight, "color": color, "va": "top", "linespacing": 1.25}
+        figure.text(0.012, 1 - top / height, "\n".join(lines), **style)
         top += 1.3 * size * len(lines) + 3
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (top + 3) / height))  # type: ignore[union-attr, call-arg]
 
