@@ -8,9 +8,9 @@ Expect:   on digits (0.92 on the test digits) half of the channels positive befo
           paper's ImageNet network has a larger one after training); no expansion below the threshold: all can be inverted.
 
 Without --weights a network is trained here as the linear arm of ablate_bottleneck.py is, and kept under --out: the same
-command goes on from what is there. "Before" is the same network initialised with --seed; its batch norm has the statistics of
-the images, taken in one pass with every batch normalised by its own, as in training: those that it is initialised with are no
-layer's. An expansion can be inverted at a position where at least as many of its channels keep their value (0 < y < 6) as its
+command resumes there, and only draws the figure again where all is computed. "Before" is the same network initialised
+with --seed; its batch norm has the statistics of the images, taken in one pass with every batch normalised by its own, as in
+training: those that it is initialised with are no layer's. An expansion can be inverted at a position where at least as many of its channels keep their value (0 < y < 6) as its
 bottleneck has, and their rows are independent (Lemma 2); the paper counts positive channels (0 < y). The rank is computed at
 one position of each of the first 64 images: where the fewest channels keep their value, of all positions where enough do.
 """
@@ -83,7 +83,7 @@ class Options:
     out: Path = Path("runs/activation_patterns")
     """Folder for the network, the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds something else of this script's."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 # --- The network and the images ---------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def open_images(options: Options, dataset: str, given: "Network | None") -> "Str
 
 
 def batches(data: "StreamedDataset", images: int) -> "Iterator[Batch]":
-    """The first images in batches of one size, read anew every time."""
+    """The first images in batches of one size, read again every time."""
     size = min(BATCH, images)
     for index, batch in enumerate(itertools.islice(data.evaluation("test", size), -(-images // size))):
         batch.weights[max(0, images - index * size) :] = 0
@@ -148,7 +148,7 @@ def watched(stream: "Iterator[Batch]", total: int, what: str, console: "Console"
 
 
 def draw(found: Mapping[str, Any], model: Any) -> "Figure":
-    """A column for each state of the network: shares and numbers of positive channels, and what cannot be inverted.
+    """A column for each state of the network: shares and numbers of positive channels, and what can be inverted.
 
     The last row is left out where every expansion can be inverted at every position.
 
@@ -217,14 +217,14 @@ def finding(found: Mapping[str, Any]) -> str:
 
 
 def details(found: Mapping[str, Any], model: Any) -> str:
-    """What is shown, and what the paper says of its own."""
+    """Say what is shown, and what the paper finds."""
     accuracy = f", test accuracy {found['test_accuracy']:.1%}" if found["test_accuracy"] is not None else ""
     before, after = (_mean_of_layers(found[state], "deviation") for state in ("before", "after"))
     return (
         f"MobileNetV2 {model.width_multiplier:g} on {found['images']} test images of {found['dataset']}{accuracy}. "
-        f"Counted after each {model.activation.replace('relu', 'ReLU')}, at all positions. Above the threshold 1/t, an expansion "
-        "has as many positive channels as its bottleneck has channels. The paper (Fig. 7, ImageNet) finds a much larger "
-        f"spread after training; here the standard deviation is {before:.1%} before and {after:.1%} after."
+        f"Counted after each {model.activation.replace('relu', 'ReLU')}, at all positions. Above the threshold 1/t, an "
+        "expansion has as many positive channels as its bottleneck has channels. The paper (Fig. 7, ImageNet) finds a much "
+        f"larger spread after training; here the standard deviation is {before:.1%} before and {after:.1%} after."
     )
 
 

@@ -66,7 +66,7 @@ class Options:
     out: Path = Path("runs/null_studies")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +222,8 @@ def finding(results: Sequence[Mapping[str, Any]]) -> str:
         return f"{max(each['false_verdicts']['rate'] for each in results if each['differences'] in names):.0%}"
 
     return (
-        f"A study's verdict is false in {most('normal', 'heavy', 'mixed')} of studies at most where differences are symmetric, "
-        f"in {most('exponential', 'lognormal')} where they are skewed, and in "
+        f"A study's verdict is false in {most('normal', 'heavy', 'mixed')} of studies at most where differences are "
+        f"symmetric, in {most('exponential', 'lognormal')} where they are skewed, and in "
         f"{most('failing, as reported', 'failing alike, as reported')} where runs fail and the median is reported"
     )
 
@@ -262,8 +262,8 @@ def draw(results: Sequence[Mapping[str, Any]], options: Options) -> "Figure":
             tidy(axes)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
     details = (
-        f"{options.studies:,} drawn studies at each point, with exact 95 % intervals. Dotted: what is promised, 5 % and 95 % "
-        "(92.5 % where half of the comparisons differ). Left out: too few seeds for so many comparisons to decide anything."
+        f"{options.studies:,} drawn studies at each point, with exact 95 % intervals. Dotted: what is promised, 5 % and "
+        "95 % (92.5 % where half of the comparisons differ). Left out: too few seeds to decide so many comparisons."
     )
     headline(figure, finding(results), details)
     return figure
@@ -299,7 +299,7 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
 
 
 def judge(results: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers say, where theory promises something and where it does not."""
+    """Say what was found, where theory promises something and where it does not."""
 
     def told(*names: str) -> str:
         own = [each for each in results if each["differences"] in names]

@@ -33,9 +33,9 @@ def draw(v1: Sequence[LayerCost], v2: Sequence[LayerCost], value_bytes: int) -> 
     published = " and ".join(PEAK_MEMORY["largest tensor between blocks"])
     headline(
         figure,
-        f"Between blocks, MobileNetV1 keeps up to {first:,.0f} KB and MobileNetV2 {second:,.0f}: the paper's {published}",
-        "Computed from the networks at width 1.0 and 224 pixels, as for Table 3 of the paper. Inside its blocks MobileNetV2 is wide "
-        "and takes more, but these outputs need not be kept whole (Sec. 5.1).",
+        f"Between blocks MobileNetV1 keeps {first:,.0f} KB and MobileNetV2 {second:,.0f} KB (the paper: {published})",
+        "Computed from the networks at width 1.0 and 224 pixels, as for Table 3 of the paper. Inside its blocks MobileNetV2 "
+        "is wide and takes more, but these outputs need not be kept whole (Sec. 5.1).",
     )
     return figure
 

@@ -7,7 +7,7 @@ Expect:   operations and bytes of memory are the same; what is sent approaches t
 
 Every chip has the same images in a step, so the work of all grows with the slice (weak scaling). The figures are the
 compiler's own for the training engine's step; the images a second are an upper bound, as in `python -m mnv2_jax plan`.
-What has been compiled is kept: the same command again goes on after it.
+Each plan is kept once it is compiled: the same command resumes after it, and only draws again where all are there.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Options:
     out: Path = Path("runs/plan_scaling")
     """Folder for the plans, the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other plans."""
+    """Compile again, and replace the plans that the folder holds."""
 
 
 def figures(found: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Options:
     out: Path = Path("runs/relu_embedding")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 def check(options: Options) -> None:
@@ -249,7 +249,8 @@ def finding(summary: Mapping[str, Any]) -> str:
     whole = next((place for place, (_, share) in enumerate(lost) if share < NOTHING), len(lost) - 1)
     (n, share), *others = lost[: whole + 1]
     more = "".join(f", {1 - share:.0%} from {n}" for n, share in others)
-    return f"Behind ReLU a decoder recovers {1 - share:.0%} of a spiral's variance from {n} channel{'s' if n > 1 else ''}{more}"
+    channels = "1 channel" if n == 1 else f"{n} channels"
+    return f"Behind ReLU a decoder recovers {1 - share:.0%} of a spiral's variance from {channels}{more}"
 
 
 def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
@@ -263,8 +264,8 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     _draw_pictures(upper, options)
     _draw_measures(lower, summary, options)
     details = (
-        f"{options.embeddings} random T of each size ({options.decoders} where a decoder is trained), with 95 % intervals. "
-        "The paper (Fig. 1) sees the curve collapse at n = 2 and 3, and not at 15 and 30."
+        f"{options.embeddings} random T for each n ({options.decoders} where a decoder is trained), 95 % intervals. "
+        "In the paper (Fig. 1) points collapse at n = 2 and 3; n = 15 to 30 is “highly non-convex”."
     )
     headline(figure, finding(summary), details)
     return figure
@@ -295,7 +296,9 @@ def _draw_pictures(upper: Any, options: Options) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     bar = upper.colorbar(dots, ax=list(pictures), aspect=18, pad=0.01, ticks=[0, 1])
     bar.ax.set_yticklabels(["inner\nend", "outer\nend"], fontsize=9)
-    upper.suptitle("Embedded in n channels by a random T, then ReLU, and brought back by T's pseudo-inverse, as in Fig. 1", fontsize=11)  # fmt: skip
+    upper.suptitle(
+        "Embedded in n channels by a random T, then ReLU, then T's pseudo-inverse, as in Fig. 1", fontsize=11
+    )
 
 
 def _draw_measures(lower: Any, summary: Mapping[str, Any], options: Options) -> None:

@@ -63,7 +63,7 @@ class Options:
     out: Path = Path("runs/relu_invertibility")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 def check(options: Options) -> None:
@@ -244,9 +244,9 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         axes.title.set_fontsize(11)
     headline(
         figure,
-        f"Theorem 1 of the paper agrees with samples at {summary['points_that_agree']} of {summary['points']} pairs of n and m",
-        f"Share of the volume on which x can be told from ReLU(Bx), B with m rows and n columns (Appendix A): {options.samples:,} "
-        "samples of (B, x) at each pair, exact intervals that hold together at 95 %.",
+        f"The paper's Theorem 1 agrees with samples at {summary['points_that_agree']} of {summary['points']} pairs of n and m",
+        "Share of the volume on which x can be told from ReLU(Bx), B with m rows and n columns (Appendix A): "
+        f"{options.samples:,} samples of (B, x) at each pair, exact intervals that hold together at 95 %.",
     )
     return figure
 
@@ -287,17 +287,18 @@ def compute(options: Options) -> dict[str, Any]:
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What was found."""
+    """Say what was found."""
     lemma = summary["lemma_2"]
     lines = [
-        f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {summary['points_that_agree']} of "
-        f"{summary['points']} points; with n + 1 in place of n it would be refuted at {summary['points_that_refute_n_plus_1']}."
+        f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {summary['points_that_agree']} "
+        f"of {summary['points']} points; with n + 1 in place of n it would be refuted at "
+        f"{summary['points_that_refute_n_plus_1']}."
     ]
     for row in summary["bounds"]:
         texts = {name: f"from m = {m} on" if m else f"not by m = {LARGEST}" for name, m in row["holds_from_m"].items()}
         lines.append(
-            f"n = {row['n']}: the first bound holds {texts['first']}, the second {texts['second']}, the third {texts['third']}; "
-            f"it follows from the second {texts['third_follows_from_second']}."
+            f"n = {row['n']}: the first bound holds {texts['first']}, the second {texts['second']}, the third "
+            f"{texts['third']}; it follows from the second {texts['third_follows_from_second']}."
         )
     return [
         *lines,
