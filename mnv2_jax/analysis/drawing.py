@@ -7,10 +7,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FINDING, DETAILS = 13.0, 10.5
-"""Sizes of both parts of a headline, in points."""
-LETTER = 0.58
-"""Width of a letter, in its size; rather too much than too little."""
+FINDING: dict[str, Any] = {"fontsize": 13, "weight": "bold", "color": "black"}
+DETAILS: dict[str, Any] = {"fontsize": 10.5, "color": "0.25"}
+LETTERS = 0.58, 0.53
+"""Widths of their letters, in the font's size; rather too much than too little."""
 
 
 def headline(figure: "Figure", finding: str, details: str) -> None:
@@ -20,10 +20,10 @@ def headline(figure: "Figure", finding: str, details: str) -> None:
     """
     width, height = 72 * figure.get_size_inches()  # in points
     top = 4.0
-    for text, size, weight, color in ((finding, FINDING, "bold", "black"), (details, DETAILS, "normal", "0.25")):
-        lines = textwrap.wrap(text, int(0.97 * width / (LETTER * size)))
-        style: dict[str, Any] = {"fontsize": size, "weight": weight, "color": color, "va": "top", "linespacing": 1.25}
-        figure.text(0.012, 1 - top / height, "\n".join(lines), **style)
+    for text, style, letter in zip((finding, details), (FINDING, DETAILS), LETTERS, strict=True):
+        size = style["fontsize"]
+        lines = textwrap.wrap(text, int(0.97 * width / (letter * size)), break_on_hyphens=False)
+        figure.text(0.012, 1 - top / height, "\n".join(lines), va="top", linespacing=1.25, **style)
         top += 1.3 * size * len(lines) + 3
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - (top + 3) / height))  # type: ignore[union-attr, call-arg]
 
