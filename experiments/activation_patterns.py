@@ -211,20 +211,21 @@ def finding(found: Mapping[str, Any]) -> str:
     whole = sum(block["invertible"]["positions"] == 1 and _full_rank(block) for block in blocks)
     every = "all" if whole == len(blocks) else f"{whole} of"
     return (
-        f"{before:.0%} of the channels are positive before training and {after:.0%} after it; "
+        f"{100 * before:.0f} % of the channels are positive before training and {100 * after:.0f} % after it; "
         f"{every} {len(blocks)} expansions can be inverted everywhere"
     )
 
 
 def details(found: Mapping[str, Any], model: Any) -> str:
     """Say what is shown, and what the paper finds."""
-    accuracy = f", test accuracy {found['test_accuracy']:.1%}" if found["test_accuracy"] is not None else ""
+    accuracy = f", test accuracy {100 * found['test_accuracy']:.1f} %" if found["test_accuracy"] is not None else ""
     before, after = (_mean_of_layers(found[state], "deviation") for state in ("before", "after"))
     return (
         f"MobileNetV2 {model.width_multiplier:g} on {found['images']} test images of {found['dataset']}{accuracy}. "
         f"Counted after each {model.activation.replace('relu', 'ReLU')}, at all positions. Above the threshold 1/t, an "
         "expansion has as many positive channels as its bottleneck has channels. The paper (Fig. 7, ImageNet) finds a much "
-        f"larger spread after training; here the standard deviation is {before:.1%} before and {after:.1%} after."
+        f"larger spread after training; here the standard deviation is {100 * before:.1f} % before and {100 * after:.1f} % "
+        "after."
     )
 
 

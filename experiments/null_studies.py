@@ -219,7 +219,8 @@ def finding(results: Sequence[Mapping[str, Any]]) -> str:
     """The answer, in a sentence."""
 
     def most(*names: str) -> str:
-        return f"{max(each['false_verdicts']['rate'] for each in results if each['differences'] in names):.0%}"
+        rates = [each["false_verdicts"]["rate"] for each in results if each["differences"] in names]
+        return f"{100 * max(rates):.0f} %"
 
     return (
         f"A study's verdict is false in {most('normal', 'heavy', 'mixed')} of studies at most where differences are "

@@ -71,7 +71,7 @@ def finding(rows: Sequence[dict[str, Any]]) -> str:
     if first is last:
         return f"Among {last['chips']} chips, a chip sends {sent}"
     change = max(abs(last[name] / first[name] - 1) for name in list(first)[1:3])
-    same = "is the same" if change < 0.01 else f"changes by {change:.0%}"
+    same = "is the same" if change < 0.01 else f"changes by {100 * change:.0f} %"
     chips = f"{first['chips']} to {last['chips']} chips"
     return f"From {chips}, the work of each chip {same}; what it sends reaches {sent}"
 

@@ -248,9 +248,9 @@ def finding(summary: Mapping[str, Any]) -> str:
     # Up to the first that loses nothing.
     whole = next((place for place, (_, share) in enumerate(lost) if share < NOTHING), len(lost) - 1)
     (n, share), *others = lost[: whole + 1]
-    more = "".join(f", {1 - share:.0%} from {n}" for n, share in others)
+    more = "".join(f", {100 * (1 - share):.0f} % from {n}" for n, share in others)
     channels = "1 channel" if n == 1 else f"{n} channels"
-    return f"Behind ReLU a decoder recovers {1 - share:.0%} of a spiral's variance from {channels}{more}"
+    return f"Behind ReLU a decoder recovers {100 * (1 - share):.0f} % of a spiral's variance from {channels}{more}"
 
 
 def draw(summary: Mapping[str, Any], options: Options) -> "Figure":

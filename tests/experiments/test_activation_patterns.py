@@ -77,9 +77,8 @@ def test_what_can_be_inverted_is_drawn_where_something_cannot(committed):
     figure = script.draw(committed, model)
     assert len(figure.axes) == 4
     plt.close(figure)
-    assert script.finding(committed) == (
-        "50% of the channels are positive before training and 48% after it; all 16 expansions can be inverted everywhere"
-    )
+    said = "50 % of the channels are positive before training and 48 % after it; all 16 expansions can be inverted everywhere"
+    assert script.finding(committed) == said
     committed["after"]["blocks"]["block_3"]["invertible"]["positions"] = 0.9
     figure = script.draw(committed, model)
     assert len(figure.axes) == 6

@@ -53,7 +53,7 @@ def test_the_title_tells_whether_the_work_of_a_chip_stays_the_same():
         == "From 1 to 256 chips, the work of each chip is the same; what it sends reaches 28.2 MB a step"
     )
     grown = [rows[0], {**rows[1], "operations, GFLOP": 1.5 * rows[0]["operations, GFLOP"]}]
-    assert "the work of each chip changes by 50%" in script.finding(grown)
+    assert "the work of each chip changes by 50 %" in script.finding(grown)
     assert script.finding(rows[1:2]) == "Among 8 chips, a chip sends 24.8 MB a step"
 
 

@@ -43,7 +43,7 @@ def test_the_title_ends_where_nothing_is_lost(script):
         "reading": {"lost": {n: estimate(share) for n, share in {"1": 0.6, "3": 0.1, "15": 0.001, "30": 0}.items()}}
     }
     assert script.finding(summary) == (
-        "Behind ReLU a decoder recovers 40% of a spiral's variance from 1 channel, 90% from 3, 100% from 15"
+        "Behind ReLU a decoder recovers 40 % of a spiral's variance from 1 channel, 90 % from 3, 100 % from 15"
     )
 
 
