@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 FINDING: dict[str, Any] = {"fontsize": 13, "weight": "bold", "color": "black"}
 DETAILS: dict[str, Any] = {"fontsize": 10.5, "color": "0.25"}
-LETTERS = 0.58, 0.53
+LETTERS = 0.58, 0.56
 """Widths of their letters, in the font's size; rather too much than too little."""
 
 
