@@ -246,7 +246,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         figure,
         f"The paper's Theorem 1 agrees with samples at {summary['points_that_agree']} of {summary['points']} pairs of n and m",
         "Share of the volume on which x can be told from ReLU(Bx), B with m rows and n columns (Appendix A): "
-        f"{options.samples:,} samples of (B, x) at each pair, exact intervals that hold together at 95 %.",
+        f"{options.samples:,} samples of (B, x) at each pair, exact intervals (95 % together).",
     )
     return figure
 
