@@ -8,16 +8,17 @@ Expect:   on digits (0.92 on the test digits) half of the channels positive befo
           paper's ImageNet network has a larger one after training); no expansion below the threshold: all can be inverted.
 
 Without --weights a network is trained here as the linear arm of ablate_bottleneck.py is, and kept under --out: the same
-command goes on from what is there. "Before" is the same network initialised with --seed; its batch norm has the statistics of
-the images, taken in one pass with every batch normalised by its own, as in training: those that it is initialised with are no
-layer's. An expansion can be inverted at a position where at least as many of its channels keep their value (0 < y < 6) as its
+command resumes there, and only draws the figure again where all is computed. "Before" is the same network initialised
+with --seed; its batch norm has the statistics of the images, taken in one pass with every batch normalised by its own, as in
+training: those that it is initialised with are no layer's. An expansion can be inverted at a position where at least as many of its channels keep their value (0 < y < 6) as its
 bottleneck has, and their rows are independent (Lemma 2); the paper counts positive channels (0 < y). The rank is computed at
 one position of each of the first 64 images: where the fewest channels keep their value, of all positions where enough do.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mnv2_jax.analysis.findings import Finding
     from mnv2_jax.analysis.patterns import Patterns
     from mnv2_jax.data.batch import Batch
     from mnv2_jax.data.stream import StreamedDataset
@@ -43,6 +43,23 @@ if TYPE_CHECKING:
 TRAINING = "training"
 BATCH = 32
 """Images at a time, so that memory is bounded whatever their number."""
+
+_SPREAD = {"minimum": float, "mean": float, "maximum": float, "deviation": float}
+_SHARE = {"positions": float, "images": float}
+_PATTERNS = {
+    "layers": {str: {"channels": int, "positive": _SPREAD, "positive_fraction": _SPREAD}},
+    "blocks": {
+        str: {
+            **{"bottleneck": int, "channels": int, "rank": {"checked": int, "full": int}},
+            **{"invertible": _SHARE, "invertible_by_positive": _SHARE},
+        }
+    },
+}
+SHAPE = {
+    **{"test_accuracy": (float, type(None)), "before": _PATTERNS, "after": _PATTERNS},
+    "findings": [{"statement": str, "agrees": bool, "measured": object}],
+}
+"""Of the summary, as far as it is shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +83,7 @@ class Options:
     out: Path = Path("runs/activation_patterns")
     """Folder for the network, the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds something else of this script's."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 # --- The network and the images ---------------------------------------------------------------------------
@@ -105,7 +122,7 @@ def open_images(options: Options, dataset: str, given: "Network | None") -> "Str
 
 
 def batches(data: "StreamedDataset", images: int) -> "Iterator[Batch]":
-    """The first images in batches of one size, read anew every time."""
+    """The first images in batches of one size, read again every time."""
     size = min(BATCH, images)
     for index, batch in enumerate(itertools.islice(data.evaluation("test", size), -(-images // size))):
         batch.weights[max(0, images - index * size) :] = 0
@@ -130,36 +147,86 @@ def watched(stream: "Iterator[Batch]", total: int, what: str, console: "Console"
 # --- What is shown ----------------------------------------------------------------------------------------
 
 
-def draw(columns: "Sequence[tuple[str, Patterns]]", title: str, kept: str) -> "Figure":
-    """A column for each state of the network: numbers of positive channels, fractions, and what can be inverted.
+def draw(found: Mapping[str, Any], model: Any) -> "Figure":
+    """A column for each state of the network: shares and numbers of positive channels, and what can be inverted.
 
-    `kept` says of which values of y a channel keeps its own.
+    The last row is left out where every expansion can be inverted at every position.
+
+    Args:
+        found: the summary.
+        model: the network, of which the title tells.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
-    figure, panels = plt.subplots(3, len(columns), figsize=(14, 10), layout="constrained", sharey="row", squeeze=False)
-    for column, (name, patterns) in enumerate(columns):
-        numbers, fractions, inverted = panels[:, column]
-        numbers.set_title(name)
-        _draw_layers(numbers, patterns, relative=False)
-        _draw_layers(fractions, patterns, relative=True)
-        _draw_blocks(inverted, patterns, kept)
-    panels[0, 0].set_ylabel("positive channels (logarithmic above 10)")
-    panels[1, 0].set_ylabel("share of the layer's channels")
-    panels[2, 0].set_ylabel("share that can be inverted")
-    for axes in panels[1:].flat:
+    from mnv2_jax.analysis.drawing import headline, tidy
+
+    columns = [(f"before training (seed {found['seed']})", found["before"]), ("after training", found["after"])]
+    rows = 2 if _all_invertible(found) else 3
+    figure, panels = plt.subplots(rows, 2, figsize=(13, 1.2 + 3.5 * rows), layout="constrained", sharey="row")
+    kept = kept_values(model.activation)
+    for column, (name, patterns) in zip(panels.T, columns, strict=True):
+        column[0].set_title(name, fontsize=11)
+        _draw_layers(column[0], patterns, relative=True)
+        _draw_layers(column[1], patterns, relative=False)
+        if rows == 3:
+            _draw_blocks(column[2], patterns, kept)
+    labels = ("share of positive channels", "positive channels (logarithmic above 10)", "share that can be inverted")
+    for row, label in zip(panels, labels, strict=False):
+        row[0].set_ylabel(label)
+        handles, names = row[0].get_legend_handles_labels()
+        row[1].legend(handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9.5)
+    for axes in (*panels[0], *panels[2:].flat):
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for row in panels:
-        handles, labels = row[0].get_legend_handles_labels()
-        row[-1].legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-        axes.grid(axis="y", color="0.9", linewidth=0.7)
-    figure.suptitle(title, fontsize=12)
+        tidy(axes)
+    headline(figure, finding(found), details(found, model))
     return figure
+
+
+def kept_values(activation: str) -> str:
+    """Which values of y the activation leaves as they are."""
+    return "0 < y < 6" if activation == "relu6" else "0 < y"
+
+
+def _all_invertible(found: Mapping[str, Any]) -> bool:
+    blocks = [block for state in ("before", "after") for block in found[state]["blocks"].values()]
+    return all(block["invertible"]["positions"] == 1 and _full_rank(block) for block in blocks)
+
+
+def _full_rank(block: Mapping[str, Any]) -> bool:
+    return block["rank"]["full"] == block["rank"]["checked"]
+
+
+def _mean_of_layers(patterns: Mapping[str, Any], measure: str) -> float:
+    """Mean over layers, of shares of positive channels."""
+    return statistics.fmean(layer["positive_fraction"][measure] for layer in patterns["layers"].values())
+
+
+def finding(found: Mapping[str, Any]) -> str:
+    """The answer, in a sentence."""
+    before, after = (_mean_of_layers(found[state], "mean") for state in ("before", "after"))
+    blocks = found["after"]["blocks"].values()
+    whole = sum(block["invertible"]["positions"] == 1 and _full_rank(block) for block in blocks)
+    every = "all" if whole == len(blocks) else f"{whole} of"
+    return (
+        f"{100 * before:.0f} % of the channels are positive before training and {100 * after:.0f} % after it; "
+        f"{every} {len(blocks)} expansions can be inverted everywhere"
+    )
+
+
+def details(found: Mapping[str, Any], model: Any) -> str:
+    """Say what is shown, and what the paper finds."""
+    accuracy = f", test accuracy {100 * found['test_accuracy']:.1f} %" if found["test_accuracy"] is not None else ""
+    before, after = (_mean_of_layers(found[state], "deviation") for state in ("before", "after"))
+    return (
+        f"MobileNetV2 {model.width_multiplier:g} on {found['images']} test images of {found['dataset']}{accuracy}. "
+        f"Counted after each {model.activation.replace('relu', 'ReLU')}, at all positions. Above the threshold 1/t, an "
+        "expansion has as many positive channels as its bottleneck has channels. The paper (Fig. 7, ImageNet) finds a much "
+        f"larger spread after training; here the standard deviation is {100 * before:.1f} % before and {100 * after:.1f} % "
+        "after."
+    )
 
 
 def _place(name: str, blocks: int) -> float:
@@ -170,34 +237,34 @@ def _place(name: str, blocks: int) -> float:
     return int(block) + (-0.18 if layer == "expand" else 0.18)
 
 
-def _draw_layers(axes: "Axes", patterns: "Patterns", relative: bool) -> None:
+def _count_blocks(patterns: Mapping[str, Any]) -> int:
+    return 1 + max(int(name[6:].split("/")[0]) for name in patterns["layers"] if name.startswith("block_"))
+
+
+def _draw_layers(axes: "Axes", patterns: Mapping[str, Any], relative: bool) -> None:
     """Mean, and range from minimum to maximum, of every layer's positive channels."""
     from mnv2_jax.ablation.figures import COLORS, MARKERS
-    from mnv2_jax.analysis.patterns import Spread
 
-    count = 1 + max(int(layer.name[6:].split("/")[0]) for layer in patterns.layers if layer.name.startswith("block_"))
-    kinds = (("expand", "expansion"), ("depthwise", "depthwise"), ("", "stem and head"))
+    count, every = _count_blocks(patterns), patterns["layers"]
+    measure = "positive_fraction" if relative else "positive"
+    kinds = (("expand", "expansion"), ("depthwise", "depthwise"), ("", "first and last layer"))
     for index, (kind, label) in enumerate(kinds):
-        layers = [layer for layer in patterns.layers if (layer.name.partition("/")[2] or "") == kind]
-        places = [_place(layer.name, count) for layer in layers]
-        scales = [layer.channels if relative else 1 for layer in layers]
-        spreads = [Spread.of(layer.positive) for layer in layers]
+        layers = {name: layer[measure] for name, layer in every.items() if name.partition("/")[2] == kind}
+        places = [_place(name, count) for name in layers]
         color, marker = COLORS[index if kind else -1], MARKERS[index]
-        low, mean, high = (
-            [getattr(spread, name) / scale for spread, scale in zip(spreads, scales, strict=True)]
-            for name in ("minimum", "mean", "maximum")
-        )
+        low, mean, high = ([layer[value] for layer in layers.values()] for value in ("minimum", "mean", "maximum"))
         axes.vlines(places, low, high, color=color, linewidth=5, alpha=0.35)
         axes.plot(places, mean, linestyle="none", marker=marker, color=color, markersize=5, label=f"{label}: mean")
     axes.vlines([], [], [], color="0.5", linewidth=5, alpha=0.5, label="minimum to maximum")
     if relative:
-        place = [_place(layer.name, count) for _, layer in patterns.expansions()]
-        level = [block.bottleneck / layer.channels for block, layer in patterns.expansions()]
+        blocks = patterns["blocks"]
+        place = [_place(f"{name}/expand", count) for name in blocks]
+        level = [block["bottleneck"] / block["channels"] for block in blocks.values()]
         axes.plot(place, level, color="black", linewidth=1.2, linestyle="--", label="threshold, 1/t")
         axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     else:
-        place = [_place(layer.name, count) for layer in patterns.layers]
-        total = [layer.channels for layer in patterns.layers]
+        place = [_place(name, count) for name in every]
+        total = [layer["channels"] for layer in every.values()]
         axes.plot(place, total, color="black", linestyle="none", marker="_", markersize=8, label="all channels")
         axes.set_yscale("symlog", linthresh=10)
         axes.set_yticks([0, 10, 100, 1000], ["0", "10", "100", "1000"])
@@ -206,71 +273,67 @@ def _draw_layers(axes: "Axes", patterns: "Patterns", relative: bool) -> None:
     _label_blocks(axes, count)
 
 
-def _draw_blocks(axes: "Axes", patterns: "Patterns", kept: str) -> None:
+def _draw_blocks(axes: "Axes", patterns: Mapping[str, Any], kept: str) -> None:
     """Shares of positions and of images, by both ways to count."""
     from mnv2_jax.ablation.figures import COLORS, MARKERS
 
-    places = [int(block.name[6:]) for block in patterns.blocks]
-    kinds = (("kept", kept), ("positive", "0 < y"))
+    blocks = patterns["blocks"]
     for index, unit in enumerate(("positions", "images")):
-        for kind, label in kinds:
-            face = COLORS[index] if kind == "kept" else "white"
+        for measure, label in (("invertible", kept), ("invertible_by_positive", "0 < y")):
+            own = measure == "invertible"
             axes.plot(
-                [place + (-0.12 if unit == "positions" else 0.12) for place in places],
-                [getattr(block.share(kind), unit) for block in patterns.blocks],
+                [int(name[6:]) + (-0.12 if unit == "positions" else 0.12) for name in blocks],
+                [block[measure][unit] for block in blocks.values()],
                 color=COLORS[index],
-                linestyle="-" if kind == "kept" else "none",
+                linestyle="-" if own else "none",
                 linewidth=1,
                 marker=MARKERS[index],
-                markerfacecolor=face,
-                markersize=5 if kind == "kept" else 9,
-                zorder=3 if kind == "kept" else 2,
+                markerfacecolor=COLORS[index] if own else "white",
+                markersize=5 if own else 9,
+                zorder=3 if own else 2,
                 label=f"{unit if unit == 'positions' else 'whole images'}, {label}",
             )
-    count = 1 + max(int(layer.name[6:].split("/")[0]) for layer in patterns.layers if layer.name.startswith("block_"))
-    _label_blocks(axes, count)
+    _label_blocks(axes, _count_blocks(patterns))
 
 
 def _label_blocks(axes: "Axes", count: int) -> None:
-    axes.set_xticks(range(-1, count + 1), ["stem", *map(str, range(count)), "head"])
+    axes.set_xticks(range(-1, count + 1), ["first", *map(str, range(count)), "last"])
     axes.tick_params(axis="x", labelsize=8.5)
     axes.set_xlim(-1.6, count + 0.8)
     axes.set_xlabel("block")
 
 
-def layers_table(before: "Patterns", after: "Patterns") -> "Table":
+def layers_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> "Table":
     """Every layer: positive channels, and for expansions where they can be inverted."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-
-    from mnv2_jax.analysis.patterns import Spread
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("layer")
     titles = ["channels", "1/t", "positive before", "after", "invertible before", "after", "rank n"]
     for title in titles:
         table.add_column(title, justify="right")
-    blocks = {f"{block.name}/expand": (block, then) for block, then in zip(before.blocks, after.blocks, strict=True)}
-    for layer, then in zip(before.layers, after.layers, strict=True):
-        cells = [layer.name, str(layer.channels), ""]
-        if layer.name in blocks:
-            cells[2] = f"{blocks[layer.name][0].bottleneck / layer.channels:.0%}"
-        for each in (layer, then):
-            spread = Spread.of(each.positive)
-            low, mean, high = (value / each.channels for value in spread[:3])
-            cells.append(f"{low:.0%} {mean:.0%} {high:.0%}")
-        for block in blocks.get(layer.name, ()):
-            cells.append("{:.1%} {:.1%}".format(*block.share()))
-        if layer.name in blocks:
-            checked, full = map(sum, zip(*(block.ranks for block in blocks[layer.name]), strict=True))
+    for name, layer in before["layers"].items():
+        blocks = [state["blocks"].get(name.removesuffix("/expand")) for state in (before, after)]
+        if blocks[0] is None or not name.endswith("/expand"):
+            blocks = []
+        cells = [name, str(layer["channels"]), ""]
+        if blocks:
+            cells[2] = f"{blocks[0]['bottleneck'] / layer['channels']:.0%}"
+        for state in (before, after):
+            share = state["layers"][name]["positive_fraction"]
+            cells.append(f"{share['minimum']:.0%} {share['mean']:.0%} {share['maximum']:.0%}")
+        cells += [f"{block['invertible']['positions']:.1%} {block['invertible']['images']:.1%}" for block in blocks]
+        if blocks:
+            full, checked = (sum(block["rank"][count] for block in blocks) for count in ("full", "checked"))
             cells.append(f"{full} of {checked}")
         table.add_row(*cells)
     return table
 
 
-def _said(finding: "Finding") -> str:
+def _said(finding: Mapping[str, Any]) -> str:
     parts = []
-    for name, value in finding.measured.items():
+    for name, value in finding["measured"].items():
         if isinstance(value, list):
             value = ", ".join(value) or "none"
         parts.append(
@@ -278,7 +341,8 @@ def _said(finding: "Finding") -> str:
             if isinstance(value, float)
             else f"{name.replace('_', ' ')}: {value}"
         )
-    return f"{'agrees' if finding.agrees else 'does not agree'}: {finding.statement} ({'; '.join(parts)})"
+    verdict = "agrees" if finding["agrees"] else "does not agree"
+    return f"{verdict}: {finding['statement']} ({'; '.join(parts)})"
 
 
 # --- The command ------------------------------------------------------------------------------------------
@@ -327,8 +391,8 @@ def open_given(options: Options, console: "Console") -> "tuple[Network | None, s
 
 def measure(
     options: Options, given: "Network | None", run: Run, data: "StreamedDataset", console: "Console"
-) -> "tuple[Network, dict[str, Any], Patterns, Patterns]":
-    """(network, summary of its training if it was trained here, patterns before and after training)."""
+) -> "tuple[dict[str, Any], Patterns, Patterns]":
+    """(summary of the training if the network was trained here, patterns before and after training)."""
     import optax
 
     from mnv2_jax.analysis import patterns
@@ -359,7 +423,7 @@ def measure(
     counter = patterns.create_counter(network.model)
     before = patterns.measure(network.model, initial, stream("counting before training"), counter)
     after = patterns.measure(network.model, network.variables, stream("counting after training"), counter)
-    return network, trained, before, after
+    return trained, before, after
 
 
 def main(options: Options) -> None:
@@ -367,6 +431,7 @@ def main(options: Options) -> None:
     check(options)
     # Only now the slow imports.
     from mnv2_jax.analysis.findings import compare
+    from mnv2_jax.models.create import create_model
     from mnv2_jax.training.devices import Devices
     from mnv2_jax.training.progress import create_console
     from mnv2_jax.training.run import NETWORK
@@ -377,31 +442,29 @@ def main(options: Options) -> None:
     if given is None:
         Devices.create().check_divides(run.training.batch_size, 1)
     data = open_images(options, dataset, given)
-    open_results(settings, options.out, options.overwrite, [TRAINING])
-    network, trained, before, after = measure(options, given, run, data, console)
-    findings = compare(before, after)
-
-    model: Any = network.model
-    title = f"MobileNetV2 {model.width_multiplier:g}, {options.images} test images of {dataset}"
-    kept = "0 < y < 6" if model.activation == "relu6" else "0 < y"
-    activation = model.activation.replace("relu", "ReLU")
-    columns = [(f"before training (seed {options.seed})", before), ("after training", after)]
-    found = {
-        **settings,
-        "weights": str(options.weights or options.out / TRAINING / NETWORK),
-        "test_accuracy": trained["test"]["accuracy"] if trained else None,
-        "findings": [finding._asdict() for finding in findings],
-        "before": before.to_json(),
-        "after": after.to_json(),
-    }
-    figure = draw(columns, f"Positive channels after each {activation} (as Fig. 7 of the paper): {title}", kept)
-    write_results(options.out, found, figure)
+    known = found = open_results(settings, options.out, options.overwrite, [TRAINING], SHAPE)
+    if found is None:
+        trained, before, after = measure(options, given, run, data, console)
+        found = {
+            **settings,
+            "weights": str(options.weights or options.out / TRAINING / NETWORK),
+            "test_accuracy": trained["test"]["accuracy"] if trained else None,
+            "findings": [finding._asdict() for finding in compare(before, after)],
+            "before": before.to_json(),
+            "after": after.to_json(),
+        }
+    model: Any = create_model(**run.model) if given is None else given.model
+    write_results(options.out, found, draw(found, model))
     console.print()
-    console.print(f"{title}; positive: minimum, mean, maximum; invertible ({kept}): positions, images", markup=False)
-    console.print(layers_table(before, after))
-    for finding in findings:
-        console.print(_said(finding), markup=False)
-    name_results(console, options.out)
+    console.print(
+        f"{details(found, model)}\nPositive: minimum, mean, maximum; invertible ({kept_values(model.activation)}): "
+        "positions, images",
+        markup=False,
+    )
+    console.print(layers_table(found["before"], found["after"]))
+    for each in found["findings"]:
+        console.print(_said(each), markup=False)
+    name_results(console, options.out, known)
 
 
 if __name__ == "__main__":

@@ -323,6 +323,7 @@ def report(found: dict[str, Any]) -> None:
 def draw(found: dict[str, Any], folder: Path) -> None:
     """A panel a task, a bar each: the median, from the smallest to the largest round."""
     from mnv2_jax.ablation.figures import COLORS, plt
+    from mnv2_jax.analysis.drawing import headline, tidy
     from mnv2_jax.results import save_figure
 
     titles = {"ours": "mnv2_jax", "torch": "PyTorch", "keras": "Keras on JAX"}
@@ -331,7 +332,7 @@ def draw(found: dict[str, Any], folder: Path) -> None:
     names = list(results[0]["images_per_second"])
     width = max(4.5, 1.2 + 1.4 * len(names))
     figure, panels = plt.subplots(
-        1, len(results), figsize=(width * len(results), 4.4), layout="constrained", squeeze=False
+        1, len(results), figsize=(width * len(results), 4.8), layout="constrained", squeeze=False
     )
     for axes, result in zip(panels.flat, results, strict=True):
         for place, name in enumerate(names):
@@ -348,15 +349,14 @@ def draw(found: dict[str, Any], folder: Path) -> None:
         axes.set_xticks(range(len(names)), labels)
         axes.set_xlim(-0.6, len(names) - 0.4)
         axes.set_ylim(0, 1.15 * max(high for _, high in result["spread"].values()))
-        axes.set(title=result["task"], ylabel="images a second")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", linewidth=0.7)
-        axes.set_axisbelow(True)
+        axes.set(title=result["task"], ylabel="images a second (more is better)")
+        tidy(axes)
     first = results[0]
     rounds = f"{first['rounds']} round{'s' if first['rounds'] > 1 else ''}"
-    figure.suptitle(
-        f"MobileNetV2, {setting(first)}\nmedian, smallest and largest of {rounds}, float32, {found['threads']} threads",
-        fontsize=11,
+    headline(
+        figure,
+        f"How many images a second? MobileNetV2, {setting(first)}",
+        f"Median, smallest and largest of {rounds}, float32, {found['threads']} threads",
     )
     save_figure(figure, folder)
 

@@ -5,15 +5,14 @@ Question: if a block is computed in parts of its inner channels, one after the o
 Command:  python experiments/memory_split.py
           with --topology v5e:1x1 for a TPU that is not here as well (pip install -e '.[plan]')
 Cost:     25 s on 2 CPU cores.
-Expect:   the largest block in 5 parts holds 0.21 of what it held between input and output, in some twice the time.
+Expect:   in 5 parts the largest block takes 3.1 MB instead of 10.8, and about twice the time.
 
 `model.apply(variables, images, split=5)` computes every block of MobileNetV2 so. Memory is what XLA's compiler lays out (the
 input, the output, and what is held between them; weights are left out), of one image in float32. Times are medians of
-alternating rounds on this machine.
+alternating rounds on this machine, with their range.
 """
 
 import dataclasses
-import math
 import statistics
 import time
 from pathlib import Path
@@ -39,6 +38,19 @@ PUBLISHED_KB = {"MobileNetV1": 1600, "MobileNetV2": 400}
 TPU_IMAGES = 128
 """Side by side on a TPU: what a block holds of one image fits into the chip's fast memory, and takes none of HBM."""
 
+WHOLE, IN_PARTS, TPU = "#0072B2", "#56B4E9", "#009E73"
+"""Colours of what is computed whole, in parts, and on a TPU; of Okabe and Ito's palette."""
+
+_ROW = {"split": int, "formula_bytes": int, "activation_bytes": int, "inner_ratio": float}
+_BLOCK = {"block": str, "activation_bytes": int, "in_5_parts": int}
+_NETWORK = {"formula_layers_bytes": int, "formula_blocks_bytes": int, "measured_bytes": {str: int}}
+SHAPE = {
+    **{"findings": [str], "block": str, "inner_channels": int, "blocks": [_BLOCK]},
+    "sweep": [{**_ROW, "milliseconds": float, "time_ratio": float}],
+    "networks": {str: {**_NETWORK, "published_bytes": (int, type(None))}},
+}
+"""Of the summary, as far as it is drawn."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -59,7 +71,7 @@ class Options:
     out: Path = Path("runs/memory_split")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
@@ -119,6 +131,7 @@ def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
             "inner_ratio": program.inner_bytes / programs[0][0].inner_bytes,
             "milliseconds": 1000 * statistics.median(times[1:]),
             "time_ratio": statistics.median(ratios),
+            "time_ratio_range": [min(ratios), max(ratios)],
         }
         if chip is not None:
             say(f"{largest.name} in {split} parts for {options.topology}")
@@ -158,12 +171,12 @@ def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
 
 
 def is_published(options: Options) -> bool:
-    """Whether the paper has figures for such a network."""
+    """Tell whether the paper has numbers for such a network."""
     return options.width_multiplier == 1 and options.resolution == 224
 
 
 def findings(found: dict[str, Any]) -> list[str]:
-    """What the numbers say, in sentences."""
+    """Say in sentences what was found."""
     sweep = found["sweep"]
     whole, finest = sweep[0], sweep[-1]
     recommended = [row for row in sweep if RECOMMENDED[0] <= row["split"] <= RECOMMENDED[1]]
@@ -205,86 +218,115 @@ def findings(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def draw(found: dict[str, Any], title: str) -> Figure:
-    """Memory and time against the split; every block; whole networks."""
-    from mnv2_jax.ablation.figures import COLORS
+def draw(found: dict[str, Any], options: Options) -> Figure:
+    """Memory and time of the largest block against the split; memory of every block and of whole networks."""
+    from mnv2_jax.analysis.drawing import headline, tidy
 
-    figure, panels = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
-    sweep = found["sweep"]
-    splits = [row["split"] for row in sweep]
-
-    memory: Axes = panels[0, 0]
-    lines = [
-        ("activation_bytes", "as compiled for the CPU", "o-", 0),
-        ("formula_bytes", "input, output and one part", "s--", 1),
-    ]
-    if "tpu_activation_bytes" in sweep[0]:
-        lines.append(("tpu_activation_bytes", "as compiled for the TPU, HBM", "D-.", 2))
-    for key, label, style, color in lines:
-        memory.plot(splits, [row[key] / 1e6 for row in sweep], style, color=COLORS[color], label=label)
-    memory.set(ylabel="memory, MB", title=f"{found['block']}, {found['inner_channels']} channels inside")
-    memory.set_ylim(bottom=0)
-    memory.legend(frameon=False)
-
-    duration: Axes = panels[0, 1]
-    duration.plot(splits, [row["time_ratio"] for row in sweep], "o-", color=COLORS[0])
-    duration.axhline(1, color="0.6", linewidth=0.8)
-    duration.set(ylabel="time, of the whole block's", title="Time of the same")
-    duration.set_ylim(bottom=0)
+    figure = plt.figure(figsize=(12, 9.2), layout="constrained")
+    # Rows of their own, since the labels of the networks are long.
+    upper, lower = figure.subfigures(2, 1)
+    memory, duration = upper.subplots(1, 2)
+    each, networks = lower.subplots(1, 2, width_ratios=(1, 1.15))
+    sweep, block = found["sweep"], f"{found['block']}, the largest block ({found['inner_channels']} channels inside)"
+    _draw_memory(memory, sweep)
+    memory.set_title(f"Memory of {block}", fontsize=11)
+    _draw_time(duration, sweep)
+    rounds = f"median of {options.rounds} rounds" + (", smallest to largest" if "time_ratio_range" in sweep[0] else "")
+    duration.set_title(f"Time of the same on this CPU ({rounds})", fontsize=11)
     for axes in (memory, duration):
+        splits = [row["split"] for row in sweep]
         axes.set_xscale("log")
         axes.set_xticks(splits, [str(split) for split in splits])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.tick_params(axis="x", labelsize=8)
-        axes.set_xlabel("parts")
-        axes.axvspan(*RECOMMENDED, color="0.92", zorder=0)
-    top = duration.get_ylim()[1]
-    duration.text(
-        math.sqrt(RECOMMENDED[0] * RECOMMENDED[1]), 0.04 * top, "the paper's\n2 to 5", ha="center", fontsize=9
+        axes.set(xlabel="parts that the inner channels are computed in, one after the other", ylim=(0, None))
+        axes.axvspan(*RECOMMENDED, color="0.92", zorder=0, label="the paper: 2 to 5 parts (Sec. 5.1)")
+        axes.legend(frameon=False, fontsize=9.5)
+    _draw_blocks(each, found["blocks"])
+    _draw_networks(networks, found["networks"])
+    for axes in (memory, duration, each, networks):
+        tidy(axes, "x" if axes is networks else "y")
+    size = f"One image of {options.resolution} pixels, width {options.width_multiplier:g}, float32, without weights."
+    headline(figure, finding(sweep), f"{size} Memory is what XLA's compiler lays out; times were measured.")
+    return figure
+
+
+def finding(sweep: list[dict[str, Any]]) -> str:
+    """The answer, in a sentence."""
+    whole, *others = sweep
+    size = f"{whole['activation_bytes'] / 1e6:.1f}"
+    split = [row for row in others if row["split"] <= RECOMMENDED[1]] or others
+    if not split:
+        return f"MobileNetV2's largest block takes {size} MB"
+    most = split[-1]
+    return (
+        f"In {most['split']} parts MobileNetV2's largest block takes {most['activation_bytes'] / 1e6:.1f} MB "
+        f"instead of {size}, and {most['time_ratio']:.1f} times the time"
     )
 
-    each: Axes = panels[1, 0]
-    places = range(len(found["blocks"]))
-    for shift, key, label, color in ((-0.2, "activation_bytes", "whole", 0), (0.2, "in_5_parts", "in 5 parts", 1)):
-        each.bar(
-            [place + shift for place in places],
-            [block[key] / 1e6 for block in found["blocks"]],
-            0.4,
-            color=COLORS[color],
-            hatch="" if shift < 0 else "//",
-            edgecolor="white",
-            label=label,
-        )
-    each.set_xticks(list(places), [block["block"].removeprefix("block_") for block in found["blocks"]])
-    each.set(xlabel="block", ylabel="memory, MB", title="Every block, as compiled for the CPU")
-    each.legend(frameon=False)
 
-    networks: Axes = panels[1, 1]
-    rows: list[tuple[str, float | None, int]] = []
-    for index, (name, network) in enumerate(found["networks"].items()):
-        short = name.replace("MobileNet", "")
-        published = network["published_bytes"]
-        rows.append((f"{short}, Table 3, at 4 bytes a value", published, index))
-        rows.append((f"{short}, formula, blocks as operators", network["formula_blocks_bytes"], index))
-        rows.append((f"{short}, formula, layers as operators", network["formula_layers_bytes"], index))
+def _draw_memory(axes: Axes, sweep: list[dict[str, Any]]) -> None:
+    lines = [
+        ("activation_bytes", "compiled for the CPU", WHOLE, "o-"),
+        ("formula_bytes", "the paper's formula: input, output and one part", "black", "s--"),
+    ]
+    if "tpu_activation_bytes" in sweep[0]:
+        # The bytes on the chip divided by the images that it computes side by side.
+        lines.append(
+            ("tpu_activation_bytes", f"compiled for a TPU: HBM of {TPU_IMAGES} images / {TPU_IMAGES}", TPU, "D-.")
+        )
+    for key, label, color, style in lines:
+        axes.plot([row["split"] for row in sweep], [row[key] / 1e6 for row in sweep], style, color=color, label=label)
+    axes.set(ylabel="memory, MB an image")
+
+
+def _draw_time(axes: Axes, sweep: list[dict[str, Any]]) -> None:
+    ratios = [row["time_ratio"] for row in sweep]
+    bars = None
+    if "time_ratio_range" in sweep[0]:
+        ranges = [row["time_ratio_range"] for row in sweep]
+        bars = [[abs(pair[end] - ratio) for ratio, pair in zip(ratios, ranges, strict=True)] for end in (0, 1)]
+    axes.errorbar([row["split"] for row in sweep], ratios, yerr=bars, fmt="o-", color=WHOLE, capsize=3)
+    axes.axhline(1, color="0.6", linewidth=0.8)
+    axes.set(ylabel="time, in times the whole block's")
+
+
+def _draw_blocks(axes: Axes, blocks: list[dict[str, Any]]) -> None:
+    for shift, key, label, color, hatch in (
+        (-0.2, "activation_bytes", "whole", WHOLE, ""),
+        (0.2, "in_5_parts", "in 5 parts", IN_PARTS, "///"),
+    ):
+        heights = [block[key] / 1e6 for block in blocks]
+        index = [place + shift for place in range(len(blocks))]
+        axes.bar(index, heights, 0.4, color=color, hatch=hatch, edgecolor="white", label=label)
+    axes.set_xticks(range(len(blocks)), [block["block"].removeprefix("block_") for block in blocks])
+    axes.set_title("Every block, compiled for the CPU", fontsize=11)
+    axes.set(xlabel="block", ylabel="memory, MB an image")
+    axes.legend(frameon=False, fontsize=9.5)
+
+
+def _draw_networks(axes: Axes, networks: dict[str, Any]) -> None:
+    """Hollow bars are the paper's and its formula's, filled ones were compiled."""
+    rows: list[tuple[str, float, dict[str, Any]]] = []
+    for name, network in networks.items():
+        short, color = name.replace("MobileNet", ""), WHOLE if name == "MobileNetV2" else "0.55"
+        hollow = {"facecolor": "white", "edgecolor": color, "linewidth": 1.5}
+        if network["published_bytes"] is not None:
+            rows.append((f"{short}: the paper's Table 3, at 4 bytes a value", network["published_bytes"], hollow))
+        rows.append((f"{short}: formula, a block at a time", network["formula_blocks_bytes"], hollow))
+        rows.append((f"{short}: formula, a layer at a time", network["formula_layers_bytes"], hollow))
         for split, size in network["measured_bytes"].items():
-            label = f"{short}, compiled" + (f", {split} parts" if split != "1" else "")
-            rows.append((label, size, index))
-    rows = [row for row in rows if row[1] is not None]
-    for place, (_, size, index) in enumerate(rows):
-        networks.barh(place, size / 1e6, color=COLORS[index], hatch="//" if index else "", edgecolor="white")  # type: ignore[operator]
-        networks.annotate(
-            f"{size / 1e6:.1f}", (size / 1e6, place), xytext=(4, 0), textcoords="offset points", va="center"
-        )  # type: ignore[operator]
-    networks.set_yticks(range(len(rows)), [label for label, *_ in rows])
-    networks.invert_yaxis()
-    networks.margins(x=0.12)
-    networks.set(xlabel="memory at the peak, MB", title="Whole networks")
-    for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    figure.suptitle(title, fontsize=12)
-    return figure
+            filled = {"facecolor": color} if split == "1" else {"facecolor": IN_PARTS, "hatch": "///"}
+            parts = "" if split == "1" else f", in {split} parts"
+            rows.append((f"{short}: compiled{parts}", size, {"edgecolor": "white", **filled}))
+    for place, (_, size, style) in enumerate(rows):
+        axes.barh(place, size / 1e6, **style)
+        offset: Any = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{size / 1e6:.1f}", (size / 1e6, place), **offset)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_title("Whole networks (hollow: as the paper counts)", fontsize=11)
+    axes.set(xlabel="memory at the peak, MB an image")
 
 
 def main(options: Options) -> None:
@@ -299,16 +341,15 @@ def main(options: Options) -> None:
     from mnv2_jax.plan.chips import open_topology
 
     chip = None if options.topology is None else open_topology(options.topology).devices[0]
-    open_results(settings_of(options, "memory_split"), options.out, options.overwrite)
+    known = open_results(settings_of(options, "memory_split"), options.out, options.overwrite, shape=SHAPE)
     console = create_console()
-    found = measure(options, chip, lambda line: console.print(line, markup=False))
-    title = (
-        f"Memory of inference, one image of {options.resolution} pixels, width {options.width_multiplier:g}, float32"
-    )
-    summary = {"experiment": "memory_split", "findings": findings(found), **found}
-    write_results(options.out, summary, draw(found, title))
+    summary = known
+    if summary is None:
+        found = measure(options, chip, lambda line: console.print(line, markup=False))
+        summary = {"experiment": "memory_split", "findings": findings(found), **found}
+    write_results(options.out, summary, draw(summary, options))
     table = Table("parts", "memory, MB", "formula, MB", "between, of whole", "ms", "time, of whole", box=SIMPLE_HEAD)
-    for row in found["sweep"]:
+    for row in summary["sweep"]:
         table.add_row(
             str(row["split"]),
             f"{row['activation_bytes'] / 1e6:.2f}",
@@ -320,7 +361,7 @@ def main(options: Options) -> None:
     console.print(table)
     for line in summary["findings"]:
         console.print(line, markup=False)
-    name_results(console, options.out)
+    name_results(console, options.out, known)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from mnv2_jax.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEVEL = 0.05
@@ -43,6 +44,11 @@ FAILS, FAR = 0.1, 0.6
 """Share of runs that fail, and by how much."""
 SHIFT = 1.5
 """Difference of every other arm of a mixed study, in standard deviations."""
+
+_RATE = {"rate": float, "ci95": [float]}
+_RESULT = {"false_verdicts": _RATE, "coverage": _RATE, "without_bounds": float}
+SHAPE = {"sentence": str, "results": [{**_RESULT, "differences": str, "n": int, "comparisons": int}]}
+"""Of the summary, as far as it is shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,7 @@ class Options:
     out: Path = Path("runs/null_studies")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +121,12 @@ def cases() -> dict[str, Case]:
         "heavy": Case("Student's t, 3 degrees", centred(scipy.stats.t(3)), exact=True),
         "exponential": Case("exponential", centred(scipy.stats.expon())),
         "lognormal": Case("lognormal", centred(scipy.stats.lognorm(1))),
-        "mixed": Case("mixed: every other differs", normal, shift=SHIFT * SPREAD, exact=True),
-        "failing, by the mean": Case("one in ten fails,\nby the mean", mean_zero, known=False),
-        "failing, as reported": Case("one in ten fails,\nas reported", mean_zero, truth=median(mean_zero)),
-        "failing alike, as reported": Case("one in ten fails, else alike,\nas reported", alike, truth=median(alike)),
+        "mixed": Case("mixed: every other arm differs", normal, shift=SHIFT * SPREAD, exact=True),
+        "failing, by the mean": Case("one run in ten fails,\nby the mean", mean_zero, known=False),
+        "failing, as reported": Case("one run in ten fails,\nas reported", mean_zero, truth=median(mean_zero)),
+        "failing alike, as reported": Case(
+            "one run in ten fails, else alike,\nas reported", alike, truth=median(alike)
+        ),
     }
 
 
@@ -207,50 +215,76 @@ def compute(options: Options, progress: Callable[[str], None] = lambda name: Non
     return results
 
 
+def finding(results: Sequence[Mapping[str, Any]]) -> str:
+    """The answer, in a sentence."""
+
+    def most(*names: str) -> str:
+        rates = [each["false_verdicts"]["rate"] for each in results if each["differences"] in names]
+        return f"{100 * max(rates):.0f} %"
+
+    return (
+        f"A study's verdict is false in {most('normal', 'heavy', 'mixed')} of studies at most where differences are "
+        f"symmetric, in {most('exponential', 'lognormal')} where they are skewed, and in "
+        f"{most('failing, as reported', 'failing alike, as reported')} where runs fail and the median is reported"
+    )
+
+
 def draw(results: Sequence[Mapping[str, Any]], options: Options) -> "Figure":
-    """False verdicts and coverage against n, a pair of panels for each kind of differences."""
+    """False verdicts and coverage against n, a pair of panels for each kind of differences.
+
+    Studies of too few seeds for their comparisons have no bounds and decide nothing, so that they are never wrong; they
+    are left out.
+    """
     import matplotlib.pyplot as plt
-    import numpy as np
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
+    from mnv2_jax.analysis.drawing import headline, tidy
 
-    figure = plt.figure(figsize=(14, 11), layout="constrained")
+    figure = plt.figure(figsize=(14, 12), layout="constrained")
     panels: Any = figure.subplots(4, 4)
     for place, (name, case) in enumerate(cases().items()):
+        own = [each for each in results if each["differences"] == name and each["without_bounds"] < 1]
         block, column = divmod(place, 4)
+        worst = max([0.12, *(max(1 - e["coverage"]["ci95"][0], e["false_verdicts"]["ci95"][1]) for e in own)])
         for row, measure in enumerate(("false_verdicts", "coverage")):
             axes = panels[2 * block + row, column]
-            for index, arms in enumerate(options.comparisons):
-                own = [each for each in results if each["differences"] == name and each["comparisons"] == arms]
-                if not own:
-                    continue
-                rates = np.array([each[measure]["rate"] for each in own])
-                bars = np.abs(np.array([each[measure]["ci95"] for each in own]).T - rates)
-                # Side by side, so that bars can be told apart.
-                aside = (index - (len(options.comparisons) - 1) / 2) * 0.08
-                style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
-                label = f"{arms} comparison{'s' if arms > 1 else ''}"
-                marker = MARKERS[index % len(MARKERS)]
-                axes.errorbar([each["n"] + aside for each in own], rates, yerr=bars, marker=marker, markersize=4.5, capsize=2, linewidth=1.3, label=label, **style)  # fmt: skip
+            _draw_rates(axes, own, measure, options)
             axes.axhline((LEVEL, case.coverage)[row], color="0.3", linewidth=1, linestyle=":")
             if row == 0:
                 axes.set_title(case.title, fontsize=11)
-            worst = max(0.12, *(1 - each["coverage"]["ci95"][0] for each in results if each["differences"] == name))
-            worst = max(worst, *(each["false_verdicts"]["ci95"][1] for each in results if each["differences"] == name))
             axes.set_ylim(*((-0.03 * worst, 1.05 * worst) if row == 0 else (1 - 1.05 * worst, 1 + 0.03 * worst)))
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.set_xticks(options.seeds)
+            axes.set_xlim(options.seeds[0] - 0.4, options.seeds[-1] + 0.4)
             axes.set_xlabel("n, seeds" if row else "")
             if column == 0:
                 axes.set_ylabel(("studies with a false verdict", "studies whose intervals all hold")[row])
-            axes.grid(axis="y", color="0.92", linewidth=0.7)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_axisbelow(True)
+            tidy(axes)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
-    figure.suptitle(f"False verdicts and coverage of {options.studies:,} studies each, with exact 95 % intervals (dotted: 5 % and 95 %, or 92.5 % where half are null)", fontsize=12)  # fmt: skip
+    details = (
+        f"{options.studies:,} drawn studies at each point, with exact 95 % intervals. Dotted: what is promised, 5 % and "
+        "95 % (92.5 % where half of the comparisons differ). Left out: too few seeds to decide so many comparisons."
+    )
+    headline(figure, finding(results), details)
     return figure
+
+
+def _draw_rates(axes: "Axes", own: Sequence[Mapping[str, Any]], measure: str, options: Options) -> None:
+    """A line a number of comparisons, side by side so that bars can be told apart."""
+    import numpy as np
+
+    from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
+
+    for index, arms in enumerate(options.comparisons):
+        rows = [each for each in own if each["comparisons"] == arms]
+        rates = np.array([each[measure]["rate"] for each in rows])
+        bars = np.abs(np.array([each[measure]["ci95"] for each in rows]).reshape(-1, 2).T - rates)
+        aside = (index - (len(options.comparisons) - 1) / 2) * 0.08
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+        style |= {"marker": MARKERS[index % len(MARKERS)], "label": f"{arms} comparison{'s' if arms > 1 else ''}"}
+        places = [each["n"] + aside for each in rows]
+        axes.errorbar(places, rates, yerr=bars, markersize=4.5, capsize=2, linewidth=1.3, **style)
 
 
 def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
@@ -266,7 +300,7 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
 
 
 def judge(results: Sequence[Mapping[str, Any]]) -> str:
-    """What the numbers say, where theory promises something and where it does not."""
+    """Say what was found, where theory promises something and where it does not."""
 
     def told(*names: str) -> str:
         own = [each for each in results if each["differences"] in names]
@@ -294,24 +328,25 @@ def main(options: Options) -> None:
     check(options)
     from mnv2_jax.results import name_results, open_results, settings_of, write_results
 
-    open_results(settings_of(options, "null_studies"), options.out, options.overwrite)
+    summary = known = open_results(settings_of(options, "null_studies"), options.out, options.overwrite, shape=SHAPE)
 
     from mnv2_jax.training.progress import create_console
 
     console = create_console()
-    results = compute(options, lambda name: console.print(f"{name} ...", markup=False))
-    sentence = judge(results)
-    summary = {
-        "experiment": "null_studies",
-        "studies": options.studies,
-        "level": LEVEL,
-        "results": results,
-        "sentence": sentence,
-    }
+    if summary is None:
+        results = compute(options, lambda name: console.print(f"{name} ...", markup=False))
+        summary = {
+            "experiment": "null_studies",
+            "studies": options.studies,
+            "level": LEVEL,
+            "results": results,
+            "sentence": judge(results),
+        }
+    results = summary["results"]
     write_results(options.out, summary, draw(results, options))
     console.print(show(results, options))
-    console.print(sentence, markup=False)
-    name_results(console, options.out)
+    console.print(summary["sentence"], markup=False)
+    name_results(console, options.out, known)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from collections.abc import Callable, Container, Sequence
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from paper_numbers import PEAK_MEMORY
 
 from mnv2_jax.ablation.figures import COLORS
+from mnv2_jax.analysis.drawing import headline, tidy
 from mnv2_jax.models.cost import LayerCost, units
 
 
@@ -22,20 +24,35 @@ def draw(v1: Sequence[LayerCost], v2: Sequence[LayerCost], value_bytes: int) -> 
         height, width, channels = layer.output_shape
         return height * width * channels * value_bytes / 1000
 
-    figure, (channels, sizes) = plt.subplots(2, 1, figsize=(11, 8), sharex=True, layout="constrained")
-    draw_outputs(channels, v1, v2, lambda layer: layer.output_shape[-1], legend="upper left")
-    draw_outputs(sizes, v1, v2, kilobytes, legend="upper right")
-    channels.set_title("Channels that each convolution puts out (width 1.0)", loc="left")
-    channels.set_ylabel("channels")
-    sizes.set_title("Memory that they take (fp16, one image of 224 pixels)", loc="left")
-    sizes.set(ylabel="KB", xlabel="convolution, in running order")
+    figure, (channels, sizes) = plt.subplots(2, 1, figsize=(11, 9), sharex=True, layout="constrained")
+    draw_outputs(channels, v1, v2, lambda layer: layer.output_shape[-1], "channels", legend="upper left")
+    first, second = draw_outputs(sizes, v1, v2, kilobytes, "KB", legend="upper right")
+    channels.set_title("Output channels of each convolution", loc="left", fontsize=11)
+    sizes.set_title(f"Memory of each output, {8 * value_bytes} bits a value, one image", loc="left", fontsize=11)
+    sizes.set_xlabel("convolution, from the first to the last")
+    published = " and ".join(PEAK_MEMORY["largest tensor between blocks"])
+    headline(
+        figure,
+        f"Between blocks MobileNetV1 keeps {first:,.0f} KB and MobileNetV2 {second:,.0f} KB (the paper: {published})",
+        "Computed from the networks at width 1.0 and 224 pixels, as for Table 3 of the paper. Inside its blocks MobileNetV2 "
+        "is wide and takes more, but these outputs need not be kept whole (Sec. 5.1).",
+    )
     return figure
 
 
 def draw_outputs(
-    panel: Axes, v1: Sequence[LayerCost], v2: Sequence[LayerCost], measure: Callable[[LayerCost], float], legend: str
-) -> None:
-    """Draw a measure of every convolution's output: V1 as one line, V2 by what an output is to its block."""
+    panel: Axes,
+    v1: Sequence[LayerCost],
+    v2: Sequence[LayerCost],
+    measure: Callable[[LayerCost], float],
+    unit: str,
+    legend: str,
+) -> tuple[float, float]:
+    """Draw a measure of every convolution's output: V1 as one line, V2 by what an output is to its block.
+
+    Returns:
+        The most of V1's, and of V2's bottlenecks.
+    """
     blue, orange = COLORS[:2]
     blocks = [unit for unit in units(v2) if len(unit.layers) > 1]
     leaving = {block.layers[-1].name for block in blocks}
@@ -55,11 +72,11 @@ def draw_outputs(
         ("MobileNetV1", points(v1), "-s", {"color": blue, "markersize": 4.5}),
         ("MobileNetV2, bottlenecks", points(v2, leaving), "-o", {"color": orange, "linewidth": 2.2}),
         ("MobileNetV2, inside the blocks", points(v2, inside), "o", {"color": orange, "markerfacecolor": "white"}),
-        ("MobileNetV2, first and last convolution", points(v2, outside), "D", {"color": "black", "markersize": 4.5}),
+        ("MobileNetV2, first and last", points(v2, outside), "D", {"color": "black", "markersize": 4.5}),
     ):
-        panel.plot(positions, values, form, label=f"{label}: at most {max(values):.0f}", **style)
-    panel.set(xlim=(0, None), ylim=(0, None))
+        panel.plot(positions, values, form, label=f"{label}: at most {max(values):,.0f} {unit}", **style)
+    # With room for the legend.
+    panel.set(xlim=(0, None), ylim=(0, 1.25 * panel.get_ylim()[1]), ylabel=unit)
     panel.legend(loc=legend, framealpha=1, edgecolor="none")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(axis="y", color="0.9", linewidth=0.7)
-    panel.set_axisbelow(True)
+    tidy(panel)
+    return max(points(v1)[1]), max(points(v2, leaving)[1])

@@ -7,7 +7,7 @@ Expect:   operations and bytes of memory are the same; what is sent approaches t
 
 Every chip has the same images in a step, so the work of all grows with the slice (weak scaling). The figures are the
 compiler's own for the training engine's step; the images a second are an upper bound, as in `python -m mnv2_jax plan`.
-What has been compiled is kept: the same command again goes on after it.
+Each plan is kept once it is compiled: the same command resumes after it, and only draws again where all are there.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from mnv2_jax.settings import NetworkSettings
 from mnv2_jax.training.progress import create_console
 
 PLANS = "plans.json"
+BOUND = "Images a second: an upper bound, not measured"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Options:
     out: Path = Path("runs/plan_scaling")
     """Folder for the plans, the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other plans."""
+    """Compile again, and replace the plans that the folder holds."""
 
 
 def figures(found: dict[str, Any]) -> dict[str, Any]:
@@ -63,33 +64,53 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw(plans: Sequence[dict[str, Any]], title: str) -> Figure:
+def finding(rows: Sequence[dict[str, Any]]) -> str:
+    """The answer, in a sentence."""
+    first, last = rows[0], rows[-1]
+    sent = f"{last['bytes to other chips, MB']:.1f} MB a step"
+    if first is last:
+        return f"Among {last['chips']} chips, a chip sends {sent}"
+    change = max(abs(last[name] / first[name] - 1) for name in list(first)[1:3])
+    same = "is the same" if change < 0.01 else f"changes by {100 * change:.0f} %"
+    chips = f"{first['chips']} to {last['chips']} chips"
+    return f"From {chips}, the work of each chip {same}; what it sends reaches {sent}"
+
+
+def draw(plans: Sequence[dict[str, Any]]) -> Figure:
     """A panel a figure, against the number of chips."""
+    from mnv2_jax.analysis.drawing import headline, tidy
+
     rows = [figures(found) for found in plans]
     chips = [row["chips"] for row in rows]
-    figure, panels = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained", sharex=True)
-    for axes, name in zip(panels.flat, list(rows[0])[1:5], strict=True):
-        values = [row[name] for row in rows]
-        axes.plot(chips, values, marker="o", color="#0072B2")
+    figure, panels = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
+    titles = ("Operations of a chip, a step", "Memory traffic of a chip, a step", "Sent by a chip, a step", BOUND)
+    for axes, name, title in zip(panels.flat, list(rows[0])[1:5], titles, strict=True):
+        values, bound = [row[name] for row in rows], title == BOUND
+        axes.plot(chips, values, "o:" if bound else "o-", color="#0072B2", markerfacecolor="white" if bound else None)
         for x, y in zip(chips, values, strict=True):
             text = f"{y:,.0f}" if y >= 1000 else f"{y:.3g}"
-            # Beside a line that rises, above one that does not.
-            offset = (-16, 8) if name.startswith("images") else (0, 9)
-            axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha="center", fontsize=9)
+            # Beside a line that rises, above one that does not; below one that meets its limit.
+            offset = (-16, 8) if bound else (0, 9) if y == 0 or not name.startswith("bytes to other") else (12, -16)
+            axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha="center", fontsize=9.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(chips, [str(chip) for chip in chips])
         axes.margins(x=0.2, y=0.25)
-        if name.startswith("images"):
+        axes.set_title(title, fontsize=11)
+        axes.set(xlabel="chips", ylabel=f"{name}, of all chips" if bound else name)
+        if bound:
             axes.set_yscale("log")
-            axes.set_ylabel(f"{name}, of all chips")
         else:
             axes.set_ylim(0, 1.25 * max(*values, 1e-9))
-            axes.set_ylabel(name)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", linewidth=0.7)
-    for axes in panels[1]:
-        axes.set_xlabel("chips")
-    figure.suptitle(title, fontsize=12)
+        tidy(axes)
+    # Each of n chips sends 2 (n - 1) / n of what is reduced.
+    limit = 2 * sum(each["bytes"] for each in plans[-1]["collectives"]) / 1e6
+    if limit:
+        label = f"limit: twice gradients\nand batch statistics, {limit:.1f} MB"
+        panels[1, 0].axhline(limit, color="0.4", linewidth=1, linestyle="--", label=label)
+        panels[1, 0].legend(loc="center right", frameon=False)
+    chip = plans[0]["topology"].partition(":")[0]
+    details = f"{plans[0]['title']}; compiled for TPU {chip} without one: counts of the compiler, nothing was measured."
+    headline(figure, finding(rows), details)
     return figure
 
 
@@ -112,7 +133,7 @@ def main(options: Options) -> None:
     settings.pop("topologies")  # more of them extend what is there
     check_folder(settings, options.out, options.overwrite, "computation")
     topologies = [open_topology(name) for name in options.topologies]
-    open_results(settings, options.out, options.overwrite, [PLANS])
+    known = open_results(settings, options.out, options.overwrite, [PLANS])
 
     console = create_console()
     file = options.out / PLANS
@@ -133,9 +154,11 @@ def main(options: Options) -> None:
             done[topology.name] = found.to_json()
             write_json(file, done)
     plans = [done[name] for name in options.topologies]
-    title = f"What a chip does in a step: {plans[0]['title']}"
     rows = [figures(found) for found in plans]
-    write_results(options.out, {"experiment": "plan_scaling", "plans": rows}, draw(plans, title))
+    found = {"experiment": "plan_scaling", "plans": rows}
+    if known is not None and known.get("plans") == rows:
+        found = known
+    write_results(options.out, found, draw(plans))
     table = Table(*rows[0], box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
         table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))

@@ -54,6 +54,12 @@ PICTURE_POINTS = 600
 NOTHING = 0.01
 """A loss of variance below which nothing is lost."""
 
+_ESTIMATE = {"ci95": [float]}
+_MEASURED = {name: {**_ESTIMATE, STATISTIC.get(name, "mean"): float} for name in MEASURES}
+_RESULT = {**_MEASURED, "activation": str, "n": int, "one_to_one_theorem_1": (float, type(None))}
+SHAPE = {"results": [_RESULT], "reading": {"lost": {str: {**_ESTIMATE, "mean": float}}, "sentence": str}}
+"""Of the summary, as far as it is shown."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -78,7 +84,7 @@ class Options:
     out: Path = Path("runs/relu_embedding")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 def check(options: Options) -> None:
@@ -236,10 +242,38 @@ def judge(lost: Mapping[int, Mapping[str, Any]], own: Mapping[int, Mapping[str, 
     }
 
 
+def finding(summary: Mapping[str, Any]) -> str:
+    """The answer, in a sentence."""
+    lost = [(int(n), found["mean"]) for n, found in summary["reading"]["lost"].items()]
+    # Up to the first that loses nothing.
+    whole = next((place for place, (_, share) in enumerate(lost) if share < NOTHING), len(lost) - 1)
+    (n, share), *others = lost[: whole + 1]
+    more = "".join(f", {100 * (1 - share):.0f} % from {n}" for n, share in others)
+    channels = "1 channel" if n == 1 else f"{n} channels"
+    return f"Behind ReLU a decoder recovers {100 * (1 - share):.0f} % of a spiral's variance from {channels}{more}"
+
+
 def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     """The paper's row of pictures, and below it the four statistics against n."""
-    import jax
     import matplotlib.pyplot as plt
+
+    from mnv2_jax.analysis.drawing import headline
+
+    figure = plt.figure(figsize=(14, 8.2), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.75))
+    _draw_pictures(upper, options)
+    _draw_measures(lower, summary, options)
+    details = (
+        f"{options.embeddings} random T for each n ({options.decoders} where a decoder is trained), 95 % intervals. "
+        "In the paper (Fig. 1) points collapse at n = 2 and 3; n = 15 to 30 is “highly non-convex”."
+    )
+    headline(figure, finding(summary), details)
+    return figure
+
+
+def _draw_pictures(upper: Any, options: Options) -> None:
+    """The curve, and what comes back of it, on one scale."""
+    import jax
     import numpy as np
 
     from mnv2_jax.analysis import embedding
@@ -248,11 +282,8 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     x = embedding.spiral(PICTURE_POINTS, options.turns, options.radius)
     of_matrices, _ = jax.random.split(jax.random.key(options.seed))
     shown = [n for n in options.channels if n >= embedding.DIMENSION][-5:]
-    figure = plt.figure(figsize=(14, 7.6), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.45))
-    upper, lower = halves
     along = np.linspace(0, 1, PICTURE_POINTS)
-    pictures: Any = upper.subplots(1, len(shown) + 1)
+    pictures: Any = upper.subplots(1, len(shown) + 1, sharex=True, sharey=True)
     titles = ["input", *(f"n = {n}" for n in shown)]
     matrices = embedding.random_embeddings(of_matrices, options.channels, options.embeddings)
     curves = [x] + [embedding.bring_back(x, matrices[options.channels.index(n), 0], ACTIVATIONS["relu"]) for n in shown]
@@ -260,31 +291,42 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         axes.plot(*curve.T, color="0.8", linewidth=0.8, zorder=1)
         dots = axes.scatter(*curve.T, c=along, cmap="viridis", s=9, linewidths=0, zorder=2)
         axes.set_title(title, fontsize=11)
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.tick_params(labelsize=8)
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     bar = upper.colorbar(dots, ax=list(pictures), aspect=18, pad=0.01, ticks=[0, 1])
     bar.ax.set_yticklabels(["inner\nend", "outer\nend"], fontsize=9)
-    upper.suptitle("A spiral, embedded in n channels by a random T, ReLU, and brought back by T's pseudo-inverse (Fig. 1)", fontsize=12)  # fmt: skip
+    upper.suptitle(
+        "Embedded in n channels by a random T, then ReLU, then T's pseudo-inverse, as in Fig. 1", fontsize=11
+    )
+
+
+def _draw_measures(lower: Any, summary: Mapping[str, Any], options: Options) -> None:
+    """Each measure of every activation, against n."""
+    from mnv2_jax.analysis.drawing import tidy
 
     panels: Any = lower.subplots(1, 4)
     error, kept, merged, share = panels
     _lines(error, summary, "inverse_error")
     error.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     error.annotate("x' = x / 2", (options.channels[-1], 0.5), (0, -12), textcoords="offset points", fontsize=9, color="0.3", ha="right")  # fmt: skip
-    error.set(title="Error by the pseudo-inverse (median)", ylabel="|x' − x| / |x|")
+    error.set_title("Error by the pseudo-inverse (median)", fontsize=11)
+    error.set_ylabel("|x' − x| / |x|")
     _lines(kept, summary, "one_to_one")
     theory = [(each["n"], each["one_to_one_theorem_1"]) for each in summary["results"] if each["activation"] == "relu"]
     kept.plot(*zip(*theory, strict=True), "x", color="black", markersize=9, label="Theorem 1, ReLU", zorder=4)
-    kept.set(title="Points kept one to one (Lemma 2)", ylabel="share of the curve's points")
+    kept.set_title("Points kept one to one (Lemma 2)", fontsize=11)
+    kept.set_ylabel("share of the curve's points")
     _lines(merged, summary, "merged")
-    merged.set(title="Pairs of points made one", ylabel="share of the pairs that are apart")
+    merged.set_title("Pairs of points made one", fontsize=11)
+    merged.set_ylabel("share of the pairs that are apart")
     _lines(share, summary, "decoder_share")
     _lines(share, summary, "affine_share", {"markerfacecolor": "white", "linestyle": "none", "elinewidth": 0.8})
     share.plot([], [], "o", color="0.3", label="trained decoder")
     share.plot([], [], "o", color="0.3", markerfacecolor="white", label="best affine decoder")
-    share.set(title="Variance that a decoder recovers", ylabel="share, at points not fitted to")
-    share.legend(handles=share.get_lines()[-2:], loc="lower right", frameon=False, fontsize=9)
+    share.set_title("Variance that a decoder recovers", fontsize=11)
+    share.set_ylabel("share, at points not fitted to")
+    share.legend(handles=share.get_lines()[-2:], loc="lower right", frameon=False, fontsize=9.5)
     for axes in panels:
         axes.set_xscale("log")
         axes.set_xticks(options.channels, [str(n) for n in options.channels])
@@ -292,13 +334,8 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         axes.set_xlabel("n, channels of the embedding")
         axes.set_ylim(bottom=-0.02 * axes.get_ylim()[1])
         axes.yaxis.set_major_formatter("{x:.0%}")
-        axes.grid(axis="y", color="0.9", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
+        tidy(axes)
     lower.legend(*kept.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=10)
-    sizes = f"{options.embeddings} random T for each n ({options.decoders} where a decoder is trained)"
-    lower.suptitle(f"Over {sizes}, with 95 % intervals", fontsize=12)
-    return figure
 
 
 def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping[str, Any] | None = None) -> None:
@@ -312,10 +349,11 @@ def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping
         means = np.array([row[name][STATISTIC.get(name, "mean")] for row in rows])
         bars = np.abs(np.array([row[name]["ci95"] for row in rows]).T - means)
         style = {"color": COLORS[index], "linestyle": LINES[index], "marker": MARKERS[index], "markersize": 4.5}
+        # Side by side, so that lines which agree can be told apart.
+        places = [row["n"] * 1.05 ** (index - (len(PHI) - 1) / 2) for row in rows]
         label = {"relu": "ReLU", "relu6": "ReLU6", "leaky_relu": "leaky ReLU (slope 0.01)", "linear": "linear"}[phi]
-        axes.errorbar(
-            [row["n"] for row in rows], means, yerr=bars, capsize=2, label=label, **{"linewidth": 1.4, **style, **(changed or {})}
-        )  # fmt: skip
+        shown = {"linewidth": 1.4, **style, **(changed or {})}
+        axes.errorbar(places, means, yerr=bars, capsize=2, label=label, **shown)
 
 
 def show(results: Sequence[Mapping[str, Any]]) -> Any:
@@ -339,20 +377,22 @@ def main(options: Options) -> None:
     check(options)
     from mnv2_jax.results import name_results, open_results, settings_of, write_results
 
-    open_results(settings_of(options, "relu_embedding"), options.out, options.overwrite)
+    settings = settings_of(options, "relu_embedding")
+    summary = known = open_results(settings, options.out, options.overwrite, shape=SHAPE)
 
     from mnv2_jax.training.progress import create_console
 
     console = create_console()
-    jobs = len(PHI) * len(options.channels)
-    console.print(
-        f"{jobs * options.embeddings:,} embeddings, {jobs * options.decoders:,} decoders to train.", markup=False
-    )
-    summary = {"experiment": "relu_embedding", **compute(options)}
+    if summary is None:
+        jobs = len(PHI) * len(options.channels)
+        console.print(
+            f"{jobs * options.embeddings:,} embeddings, {jobs * options.decoders:,} decoders to train.", markup=False
+        )
+        summary = {"experiment": "relu_embedding", **compute(options)}
     write_results(options.out, summary, draw(summary, options))
     console.print(show(summary["results"]))
     console.print(summary["reading"]["sentence"], markup=False)
-    name_results(console, options.out)
+    name_results(console, options.out, known)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,15 @@ LARGEST = 512
 EXACT = 1e-6
 """Of the length of x: by how much less least squares must be off, and by how much more a second x must differ."""
 
+_FROM_M = dict.fromkeys(("first", "second", "third", "third_follows_from_second"), (int, type(None)))
+SHAPE = {
+    **dict.fromkeys(("points", "points_that_agree", "points_that_refute_n_plus_1"), int),
+    "results": [{"n": int, "m": int, "theorem_1": float, "preserved": float, "interval": [float], "agrees": bool}],
+    "bounds": [{"n": int, "holds_from_m": _FROM_M}],
+    "lemma_2": dict.fromkeys(("recovered", "determined", "second_x_found", "undetermined"), int),
+}
+"""Of the summary, as far as it is shown."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -54,7 +63,7 @@ class Options:
     out: Path = Path("runs/relu_invertibility")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other results."""
+    """Compute again, and replace the results that the folder holds."""
 
 
 def check(options: Options) -> None:
@@ -173,9 +182,10 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     import numpy as np
 
     from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
+    from mnv2_jax.analysis.drawing import headline, tidy
     from mnv2_jax.analysis.invertibility import BOUNDS, preserved_fraction
 
-    figure, (kept, lost, ratio) = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
+    figure, (kept, lost, ratio) = plt.subplots(1, 3, figsize=(15, 6.6), layout="constrained")
     widths = np.arange(1, max(options.m) + 1)
     floor = 1e-6
     first, second, third = BOUNDS.values()
@@ -208,29 +218,36 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         )
         ratio.errorbar([row["m"] / n for row in seen], gone, yerr=bars.reshape(-1, 2).T, **dots)
     kept.plot([], [], "-", color="0.3", label="N / 2$^m$, Theorem 1")
-    kept.errorbar([], [], yerr=[], fmt="o", color="0.3", capsize=2, label=f"of {options.samples:,} samples, interval")
-    kept.set(
-        title="Preserved fraction of the volume", xlabel="m, channels", ylabel="preserved fraction", ylim=(-0.02, 1.02)
-    )
+    kept.errorbar([], [], yerr=[], fmt="o", color="0.3", capsize=2, label=f"{options.samples:,} samples, interval")
+    kept.set(title="Preserved share of the volume", xlabel="m, channels", ylabel="preserved share", ylim=(-0.02, 1.02))
     kept.legend(frameon=False, fontsize=9, loc="lower right")
     lost.plot(widths, [1 - third(1, int(m)) for m in widths], color="0.6", linewidth=3, linestyle=(0, (6, 2)), zorder=1)
-    for style, label in (("-", "1 − N / 2$^m$"), ("--", "m$^{n+1}$ / (2$^m$ n!)"), (":", "2$^{(n+1) \\log_2 m - m}$")):
+    for style, label in (
+        ("-", "Theorem 1, 1 − N / 2$^m$"),
+        ("--", "its first bound, m$^{n+1}$ / (2$^m$ n!)"),
+        (":", "its second, 2$^{(n+1) \\log_2 m - m}$"),
+    ):
         lost.plot([], [], color="0.3", linestyle=style, label=label)
-    lost.plot([], [], color="0.6", linewidth=3, linestyle=(0, (6, 2)), label="2$^{-m/2}$, for large m")
-    lost.set(title="Collapsed fraction and the theorem's bounds", xlabel="m, channels", ylabel="collapsed fraction")
-    lost.legend(fontsize=9, loc="lower left", framealpha=1, edgecolor="white")
+    lost.plot([], [], color="0.6", linewidth=3, linestyle=(0, (6, 2)), label="its third, 2$^{-m/2}$, for large m")
+    lost.set(title="Collapsed share and the theorem's bounds on it", xlabel="m, channels", ylabel="collapsed share")
+    lost.legend(fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     ratio.axvline(EXPANSION, color="0.4", linewidth=1, linestyle=":")
-    ratio.annotate(f"t = {EXPANSION}", (EXPANSION, 1), (4, -12), textcoords="offset points", fontsize=10, color="0.3")
-    ratio.set(title="Collapsed fraction against the expansion", xlabel="m / n, channels a dimension", ylabel="collapsed fraction", xlim=(0, 12.2))  # fmt: skip
+    ratio.annotate(
+        f"the paper's t = {EXPANSION}", (EXPANSION, 1), (4, -12), textcoords="offset points", fontsize=10, color="0.3"
+    )
+    ratio.set(title="Collapsed share against the expansion", xlabel="m / n, channels a dimension", ylabel="collapsed share", xlim=(0, 12.2))  # fmt: skip
     for axes in (lost, ratio):
         axes.set_yscale("log")
         axes.set_ylim(floor, 2)
     for axes in (kept, lost, ratio):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="0.92", linewidth=0.7)
-        axes.set_axisbelow(True)
-    agree = sum(row["agrees"] for row in summary["results"])
-    figure.suptitle(f"ReLU(Bx), B m x n: Theorem 1 of Appendix A agrees with samples at {agree} of {len(summary['results'])} points (95 % together)", fontsize=12)  # fmt: skip
+        tidy(axes, "both")
+        axes.title.set_fontsize(11)
+    headline(
+        figure,
+        f"The paper's Theorem 1 agrees with samples at {summary['points_that_agree']} of {summary['points']} pairs of n and m",
+        "Share of the volume on which x can be told from ReLU(Bx), B with m rows and n columns (Appendix A): "
+        f"{options.samples:,} samples of (B, x) at each pair, exact intervals (95 % together).",
+    )
     return figure
 
 
@@ -250,19 +267,11 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
     return table
 
 
-def main(options: Options) -> None:
-    """Try both, draw, and print."""
-    check(options)
-    from mnv2_jax.results import name_results, open_results, settings_of, write_results
-
-    open_results(settings_of(options, "relu_invertibility"), options.out, options.overwrite)
-
-    from mnv2_jax.training.progress import create_console
-
-    console = create_console()
+def compute(options: Options) -> dict[str, Any]:
+    """The summary: the theorem against samples, its bounds, and the lemma on examples."""
     lemma, results, bounds = try_lemma(options), try_theorem(options), check_bounds(options)
     agree, tell = (sum(row[name] for row in results) for name in ("agrees", "refutes_n_plus_1"))
-    summary = {
+    return {
         "experiment": "relu_invertibility",
         "samples": options.samples,
         "family_wise_confidence": 1 - FAMILY,
@@ -275,27 +284,46 @@ def main(options: Options) -> None:
         "bounds": bounds,
         "lemma_2": lemma,
     }
-    write_results(options.out, summary, draw(summary, options))
-    console.print(show(results, options))
-    console.print(
-        f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {agree} of {len(results)} points; "
-        f"with n + 1 in place of n it would be refuted at {tell}.",
-        markup=False,
-    )
-    for row in bounds:
-        holds = row["holds_from_m"]
-        texts = {name: f"from m = {m} on" if m else f"not by m = {LARGEST}" for name, m in holds.items()}
-        console.print(
-            f"n = {row['n']}: the first bound holds {texts['first']}, the second {texts['second']}, the third {texts['third']}; "
-            f"it follows from the second {texts['third_follows_from_second']}.",
-            markup=False,
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Say what was found."""
+    lemma = summary["lemma_2"]
+    lines = [
+        f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {summary['points_that_agree']} "
+        f"of {summary['points']} points; with n + 1 in place of n it would be refuted at "
+        f"{summary['points_that_refute_n_plus_1']}."
+    ]
+    for row in summary["bounds"]:
+        texts = {name: f"from m = {m} on" if m else f"not by m = {LARGEST}" for name, m in row["holds_from_m"].items()}
+        lines.append(
+            f"n = {row['n']}: the first bound holds {texts['first']}, the second {texts['second']}, the third "
+            f"{texts['third']}; it follows from the second {texts['third_follows_from_second']}."
         )
-    console.print(
+    return [
+        *lines,
         f"Lemma 2: x came back in {lemma['recovered']:,} of {lemma['determined']:,} examples where it should; a second x with the "
         f"same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where there should be one.",
-        markup=False,
-    )
-    name_results(console, options.out)
+    ]
+
+
+def main(options: Options) -> None:
+    """Try both, draw, and print."""
+    check(options)
+    from mnv2_jax.results import name_results, open_results, settings_of, write_results
+
+    settings = settings_of(options, "relu_invertibility")
+    known = open_results(settings, options.out, options.overwrite, shape=SHAPE)
+
+    from mnv2_jax.training.progress import create_console
+
+    console = create_console()
+    summary = known or compute(options)
+    write_results(options.out, summary, draw(summary, options))
+    console.print(show(summary["results"], options))
+    for line in sentences(summary):
+        console.print(line, markup=False)
+    name_results(console, options.out, known)
 
 
 if __name__ == "__main__":

@@ -322,28 +322,51 @@ _computation = contextlib.ExitStack()
 atexit.register(_computation.close)
 
 
-def open_results(settings: Mapping[str, Any], folder: Path, overwrite: bool, others: Iterable[str] = ()) -> None:
-    """Check and claim a folder for a computation, until its results are written; `others` are what else it holds.
+def open_results(
+    settings: Mapping[str, Any],
+    folder: Path,
+    overwrite: bool,
+    others: Iterable[str] = (),
+    shape: Any = MappingProxyType({}),
+) -> dict[str, Any] | None:
+    """Check and claim a folder for a computation, until its results are written.
+
+    Args:
+        settings, folder, overwrite: as in `check_folder`.
+        others: what the folder holds besides summary and figure.
+        shape: of the summary, as in `misfit`.
+
+    Returns:
+        The summary if the computation is finished: what is left to do is to draw it again.
 
     Raises:
-        UserError: if it holds something else, or cannot be written.
+        UserError: if the folder holds something else or a damaged summary, or cannot be written.
     """
     _computation.close()
     check_folder(settings, folder, overwrite, "computation")
     _computation.enter_context(claim_folder(settings, folder, overwrite, (SUMMARY, *FIGURES, *others)))
+    file = folder / SUMMARY
+    return read_json(file, dict(shape)) if file.exists() else None
 
 
 def write_results(folder: Path, found: Mapping[str, Any], figure: "Figure") -> None:
-    """Write a computation's summary and figure, with the command and the environment; its folder is free then."""
-    from mnv2_jax.environment import environment
+    """Write a computation's summary and figure; its folder is free then.
 
-    write_json(folder / SUMMARY, {**found, "command": command_line(), "environment": environment()})
+    The summary also says which command computed it, and in which environment; one that was read back keeps both.
+    """
+    if "environment" not in found:
+        from mnv2_jax.environment import environment
+
+        found = {**found, "command": command_line(), "environment": environment()}
+    write_json(folder / SUMMARY, found)
     save_figure(figure, folder)
     _computation.close()
 
 
-def name_results(console: "Console", folder: Path) -> None:
-    """Say where to look."""
+def name_results(console: "Console", folder: Path, known: object = None) -> None:
+    """Say where to look, and whether the summary was `known` before."""
+    if known is not None:
+        console.print("Computed before: only the figure is drawn again. --overwrite computes it anew.", markup=False)
     for name in (FIGURES[0], SUMMARY):
         console.print(str(folder / name), markup=False)
 

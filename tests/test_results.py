@@ -278,7 +278,7 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
     folder = tmp_path / "x"
     settings = settings_of(Options(), "count")
     assert settings == {"experiment": "count", "resolution": 32}
-    open_results(settings, folder, False)
+    assert open_results(settings, folder, False) is None
     write_results(folder, {"layers": 3}, figure())
     assert {path.name for path in folder.iterdir()} == {"config.json", "summary.json", "figure.png", "figure.svg"}
     summary = json.loads((folder / "summary.json").read_text())
@@ -290,6 +290,23 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
     open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
     # It is not done yet.
     assert {path.name for path in folder.iterdir()} == {"config.json", ".lock"}
+
+
+def test_a_finished_computation_is_handed_back_and_keeps_its_summary_to_the_byte(tmp_path, monkeypatch):
+    settings = settings_of(Options(), "count")
+    open_results(settings, tmp_path, False)
+    write_results(tmp_path, {"layers": 3}, figure())
+    before = (tmp_path / "summary.json").read_bytes()
+    (tmp_path / "figure.png").unlink()
+    monkeypatch.setattr(sys, "argv", ["experiments/another.py"])
+    known = open_results(settings, tmp_path, False, shape={"layers": int})
+    write_results(tmp_path, known, figure())
+    assert known["layers"] == 3
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert (tmp_path / "figure.png").exists()
+    with pytest.raises(UserError, match="summary.json is damaged \\(width is missing\\); .*--overwrite starts anew"):
+        open_results(settings, tmp_path, False, shape={"width": int})
+    assert open_results(settings, tmp_path, True, shape={"width": int}) is None
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from experiments.scripts import load
+from experiments.scripts import EXPERIMENTS, load
 from mnv2_jax.data import open as open_module
 from mnv2_jax.models.create import create_model
 from mnv2_jax.network import Network, save_network, variable_shapes
@@ -48,6 +48,11 @@ def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
     # Drawn once, which takes the time of all the rest.
     monkeypatch.setattr(load("activation_patterns"), "draw", lambda *given: plt.figure())
     assert run("--images", "20") == 0
+    assert "only the figure is drawn again" in capsys.readouterr().out
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    # From the network that was trained, which is kept.
+    (folder / "summary.json").unlink()
+    assert run("--images", "20") == 0
     assert "This run was finished before." in capsys.readouterr().out
     again = json.loads((folder / "summary.json").read_text())
     # But for the source's commit, which may be another by now.
@@ -59,6 +64,26 @@ def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
     assert run("--weights", str(folder / "training"), "--images", "20", "--out", "other") == 0
     other = json.loads((tmp_path / "other" / "summary.json").read_text())
     assert (other["before"], other["after"]) == (summary["before"], summary["after"])
+
+
+@pytest.fixture
+def committed():
+    """What was found on digits."""
+    return json.loads((EXPERIMENTS / "results" / "activation_patterns" / "summary.json").read_text())
+
+
+def test_what_can_be_inverted_is_drawn_where_something_cannot(committed):
+    script, model = load("activation_patterns"), create_model("mobilenet_v2", width_multiplier=0.35)
+    figure = script.draw(committed, model)
+    assert len(figure.axes) == 4
+    plt.close(figure)
+    said = "50 % of the channels are positive before training and 48 % after it; all 16 expansions can be inverted everywhere"
+    assert script.finding(committed) == said
+    committed["after"]["blocks"]["block_3"]["invertible"]["positions"] = 0.9
+    figure = script.draw(committed, model)
+    assert len(figure.axes) == 6
+    plt.close(figure)
+    assert "15 of 16 expansions can be inverted everywhere" in script.finding(committed)
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, capsys):

@@ -21,7 +21,7 @@ def few_blocks(monkeypatch):
     monkeypatch.setattr(create, "create_model", lambda name, **given: whole(name, stages=STAGES[name], **given))
 
 
-def test_from_flags_to_files(script, few_blocks, tmp_path, capsys):
+def test_from_flags_to_files_and_drawn_again(script, few_blocks, tmp_path, capsys, monkeypatch):
     options = script.Options(
         width_multiplier=0.1, resolution=32, splits=(5, 2, 900), network_splits=(1, 2), rounds=1, out=tmp_path / "out"
     )
@@ -41,6 +41,32 @@ def test_from_flags_to_files(script, few_blocks, tmp_path, capsys):
     }
     output = capsys.readouterr().out
     assert all(line[:40] in output for line in summary["findings"])
+    for row in summary["sweep"]:
+        low, high = row["time_ratio_range"]
+        assert low <= row["time_ratio"] <= high
+
+    # Records that were made before they had the times' range are drawn too.
+    for row in summary["sweep"]:
+        del row["time_ratio_range"]
+    (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "out" / "figure.png").unlink()
+    monkeypatch.setattr(script, "measure", None)
+    script.main(options)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert (tmp_path / "out" / "figure.png").exists()
+    assert "only the figure is drawn again" in capsys.readouterr().out
+
+
+def test_the_title_tells_what_the_largest_recommended_split_saves(script):
+    def row(split, activation_bytes, time_ratio):
+        return {"split": split, "activation_bytes": activation_bytes, "time_ratio": time_ratio}
+
+    sweep = [row(1, 10_800_000, 1.0), row(5, 3_100_000, 2.03), row(48, 1_400_000, 5.6)]
+    assert script.finding(sweep).startswith(
+        "In 5 parts MobileNetV2's largest block takes 3.1 MB instead of 10.8, and 2.0"
+    )
+    assert script.finding([sweep[0], sweep[2]]).startswith("In 48 parts")
+    assert script.finding(sweep[:1]) == "MobileNetV2's largest block takes 10.8 MB"
 
 
 @pytest.mark.parametrize(

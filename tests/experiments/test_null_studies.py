@@ -1,5 +1,6 @@
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -34,6 +35,26 @@ def test_twice_the_same(script, tmp_path, capsys):
     assert summary["sentence"] in capsys.readouterr().out
     with pytest.raises(UserError, match="seed is 0 there and 1 here"):
         script.main(script.Options(**TINY, seed=1, out=tmp_path))
+
+
+def test_studies_that_cannot_decide_are_not_drawn(script):
+    rate = {"rate": 0.05, "ci95": [0.04, 0.06]}
+    results = [
+        {
+            "differences": name,
+            "n": n,
+            "comparisons": 2,
+            "false_verdicts": rate,
+            "coverage": rate,
+            "without_bounds": without,
+        }
+        for name in script.cases()
+        for n, without in ((6, 1.0), (7, 0.2))
+    ]
+    figure = script.draw(results, script.Options(seeds=(6, 7), comparisons=(1, 2)))
+    drawn = [x for axes in figure.axes for line in axes.get_lines() for x in line.get_xdata() if x > 1]
+    assert min(drawn) > 6.9
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("name", ["normal", "heavy", "exponential", "lognormal", "mixed", "failing, by the mean"])

@@ -14,7 +14,7 @@ RESULTS = EXPERIMENTS / "results" / "plan_scaling"
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """The plans that were made, and the slices that are compiled for."""
-    for name in ("config.json", "plans.json"):
+    for name in ("config.json", "plans.json", "summary.json"):
         (tmp_path / "out").mkdir(exist_ok=True)
         shutil.copy(RESULTS / name, tmp_path / "out")
     script, compiled = load("plan_scaling"), []
@@ -33,8 +33,8 @@ def made(tmp_path, monkeypatch):
 def test_what_has_been_compiled_is_kept(command, made, tmp_path, capsys):
     assert command("plan_scaling", "--out", "out") == 0
     assert made == []
-    kept = json.loads((RESULTS / "summary.json").read_text())["plans"]
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["plans"] == kept
+    kept = json.loads((RESULTS / "summary.json").read_text())
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == kept
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"figure.png", "figure.svg", "plans.json"}
     assert "images a second, at most" in capsys.readouterr().out
 
@@ -43,6 +43,18 @@ def test_another_slice_is_compiled_for(command, made, tmp_path):
     assert command("plan_scaling", "--out", "out", "--topologies", "v5e:2x4", "v5e:4x4") == 0
     assert made == ["v5e:4x4"]
     assert "v5e:4x4" in json.loads((tmp_path / "out" / "plans.json").read_text())
+
+
+def test_the_title_tells_whether_the_work_of_a_chip_stays_the_same():
+    script = load("plan_scaling")
+    rows = json.loads((RESULTS / "summary.json").read_text())["plans"]
+    assert (
+        script.finding(rows)
+        == "From 1 to 256 chips, the work of each chip is the same; what it sends reaches 28.2 MB a step"
+    )
+    grown = [rows[0], {**rows[1], "operations, GFLOP": 1.5 * rows[0]["operations, GFLOP"]}]
+    assert "the work of each chip changes by 50 %" in script.finding(grown)
+    assert script.finding(rows[1:2]) == "Among 8 chips, a chip sends 24.8 MB a step"
 
 
 def test_other_settings_are_another_plan(command, made, capsys):

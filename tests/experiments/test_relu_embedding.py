@@ -38,6 +38,15 @@ def test_the_reading_follows_from_the_numbers(script, lost, own, holds):
         assert ("is wrong" in found["sentence"]) == (own[1] > 0.05)
 
 
+def test_the_title_ends_where_nothing_is_lost(script):
+    summary = {
+        "reading": {"lost": {n: estimate(share) for n, share in {"1": 0.6, "3": 0.1, "15": 0.001, "30": 0}.items()}}
+    }
+    assert script.finding(summary) == (
+        "Behind ReLU a decoder recovers 40 % of a spiral's variance from 1 channel, 90 % from 3, 100 % from 15"
+    )
+
+
 def test_twice_the_same(script, tmp_path, capsys):
     options = script.Options(**TINY, out=tmp_path)
     script.main(options)
