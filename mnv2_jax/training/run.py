@@ -72,7 +72,7 @@ def train_run(
         if execution.profiled[1] > steps:
             raise UserError(f"--profile ends at step {execution.profiled[1]}, and the run has {steps}")
         devices = Devices.create(parallel=execution.parallel)
-        devices.check_divides(run.training.batch_size, run.training.accumulation)
+        devices.check_divides(run.training.batch_size, run.training.accumulation, run.training.mixup)
         for line in check_batch_norm(run, dataset, devices.per_run):
             reporter.say(line)
         if jax.process_index() == 0:

@@ -76,7 +76,7 @@ def describe_programs(
     """
     data = dataset.train_data(recipe.batch_size, recipe.accumulation)
     value_spec = REPLICATED if data.shared else DATA
-    devices.check_divides(recipe.batch_size, recipe.accumulation)
+    devices.check_divides(recipe.batch_size, recipe.accumulation, recipe.mixup)
 
     def init(run):
         return init_state(run["seed"], learner, dataset.image_shape, run.get("choice"), run.get("rate"))

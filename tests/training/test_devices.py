@@ -161,6 +161,12 @@ def test_a_batch_that_does_not_divide(batch_size, accumulation, says):
         Devices.create(1, 8).check_divides(batch_size, accumulation)
 
 
+def test_mixup_takes_whole_pairs():
+    Devices.create(1, 8).check_divides(32, 2, mixup=0.2)
+    with pytest.raises(UserError, match="24 does not divide by 8 devices, in pairs for --mixup; take 32"):
+        Devices.create(1, 8).check_divides(24, 1, mixup=0.2)
+
+
 @pytest.mark.parametrize(
     ("seeds", "devices", "groups"),
     [
