@@ -138,6 +138,14 @@ class Recipe:
         usual = {name: fields[name].default for name in newer}
         return {name: value for name, value in dataclasses.asdict(self).items() if usual.get(name) != value}
 
+    def remarks(self) -> list[str]:
+        """What has to be said of settings that are rarely meant, a line each."""
+        if self.optimizer == "adamw" and self.peak_learning_rate() > 0.01:
+            return [
+                f"a learning rate of {self.peak_learning_rate():g} is high for AdamW; common is --learning-rate 0.001"
+            ]
+        return []
+
     def starts_from_weights(self) -> list[str]:
         """The flags that only a run from trained weights has."""
         given = {

@@ -22,8 +22,8 @@ from mnv2_jax.training import run as run_module
 from mnv2_jax.training.config import Execution
 from mnv2_jax.training.evaluation import evaluate_network
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.programs import describe_programs
 from mnv2_jax.training.progress import Reporter
-from mnv2_jax.training.trainer import describe_programs
 from mnv2_jax.weights.load import export_weights, load_weights
 
 

@@ -38,6 +38,7 @@ def test_a_run_leaves_its_files(finished):
         "metrics.jsonl",
         "checkpoints",
         "network",
+        "best_network",
         "summary.json",
         "tensorboard",
         "figure.png",
@@ -71,7 +72,11 @@ def test_a_finished_run_is_not_repeated(finished, run, two_blocks):
     (metric,) = [line for line in output.splitlines() if line.startswith("test accuracy")]
     summary = json.loads((finished / "summary.json").read_text())
     assert f"test accuracy {100 * summary['test']['accuracy']:.2f} %, top5 accuracy" in metric
-    assert output.splitlines()[-1] == str(finished / "network")
+    assert output.splitlines()[-3:] == [
+        str(finished / "network"),
+        str(finished / "best_network"),
+        f"tensorboard --logdir {finished / 'tensorboard'}",
+    ]
     code, _, errors = run("train", *FLAGS, "--ema-decay", "0.9", "--out", finished)
     assert code == 2
     assert "holds another run: ema_decay is 0.5 there and 0.9 here" in errors

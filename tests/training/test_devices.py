@@ -13,8 +13,8 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import DATA, REPLICATED, SEED, Devices, Program, group_size, run_groups
+from mnv2_jax.training.programs import describe_programs
 from mnv2_jax.training.step import DATA_AXIS, init_state
-from mnv2_jax.training.trainer import describe_programs
 from training.runs import STAGES, learner_of
 
 # Small steps: with large ones the first five multiply a difference of rounding a thousandfold.

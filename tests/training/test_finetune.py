@@ -25,10 +25,10 @@ from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.evaluation import evaluate_on
 from mnv2_jax.training.finetune import Start, check_fits, open_trained, with_settings_of
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.programs import Member
 from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.run import prepare
 from mnv2_jax.training.step import train_step
-from mnv2_jax.training.trainer import Member
 from mnv2_jax.weights.load import export_weights
 from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny_run
 

@@ -21,7 +21,7 @@ from mnv2_jax.training import trainer as trainer_module
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.finetune import Start
-from mnv2_jax.training.trainer import Member
+from mnv2_jax.training.programs import Member
 from training.runs import NEVER, compile_programs, results, train
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
@@ -385,7 +385,6 @@ def test_a_task_that_is_no_classification_whatever_the_devices(pointed, parallel
     assert one.records[0].metrics["loss"] > one.records[-1].metrics["loss"]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
 def test_mixup_is_the_same_whatever_the_devices(pointing, tmp_path):
     """Of any task: here of two numbers."""
     recipe = dataclasses.replace(POINTING, epochs=1, mixup=1.0)
@@ -401,6 +400,7 @@ def test_mixup_is_the_same_whatever_the_devices(pointing, tmp_path):
         assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-4)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
 def test_metrics_of_any_task_are_those_computed_by_hand(pointed, pointing, devices):
     found, batches = pointed(devices)
     images, points = pointing.normalization(pointing.test.images), pointing.test.targets
