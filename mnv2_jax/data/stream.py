@@ -134,6 +134,12 @@ class StreamedDataset:
     skipped: dict[str, None] = dataclasses.field(default_factory=dict)
     said: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.rand_augment.operations and not isinstance(self.targets, ClassTargets):
+            raise UserError(
+                "--rand-augment moves what images show, and of the targets only classes stay the same; leave it out"
+            )
+
     @property
     def num_classes(self) -> int:
         """How many classes there are."""
@@ -333,10 +339,6 @@ def load_stream(
     Raises:
         UserError: see `prepared_builder` and `read_folder`; or if there are fewer images.
     """
-    if rand_augment.operations and not isinstance(targets, ClassTargets):
-        raise UserError(
-            "--rand-augment moves what images show, and of the targets only classes stay the same; leave it out"
-        )
     sources: Mapping[str, FolderSource | TfdsSource]
     said: tuple[str, ...] = ()
     size, channels, shift, flip = 224, 3, None, True
@@ -350,10 +352,7 @@ def load_stream(
         sources = _tfds_sources(builder, entry, upright, whole)
         class_names, size, shift, flip = label_names(builder), entry.image_size, entry.shift, entry.flip
         channels = 1 if builder.info.features[image_key(builder)].shape[-1] == 1 else 3
-    for split, wanted in (("train", train_images), ("validation", validation_images)):
-        if wanted is not None and len(sources[split]):  # there may be images to test on alone
-            check_images(f"--{split}-images", wanted, len(sources[split]), name)
-            sources = {**sources, split: sources[split].first(wanted)}
+    sources = _limited(sources, {"train": train_images, "validation": validation_images}, name)
     said = said if shift is not None else (*said, describe_orientation(exif_orientation))
     return StreamedDataset(
         name,
@@ -369,6 +368,18 @@ def load_stream(
         targets,
         said=said,
     )
+
+
+def _limited(
+    sources: Mapping[str, FolderSource | TfdsSource], wanted: Mapping[str, int | None], name: str
+) -> dict[str, FolderSource | TfdsSource]:
+    """The sources with only so many of the first images of some splits."""
+    limited = dict(sources)
+    for split, count in wanted.items():
+        if count is not None and len(sources[split]):  # there may be images to test on alone
+            check_images(f"--{split}-images", count, len(sources[split]), name)
+            limited[split] = sources[split].first(count)
+    return limited
 
 
 def _folder_sources(

@@ -57,7 +57,8 @@ def draw_run(records: Sequence[Record], summary: Mapping[str, Any], metric: Metr
         }
         middles, means = windows(by_split["train"], name, summary["steps"])
         over = round(summary["steps"] / max(1, len(means)))
-        axes.plot(middles, means, label=f"training, mean of about {over} steps" if over > 1 else "training", **TRAINING)
+        curve = "training (mixed images)" if summary["settings"].get("mixup") else "training"
+        axes.plot(middles, means, label=f"{curve}, mean of about {over} steps" if over > 1 else curve, **TRAINING)
         scored = by_split["validation"]
         axes.plot([r.step for r in scored], [r.metrics[name] for r in scored], label="validation", **VALIDATION)
         for record in scored:
@@ -84,7 +85,10 @@ def describe_training(summary: Mapping[str, Any]) -> tuple[str, str, str]:
     name, width = settings.get("name") or "mobilenet_v2", settings.get("width_multiplier")
     images = entry.title if entry else Path(summary.get("data_files") or settings["dataset"]).name
     sized = settings.get("resolution") or (entry.image_size if entry else None)
-    seen = f"{settings['images']:,} images drawn from" if settings.get("images") else f"{settings['epochs']} epochs of"
+    train, epochs = f"{summary['train_images']:,}", settings["epochs"]
+    seen = f"{epochs} epoch{'s' * (epochs != 1)} of {train} images"
+    if settings.get("images"):
+        seen = f"{settings['images']:,} images drawn from {train}"
     network = [
         f"{settings[key]}" if key == "bottleneck_activation" else f"{key} {settings[key]:g}"
         for key in ("expansion", "bottleneck_activation")
@@ -99,7 +103,7 @@ def describe_training(summary: Mapping[str, Any]) -> tuple[str, str, str]:
         f"seed {settings['seed']}",
     ]
     how = [
-        f"{seen} {summary['train_images']:,} images ({summary['steps']:,} steps of {settings['batch_size']})",
+        f"{seen} ({summary['steps']:,} steps of {settings['batch_size']})",
         f"{OPTIMIZERS[settings['optimizer']]}, learning rate {settings['learning_rate']:g}",
         *([f"mixup {settings['mixup']:g}"] if settings.get("mixup") else []),
         *([f"RandAugment {settings['rand_augment']}"] if settings.get("rand_augment") else []),

@@ -5,6 +5,7 @@ whole state, and one sum over the axis makes the update the same everywhere. The
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -134,9 +135,8 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        sums, *others = (learner.task.sums(outputs, one, train=True) for one in labelled)
-        for other in others:
-            sums = jax.tree.map(jnp.add, sums, other)
+        each = (learner.task.sums(outputs, one, train=True) for one in labelled)
+        sums = jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *each)
         return sums["loss"], (sums, {} if learner.frozen_statistics else updates["batch_stats"])
 
     def of_microbatch(microbatch: Batch):
