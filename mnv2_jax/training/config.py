@@ -133,10 +133,10 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """Flat, for JSON. Newer fields are left out at their defaults, so that a folder made before there were any resumes."""
-        fields = type(self).__dataclass_fields__
         newer = ("mixup", "rand_augment", "rand_augment_magnitude")
-        usual = {name: fields[name].default for name in newer}
-        return {name: value for name, value in dataclasses.asdict(self).items() if usual.get(name) != value}
+        usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in newer}
+        given = dataclasses.asdict(self)
+        return {name: value for name, value in given.items() if name not in usual or value != usual[name]}
 
     def remarks(self) -> list[str]:
         """What has to be said of settings that are rarely meant, a line each."""
