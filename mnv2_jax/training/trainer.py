@@ -235,8 +235,9 @@ class Trainer:
 
     def _validate(self, state: TrainState, step: int) -> None:
         found = self.evaluate(state, "validation")
-        self._write("validation", step, found)
+        # Before the record, by which a resumed run knows that this was done.
         self._on_validation(state, step, found)
+        self._write("validation", step, found)
 
     def test(self, state: TrainState) -> list[dict[str, float]]:
         """Metrics over the test split, which is read once, logged."""
