@@ -126,7 +126,7 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     save_network(Path("three"), before.replace(variables=jax.tree.map(lambda leaf: leaf + 1, before.variables)))
     code, _, errors = run(*flags)
     assert code == 2
-    assert "holds another run: weights_sha256 is" in errors
+    assert "holds another run: the trained weights that it starts from are not those that it was made with" in errors
 
 
 def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
