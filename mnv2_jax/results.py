@@ -219,7 +219,9 @@ def check_folder(
         raise UserError(f"--out {folder} holds no {kind}: its {CONFIG} is of something else; name another folder")
     wanted = plain(settings)
     differences = [
-        CHANGED.get(name, f"{name} is {known.get(name)!r} there and {wanted.get(name)!r} here")
+        CHANGED[name]
+        if name in CHANGED and name in known and name in wanted
+        else f"{name} is {known.get(name)!r} there and {wanted.get(name)!r} here"
         for name in {**wanted, **known}
         if known.get(name) != wanted.get(name)
         and name not in changes

@@ -351,7 +351,7 @@ def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp
     with pytest.raises(UserError, match=r"holds another run: weights is .* there and None here; weights_sha256 is"):
         run_tiny(tmp_path / "run", **settings)
     save_network(weights, network.replace(variables=jax.tree.map(lambda leaf: leaf + 1, network.variables)))
-    with pytest.raises(UserError, match=r"holds another run: weights_sha256 is"):
+    with pytest.raises(UserError, match="holds another run: the trained weights that it starts from are not those"):
         run_tiny(tmp_path / "run", weights=str(weights), **settings)
     save_network(weights, network)
     found = run_tiny(tmp_path / "run", weights=str(weights), **settings)
