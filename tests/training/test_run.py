@@ -10,20 +10,16 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from mnv2_jax.errors import Preempted, UserError
-from mnv2_jax.network import open_network, save_network, tree_digest, variable_shapes
+from mnv2_jax.network import open_network, tree_digest
 from mnv2_jax.tasks.classification import Classification
-from mnv2_jax.training.best import Best
 from mnv2_jax.training.checkpoint import RunCheckpoints
-from mnv2_jax.training.create import network_of
 from mnv2_jax.training.evaluation import evaluate_network
 from mnv2_jax.training.finetune import open_trained
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.run import too_short
-from mnv2_jax.training.step import TrainState
 from mnv2_jax.training.trainer import Trainer
 from training.runs import LONG, STEPS, open_once, results, run_tiny, tiny_run
 
@@ -128,36 +124,6 @@ def test_a_run_keeps_the_network_that_was_best_on_the_validation_split(whole):
     assert settings["train_images"] == 96
     dataset = open_once(tiny_run())
     assert evaluate_network(network, dataset, "validation")["accuracy"] == pytest.approx(best["accuracy"])
-
-
-def test_the_best_network_is_replaced_by_a_better_one_alone(tmp_path):
-    run = tiny_run()
-    network = network_of(run, open_once(run))
-    shapes = variable_shapes(network.model, 1)
-
-    def state(value):
-        variables = jax.tree.map(lambda leaf: jnp.full((1, *leaf.shape), value, leaf.dtype), shapes)
-        return TrainState(0, 0, variables["params"], variables["batch_stats"], (), None)
-
-    def offer(best, step, accuracy):
-        best(state(float(step)), step, [{"loss": 1.0, "accuracy": accuracy}])
-
-    best = Best(tmp_path / "best", network)
-    assert best.found is None
-    for step, accuracy in ((1, 0.5), (2, 0.75), (3, 0.75), (4, 0.25)):
-        offer(best, step, accuracy)
-    resumed = Best(tmp_path / "best", network)
-    assert resumed.found == best.found == {"step": 2, "validation": {"loss": 1.0, "accuracy": 0.75}}
-    offer(resumed, 2, 0.75)
-    offer(resumed, 3, 0.8)
-    assert Best(tmp_path / "best", network).found["step"] == 3
-    kept = open_network(tmp_path / "best")
-    assert {float(leaf.max()) for leaf in jax.tree.leaves(kept.variables)} == {3.0}
-    save_network(tmp_path / "other", kept)
-    with pytest.raises(
-        UserError, match="other is no best network of a run .best is missing.; move it away, and the same"
-    ):
-        Best(tmp_path / "other", network)
 
 
 @pytest.mark.parametrize(
