@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -198,8 +199,10 @@ def check_room(folder: Path, tree: PyTree) -> None:
         raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
 
 
-def save_network(path: Path, network: Network) -> None:
+def save_network(path: Path, network: Network, notes: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Write a network that `open_network` reads without further arguments; what was at `path` is replaced by it.
+
+    `notes` are kept in its description, which `read_description` reads.
 
     It is written beside its place and read again before it takes it, so that what was there stays where this fails. Of
     several processes one calls this, and the others need not.
@@ -211,7 +214,7 @@ def save_network(path: Path, network: Network) -> None:
     variables = jax.tree.map(np.asarray, dict(network.variables))
     parts = ocp.args.Composite(
         variables=ocp.args.StandardSave(variables),
-        description=ocp.args.JsonSave({**describe(network), DIGEST: tree_digest(variables)}),
+        description=ocp.args.JsonSave({**notes, **describe(network), DIGEST: tree_digest(variables)}),
     )
     path = path.absolute()
     beside = path.with_name(f".{path.name}.new")
@@ -244,6 +247,18 @@ def _replace_folder(path: Path, beside: Path) -> None:
         raise
 
 
+def read_description(path: Path) -> dict[str, Any]:
+    """What `describe` said of a network that was saved, and what was noted with it.
+
+    Raises:
+        UserError: if there is no such network, or it is damaged.
+    """
+    description = _restore(path, description=ocp.args.JsonRestore())["description"]
+    if problem := misfit(description, DESCRIPTION):
+        raise UserError(f"the network {path} is damaged: its description is not of a network ({problem})")
+    return description
+
+
 def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
     """Read what `save_network` wrote; arrays are on the default device.
 
@@ -254,9 +269,7 @@ def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
     Raises:
         UserError: if there is no such network, it is damaged, or its arrays are not its model's.
     """
-    description = _restore(path, description=ocp.args.JsonRestore())["description"]
-    if problem := misfit(description, DESCRIPTION):
-        raise UserError(f"the network {path} is damaged: its description is not of a network ({problem})")
+    description = read_description(path)
     network = from_description(description, blocks)
     try:
         shapes = variable_shapes(network.model, network.image_channels)

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +37,12 @@ LOCK = ".lock"
 
 ANEW = "put back a copy of it, or --overwrite starts anew"
 """What helps where a file is damaged that nothing else tells."""
+
+CHANGED = {
+    "data_sha256": "the images are not those that it was made with",
+    "weights_sha256": "the trained weights that it starts from are not those that it was made with",
+}
+"""What to say where settings differ that are digests."""
 
 NAMES: dict[type, str] = {
     **{dict: "an object", list: "a list", str: "a text", type(None): "null"},
@@ -173,7 +179,12 @@ def kind_of(config: Any) -> Kind | None:
 
 
 def check_folder(
-    settings: Mapping[str, Any], folder: Path, overwrite: bool, kind: Kind, extends: str | None = None
+    settings: Mapping[str, Any],
+    folder: Path,
+    overwrite: bool,
+    kind: Kind,
+    extends: str | tuple[str, ...] | None = None,
+    changes: Collection[str] = (),
 ) -> None:
     """Refuse a folder that holds something else. Writes nothing.
 
@@ -182,7 +193,8 @@ def check_folder(
         folder: of the command line.
         overwrite: whether other results of the same kind may be replaced.
         kind: what `settings` are of.
-        extends: settings whose names begin with this may be there or here alone.
+        extends: settings whose names begin with this, or one of these, may be there or here alone.
+        changes: settings that may differ.
 
     Raises:
         UserError: says what differs, or what is in the way.
@@ -207,9 +219,12 @@ def check_folder(
         raise UserError(f"--out {folder} holds no {kind}: its {CONFIG} is of something else; name another folder")
     wanted = plain(settings)
     differences = [
-        f"{name} is {known.get(name)!r} there and {wanted.get(name)!r} here"
+        CHANGED[name]
+        if name in CHANGED and name in known and name in wanted
+        else f"{name} is {known.get(name)!r} there and {wanted.get(name)!r} here"
         for name in {**wanted, **known}
         if known.get(name) != wanted.get(name)
+        and name not in changes
         and not (extends and name.startswith(extends) and (name in wanted) != (name in known))
     ]
     if differences and not overwrite:
@@ -260,8 +275,9 @@ def claim_folder(
     folder: Path,
     overwrite: bool,
     contents: Iterable[str],
-    extends: str | None = None,
+    extends: str | tuple[str, ...] | None = None,
     notes: Mapping[str, Any] = MappingProxyType({}),
+    changes: Collection[str] = (),
 ) -> Iterator[None]:
     """Make a checked folder the results' own; as long as the context is open, no other process may.
 
@@ -269,8 +285,9 @@ def claim_folder(
         settings, folder: as in `check_folder`.
         overwrite: start from nothing: remove `contents`.
         contents: names of files and folders that such a folder holds besides its settings.
-        extends: settings whose names begin with this stay, where they are there alone.
+        extends: settings whose names begin with this, or one of these, stay where they are there alone.
         notes: kept beside the settings; other ones are no other results. `extends` has to cover their names.
+        changes: settings that may differ, and then take the place of those that are there.
 
     Raises:
         UserError: if it cannot be written, or another process does so.
@@ -280,7 +297,7 @@ def claim_folder(
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder))
             # What was true before may be so no longer.
-            check_folder(settings, folder, overwrite, kind_of(settings) or "run", extends)
+            check_folder(settings, folder, overwrite, kind_of(settings) or "run", extends, changes)
             if overwrite:
                 for name in contents:
                     path = folder / name

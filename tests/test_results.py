@@ -94,6 +94,21 @@ def test_other_settings_are_named_and_replaced_if_asked(tmp_path):
     check_folder(other, folder, True, "run")
 
 
+def test_images_that_changed_are_said_in_words_and_not_by_their_digest(tmp_path):
+    folder = claimed(tmp_path / "x", "run")
+    claim({**RUN, "data_sha256": "1"}, folder, True, ())
+    message = refusal({**RUN, "data_sha256": "2"}, folder, False, "run")
+    assert "holds another run: the images are not those that it was made with; name another --out" in message
+
+
+def test_settings_that_may_change_take_the_place_of_those_that_are_there(tmp_path):
+    folder = claimed(tmp_path / "x", "run")
+    more = {**RUN, "seed": 1}
+    check_folder(more, folder, False, "run", changes=("seed",))
+    with claim_folder(more, folder, False, (), changes=("seed",)):
+        assert json.loads((folder / "config.json").read_text())["seed"] == 1
+
+
 def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
     folder = claimed(tmp_path / "x", "study")
     both = {**STUDY, "arm relu6": {"seeds": 2}}

@@ -159,7 +159,7 @@ def identity(study: Study) -> dict[str, Any]:
         "tune": study.tune,
         **({} if study.exif_orientation == "apply" else {"exif_orientation": study.exif_orientation}),
         **named(study.model),
-        **dataclasses.asdict(study.training),
+        **study.training.settings(),
         **{f"{ARM}{arm.name}": _identity_of_arm(arm) for arm in study.arms},
     }
 

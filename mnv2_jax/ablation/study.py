@@ -50,10 +50,11 @@ from mnv2_jax.training.distributed import wait_for_processes, watch_for_preempti
 from mnv2_jax.training.finetune import Start, open_trained, with_settings_of
 from mnv2_jax.training.log import Log
 from mnv2_jax.training.metrics import Record, read_records
+from mnv2_jax.training.programs import Member, trace_programs
 from mnv2_jax.training.progress import Reporter, create_console
 from mnv2_jax.training.run import TENSORBOARD, said_in_one_line
 from mnv2_jax.training.step import TrainState
-from mnv2_jax.training.trainer import Member, Trainer, trace_programs
+from mnv2_jax.training.trainer import Trainer
 
 RUNNING, TIMINGS, REPORT = "running", "timings.jsonl", "report.html"
 CONTENTS = (METRICS, TIMINGS, tuning.FILE, SUMMARY, *FIGURES, REPORT, CHECKPOINTS, RUNNING, TENSORBOARD)

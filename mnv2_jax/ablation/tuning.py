@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mnv2_jax.errors import Diverged
 from mnv2_jax.results import append_line, read_lines
 from mnv2_jax.tasks.task import Metric
-from mnv2_jax.training.trainer import Member
+from mnv2_jax.training.programs import Member
 
 if TYPE_CHECKING:
     from mnv2_jax.ablation.study import Family

@@ -1,11 +1,13 @@
 """One run: train a network on a data set, on all devices of this host or of several.
 
 --recipe sets all settings of the training at once; every other flag then changes one of them. --weights starts from a
-trained network. The same command again resumes where it stopped; SIGTERM saves and ends with exit code 75.
+trained network. The same command again resumes where it stopped; SIGTERM saves and ends with exit code 75. Once a run is
+finished, the same command with more --epochs, or --images, trains it longer.
 """
 
 import dataclasses
 import itertools
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -87,5 +89,7 @@ def main(options: Options) -> None:
     said = [f"test {metric.title} {metric.format(test[metric.name])}"]
     said += [f"{key.replace('_', ' ')} {value:.2%}" for key, value in others.items()]
     reporter.say(", ".join([*said, f"loss {test['loss']:.4f}"]))
-    for name in ("figure.png", "summary.json", "metrics.jsonl", "network"):
-        reporter.say(str(folder / name))
+    for name in ("figure.png", "summary.json", "metrics.jsonl", "network", "best_network"):
+        if (folder / name).exists():  # runs of earlier versions kept no best network
+            reporter.say(str(folder / name))
+    reporter.say(f"tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")

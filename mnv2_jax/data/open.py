@@ -5,6 +5,7 @@ from typing import Any
 
 from mnv2_jax.data.batch import CLASSES, Targets
 from mnv2_jax.data.catalog import CATALOG, ExifOrientation, OnBadImage
+from mnv2_jax.data.rand_augment import RandAugment
 from mnv2_jax.data.resident import Dataset as ResidentDataset
 from mnv2_jax.data.resident import load
 from mnv2_jax.data.stream import StreamedDataset, load_stream
@@ -22,6 +23,7 @@ def open_dataset(
     convention: str = "tensorflow",
     smallest_crop: float = 0.05,
     color: bool = False,
+    rand_augment: RandAugment = RandAugment(),  # noqa: B008 (frozen)
     on_bad_image: OnBadImage = "stop",
     exif_orientation: ExifOrientation = "apply",
     targets: Targets = CLASSES,
@@ -34,6 +36,7 @@ def open_dataset(
         data_files, train_images, validation_images, resolution, targets: see `resident.load`.
         convention, smallest_crop, color, on_bad_image, exif_orientation: see `load_stream`; a resident set has no need
             of them.
+        rand_augment: of a streamed set.
 
     Raises:
         UserError: if there is no such set, it cannot be resident, or see `resident.load` and `load_stream`.
@@ -49,8 +52,11 @@ def open_dataset(
         targets=targets,
     )
     if streamed:
-        varied: dict[str, Any] = dict(smallest_crop=smallest_crop, color=color, exif_orientation=exif_orientation)
-        return load_stream(name, **common, **varied, convention=convention, on_bad_image=on_bad_image)
+        varied: dict[str, Any] = dict(smallest_crop=smallest_crop, color=color, rand_augment=rand_augment)
+        how: dict[str, Any] = dict(exif_orientation=exif_orientation, convention=convention, on_bad_image=on_bad_image)
+        return load_stream(name, **common, **varied, **how)
     if entry is None or entry.shift is None:
         raise UserError(f"{name} has images of many sizes, so it is streamed; leave --input resident out")
+    if rand_augment.operations:
+        raise UserError(f"--rand-augment is for streamed images, and {name} is resident; add --input stream")
     return load(name, **common)

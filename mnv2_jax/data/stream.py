@@ -19,7 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from mnv2_jax.data.batch import CLASSES, Batch, Examples, Normalization, Targets, data_key, stack_targets
+from mnv2_jax.data.batch import (
+    CLASSES,
+    Batch,
+    ClassTargets,
+    Examples,
+    Normalization,
+    Targets,
+    data_key,
+    stack_targets,
+)
 from mnv2_jax.data.catalog import FOLDER, Entry, ExifOrientation, OnBadImage, describe_orientation
 from mnv2_jax.data.folder import printable, read_folder
 from mnv2_jax.data.prepare import check_images, find_entry, image_key, label_names, prepared_builder
@@ -31,6 +40,7 @@ from mnv2_jax.data.preprocessing import (
     read_image,
     view_of,
 )
+from mnv2_jax.data.rand_augment import RandAugment
 from mnv2_jax.data.sources import FolderSource, Source, TfdsSource
 from mnv2_jax.data.transforms import Crop, RandomCrop, RandomShift, crop_and_scale, distort_color, scale_and_shift
 from mnv2_jax.errors import UserError
@@ -50,6 +60,7 @@ class Prepare:
         seed: of the stream.
         crop, flip, size, channels: how they are varied.
         targets: how their annotations are encoded.
+        rand_augment: how they are varied afterwards.
         skipped: where to note a damaged image, in whose stead the next one is taken; None to fail.
     """
 
@@ -60,6 +71,7 @@ class Prepare:
     size: int
     channels: int
     targets: Targets = CLASSES
+    rand_augment: RandAugment = RandAugment()
     skipped: dict[str, None] | None = None
 
     def __call__(self, run: int, numbers: Int[np.ndarray, " n"]) -> Examples:
@@ -81,6 +93,7 @@ class Prepare:
                     view = crop_and_scale(example, self.crop, flip, generator, output)
                 else:
                     view = scale_and_shift(example, self.crop, flip, generator, output)
+                self.rand_augment(output, generator)
                 return self.targets.encode(example.annotation, view)
             except UserError as error:
                 if self.skipped is None:
@@ -99,7 +112,7 @@ class StreamedDataset:
         sources: of the splits "train", "validation" and "test", or of "all".
         image_shape: (height, width, channels) of the network's input.
         preprocessing: of evaluation, a name in `PREPROCESSING` or a `Preprocessing`; training is normalised alike.
-        crop, flip, color: how training images are varied.
+        crop, flip, color, rand_augment: how training images are varied.
         on_bad_image: "stop" at a damaged image and name it, or "skip" it: training takes the next one instead,
             evaluation counts one image less.
         targets: how the sources' annotations are encoded.
@@ -115,10 +128,17 @@ class StreamedDataset:
     crop: Crop
     flip: bool
     color: bool = False
+    rand_augment: RandAugment = RandAugment()
     on_bad_image: OnBadImage = "stop"
     targets: Targets = CLASSES
     skipped: dict[str, None] = dataclasses.field(default_factory=dict)
     said: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rand_augment.operations and not isinstance(self.targets, ClassTargets):
+            raise UserError(
+                "--rand-augment moves what images show, and of the targets only classes stay the same; leave it out"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -251,9 +271,8 @@ class StreamedData:
         dataset = self.dataset
         size, _, channels = dataset.image_shape
         skipped = dataset.skipped if dataset.on_bad_image == "skip" else None
-        prepare = Prepare(
-            dataset.sources["train"], seed, dataset.crop, dataset.flip, size, channels, dataset.targets, skipped
-        )
+        how = dataset.crop, dataset.flip, size, channels, dataset.targets, dataset.rand_augment
+        prepare = Prepare(dataset.sources["train"], seed, *how, skipped)
         stream = (
             grain.MapDataset.range(len(dataset.sources["train"]))
             .seed(seed)
@@ -299,6 +318,7 @@ def load_stream(
     convention: str = "tensorflow",
     smallest_crop: float = 0.05,
     color: bool = False,
+    rand_augment: RandAugment = RandAugment(),  # noqa: B008 (frozen)
     on_bad_image: OnBadImage = "stop",
     targets: Targets = CLASSES,
     exif_orientation: ExifOrientation = "apply",
@@ -311,6 +331,7 @@ def load_stream(
             name "folder" is the user's own `data_files`, see `read_folder`.
         convention: whose normalisation and central crop images of many sizes get.
         smallest_crop, color: how training varies them; see `RandomCrop` and `distort_color`.
+        rand_augment: how training varies images of any size.
         on_bad_image: see `StreamedDataset`.
         exif_orientation: of images of many sizes.
         whole: take all images as one split, "all".
@@ -331,10 +352,7 @@ def load_stream(
         sources = _tfds_sources(builder, entry, upright, whole)
         class_names, size, shift, flip = label_names(builder), entry.image_size, entry.shift, entry.flip
         channels = 1 if builder.info.features[image_key(builder)].shape[-1] == 1 else 3
-    for split, wanted in (("train", train_images), ("validation", validation_images)):
-        if wanted is not None and len(sources[split]):  # there may be images to test on alone
-            check_images(f"--{split}-images", wanted, len(sources[split]), name)
-            sources = {**sources, split: sources[split].first(wanted)}
+    sources = _limited(sources, {"train": train_images, "validation": validation_images}, name)
     said = said if shift is not None else (*said, describe_orientation(exif_orientation))
     return StreamedDataset(
         name,
@@ -345,10 +363,23 @@ def load_stream(
         RandomCrop(smallest_crop) if shift is None else RandomShift(shift),
         flip,
         color and shift is None,
+        rand_augment,
         on_bad_image,
         targets,
         said=said,
     )
+
+
+def _limited(
+    sources: Mapping[str, FolderSource | TfdsSource], wanted: Mapping[str, int | None], name: str
+) -> dict[str, FolderSource | TfdsSource]:
+    """The sources with only so many of the first images of some splits."""
+    limited = dict(sources)
+    for split, count in wanted.items():
+        if count is not None and len(sources[split]):  # there may be images to test on alone
+            check_images(f"--{split}-images", count, len(sources[split]), name)
+            limited[split] = sources[split].first(count)
+    return limited
 
 
 def _folder_sources(

@@ -25,8 +25,8 @@ from mnv2_jax.plan.compiled import Collective, collectives, needed_bytes, traffi
 from mnv2_jax.training.config import Parallel, Recipe, Run
 from mnv2_jax.training.create import create_dataset, create_learner
 from mnv2_jax.training.devices import REPLICATED, Devices, Program, group_size
+from mnv2_jax.training.programs import describe_programs
 from mnv2_jax.training.step import Learner
-from mnv2_jax.training.trainer import describe_programs
 
 IMAGENET_IMAGES = 1_281_167
 

@@ -78,15 +78,14 @@ class Classification:
         return {name: jnp.sum(value * batch.weights) for name, value in zip(self.names, values, strict=True)}
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Mean loss and the two accuracies, as fractions.
+        """Mean loss, accuracy, and with more than five classes top-5 accuracy, as fractions.
 
         Raises:
             UserError: if no image counts.
         """
         if not sums["examples"]:
             raise UserError("there is not one image that counts: the split is empty, or none of it can be read")
-        return {
-            "loss": float(sums["loss"] / sums["examples"]),
-            "accuracy": float(sums["correct"] / sums["examples"]),
-            "top5_accuracy": float(sums["correct_top5"] / sums["examples"]),
-        }
+        names = {"loss": "loss", "accuracy": "correct", "top5_accuracy": "correct_top5"}
+        if self.num_classes <= 5:
+            del names["top5_accuracy"]  # of every image
+        return {name: float(sums[counted] / sums["examples"]) for name, counted in names.items()}

@@ -44,6 +44,12 @@ class Metric:
         """What differences are counted in."""
         return "percentage points" if self.percent else self.title
 
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Whether a value is better than another; where there is no other, whether it is a number."""
+        if than is None:
+            return value == value
+        return value > than if self.higher_is_better else value < than
+
     def format(self, value: float) -> str:
         """For people: "91.63 %" or "0.412"."""
         return f"{100 * value:.2f} %" if self.percent else f"{value:.3f}"

@@ -14,8 +14,8 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.network import check_room, orbax_path, said_by, tree_digest
 from mnv2_jax.training.step import TrainState
 
-CHECKPOINTS, NETWORK = "checkpoints", "network"
-"""Names in a run's folder: of where to continue, and of what came out."""
+CHECKPOINTS, NETWORK, BEST = "checkpoints", "network", "best_network"
+"""Names in a run's folder: of where to continue, of what came out, and of what was best on the validation split."""
 
 
 class Saved(NamedTuple):
@@ -41,6 +41,7 @@ class RunCheckpoints:
         keep_every: besides, those of every multiple of so many steps.
         read_only: to look at them while, perhaps, the run goes on.
         disposable: whether runs may start from their beginning where none can be read.
+        oldest: step of the oldest that the run may resume from; there has to be one if it is not 0.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class RunCheckpoints:
         keep_every: int | None = None,
         read_only: bool = False,
         disposable: bool = False,
+        oldest: int = 0,
     ):
-        self.disposable = disposable
+        self.disposable, self._oldest = disposable, oldest
         self._open = contextlib.ExitStack()
         with _writable(folder):
             if not read_only:
@@ -101,8 +103,8 @@ class RunCheckpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a checkpoint, newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        """Steps with a checkpoint that the run may resume from, newest first."""
+        return sorted((step for step in self._manager.all_steps() if step >= self._oldest), reverse=True)
 
     def restore(self, like: TrainState | None = None) -> Saved | None:
         """The newest checkpoint that can be read; None where there is none at all.
@@ -126,6 +128,11 @@ class RunCheckpoints:
                 return Saved(state, notes, damaged)
             except Exception as error:  # Orbax lets errors of every library below it through
                 damaged.append((step, " ".join(str(error).split())[:120] or type(error).__name__))
+        if self._oldest and not damaged:
+            raise UserError(
+                f"there is no checkpoint of step {self._oldest} or later in {self._folder}, from which the finished run would "
+                "be trained longer; --overwrite starts from nothing"
+            )
         if damaged:
             steps = ", ".join(str(step) for step, _ in damaged)
             raise UserError(

@@ -39,10 +39,10 @@ class Recipe:
     """Highest learning rate, for a batch of --learning-rate-images."""
     learning_rate_images: int | None = None
     """The learning rate grows in proportion to the batch beyond these images; None takes it as it is."""
-    optimizer: Literal["sgd", "rmsprop"] = "sgd"
-    """Stochastic gradient descent, or RMSProp as TensorFlow 1 has it (epsilon inside the root, mean starts at 1)."""
+    optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
+    """SGD, RMSProp as in TensorFlow 1, or AdamW (common: --learning-rate 0.001 --weight-decay 0.05)."""
     momentum: float = 0.9
-    """Share of the last update that is kept."""
+    """Share of the last update that is kept; beta1 of AdamW."""
     nesterov: bool = True
     """Nesterov's momentum (SGD only)."""
     rmsprop_decay: float = 0.9
@@ -56,13 +56,15 @@ class Recipe:
     epoch_decay: float = 0.98
     """The factor of the exponential schedule."""
     weight_decay: float = 4e-5
-    """L2 penalty."""
+    """L2 penalty; of AdamW decoupled: the learning rate times this share of each weight is subtracted every step."""
     weight_decay_on: Literal["kernels", "all"] = "kernels"
     """Kernels of all but depthwise convolutions, as in the paper's code, or every parameter."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
     dropout_rate: float = 0.0
     """Share of the pooled features that is dropped."""
+    mixup: float = 0.0
+    """Mix pairs of training images, and their labels, by a share drawn from Beta(a, a) with this a (common: 0.2); 0 for none."""
     ema_decay: float = 0.0
     """Share that the moving average of the parameters keeps; 0 keeps no average."""
     batch_norm_momentum: float | None = None
@@ -75,6 +77,10 @@ class Recipe:
     """Share of an image's area that a random crop has at least; for images of many sizes."""
     color_distortion: bool = False
     """Vary brightness and saturation; for images of many sizes."""
+    rand_augment: int = 0
+    """RandAugment: so many random operations on each training image (common: 2); 0 for none. For streamed images."""
+    rand_augment_magnitude: float = 9.0
+    """Strength of RandAugment's operations, from 0 to 30."""
     evaluations: int = 10
     """How often a run is evaluated on the validation split, at equal distances."""
     images: int | None = None
@@ -101,6 +107,11 @@ class Recipe:
             )
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"--weight-decay must be 0 or more, got {self.weight_decay}")
+        if self.mixup != 0 and not LEAST <= self.mixup <= 1 / LEAST:
+            raise UserError(f"--mixup must be 0 (none) or from {LEAST:g} to {1 / LEAST:g}, got {self.mixup}")
+        for name, most in (("rand_augment", 16), ("rand_augment_magnitude", 30)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"--{name.replace('_', '-')} must be from 0 to {most}, got {getattr(self, name)}")
         shares = ["momentum", "rmsprop_decay", "warmup", "label_smoothing", "dropout_rate", "ema_decay"]
         for name in (*shares, "batch_norm_momentum"):
             value = getattr(self, name)
@@ -114,8 +125,26 @@ class Recipe:
                 raise UserError(
                     f"--{name.replace('_', '-')} is for --{flag} {value}, and this is {getattr(self, flag)}"
                 )
+        usual = type(self).__dataclass_fields__["rand_augment_magnitude"].default
+        if not self.rand_augment and self.rand_augment_magnitude != usual:
+            raise UserError("--rand-augment-magnitude is for --rand-augment 1 or more, and this is 0")
         if self.freeze is not None and self.backbone_learning_rate != 1:
             raise UserError("--freeze backbone trains no backbone; leave --backbone-learning-rate out")
+
+    def settings(self) -> dict[str, Any]:
+        """Flat, for JSON. Newer fields are left out at their defaults, so that a folder made before there were any resumes."""
+        newer = ("mixup", "rand_augment", "rand_augment_magnitude")
+        usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in newer}
+        given = dataclasses.asdict(self)
+        return {name: value for name, value in given.items() if name not in usual or value != usual[name]}
+
+    def remarks(self) -> list[str]:
+        """What has to be said of settings that are rarely meant, a line each."""
+        if self.optimizer == "adamw" and self.peak_learning_rate() > 0.01:
+            return [
+                f"a learning rate of {self.peak_learning_rate():g} is high for AdamW; common is --learning-rate 0.001"
+            ]
+        return []
 
     def starts_from_weights(self) -> list[str]:
         """The flags that only a run from trained weights has."""
@@ -251,7 +280,7 @@ class Run:
         own = {name: getattr(self, name) for name in names}
         # Those of earlier versions do not say it.
         turned = {} if self.exif_orientation == "apply" else {"exif_orientation": self.exif_orientation}
-        return {**own, **turned, **self.model, **dataclasses.asdict(self.training)}
+        return {**own, **turned, **self.model, **self.training.settings()}
 
 
 @dataclasses.dataclass(frozen=True)

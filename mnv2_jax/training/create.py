@@ -10,6 +10,7 @@ from flax import linen as nn
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG, OnBadImage
 from mnv2_jax.data.open import open_dataset
+from mnv2_jax.data.rand_augment import RandAugment
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import layer_costs
 from mnv2_jax.models.create import create_model
@@ -43,6 +44,7 @@ def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network |
             convention=run.model.get("convention") or "tensorflow",
             smallest_crop=run.training.smallest_crop,
             color=run.training.color_distortion,
+            rand_augment=RandAugment(run.training.rand_augment, run.training.rand_augment_magnitude),
             on_bad_image=on_bad_image,
             exif_orientation=run.exif_orientation,
             targets=TASKS[run.task].targets,
@@ -100,6 +102,7 @@ def create_learner(
         create_optimizer(training, dataset.train_images, layers),
         training.accumulation,
         training.ema_decay,
+        training.mixup,
         activations=tuple(activations),
         rated=rated,
         trained_layers=layers if training.freeze else None,

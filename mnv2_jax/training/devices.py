@@ -107,15 +107,16 @@ class Devices:
         """What a device is, as its maker calls it."""
         return self.mesh.devices.flat[0].device_kind
 
-    def check_divides(self, batch_size: int, accumulation: int) -> None:
-        """Refuse a batch of which the devices' shares are not equal.
+    def check_divides(self, batch_size: int, accumulation: int, mixup: float = 0) -> None:
+        """Refuse a batch of which the devices' shares are not equal, or with mixup not of whole pairs.
 
         Raises:
             UserError: says which batch would do.
         """
-        unit = self.per_run * accumulation
+        unit = self.per_run * accumulation * (2 if mixup else 1)
         if batch_size % unit:
             parts = f" with {accumulation} microbatches each" if accumulation > 1 else ""
+            parts += ", in pairs for --mixup" if mixup else ""
             near = max(unit, round(batch_size / unit) * unit)
             raise UserError(f"--batch-size {batch_size} does not divide by {self.per_run} devices{parts}; take {near}")
 

@@ -75,8 +75,8 @@ def fetch(totals: Any) -> list[dict[str, Any]]:
 
 
 def metrics_of(task: Task, sums: dict[str, Any]) -> dict[str, float]:
-    """The task's metrics of one run, and "examples"."""
-    return {**task.metrics(sums), "examples": int(sums["examples"])}
+    """The task's metrics of one run, and "examples", which shares of mixed images add up to but for rounding."""
+    return {**task.metrics(sums), "examples": round(sums["examples"])}
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.models.create import NOT_IN_INFERENCE, create_model, model_name, model_settings
 from mnv2_jax.network import Network, from_description, variable_shapes
 from mnv2_jax.results import CONFIG, kind_of, read_json
-from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
+from mnv2_jax.training.checkpoint import BEST, CHECKPOINTS, NETWORK, RunCheckpoints
 from mnv2_jax.training.config import Run
 from mnv2_jax.training.devices import SEED, Devices
 from mnv2_jax.training.step import Learner, TrainState
@@ -33,13 +33,16 @@ def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dic
     """A trained network, the settings of the run that it comes from, or none, and what there is to say of it.
 
     Args:
-        where: a run's folder, finished or not, or what `load_weights` takes.
+        where: a run's folder, finished or not, or a network in it, or what `load_weights` takes.
         averaged: of a run with a moving average of its parameters, take the average.
 
     Raises:
         UserError: if there is none.
     """
     path = Path(where)
+    if path.name in (NETWORK, BEST) and (path.parent / CONFIG).is_file() and path.is_dir():
+        settings = read_json(path.parent / CONFIG, object)
+        return load_weights(where), settings if kind_of(settings) == "run" else {}, []
     if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
         return load_weights(where), {}, []
     settings = read_json(path / CONFIG, {}, f"put back a copy of it, or name {path / NETWORK}")

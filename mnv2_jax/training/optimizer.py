@@ -44,13 +44,18 @@ def create_optimizer(
     """The optimizer of a run on so many images; `task_layers` are those that are not the backbone's.
 
     RMSProp is TensorFlow 1's, which the paper used: its mean square starts at 1, epsilon is added inside the
-    root, and the momentum is of updates that the learning rate has scaled.
+    root, and the momentum is of updates that the learning rate has scaled. AdamW's weight decay is decoupled from its
+    gradients (Loshchilov and Hutter, arXiv:1711.05101), the others' is an L2 penalty.
     """
     schedule = create_schedule(recipe, train_images)
-    if recipe.optimizer == "sgd":
-        optimizer = optax.sgd(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    mask = decays if recipe.weight_decay_on == "kernels" else None
+    penalty = optax.add_decayed_weights(recipe.weight_decay, mask=mask)
+    if recipe.optimizer == "adamw":
+        chain = [optax.adamw(schedule, b1=recipe.momentum, weight_decay=recipe.weight_decay, mask=mask)]
+    elif recipe.optimizer == "sgd":
+        chain = [penalty, optax.sgd(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov)]
     else:
-        optimizer = optax.rmsprop(
+        rmsprop = optax.rmsprop(
             schedule,
             decay=recipe.rmsprop_decay,
             eps=recipe.rmsprop_epsilon,
@@ -58,10 +63,9 @@ def create_optimizer(
             eps_in_sqrt=True,
             momentum=recipe.momentum,
         )
-    mask = decays if recipe.weight_decay_on == "kernels" else None
-    chain = [optax.add_decayed_weights(recipe.weight_decay, mask=mask), optimizer]
+        chain = [penalty, rmsprop]
     if recipe.backbone_learning_rate != 1:
-        # Both optimizers' updates are proportional to the learning rate of the whole run.
+        # Every optimizer's updates are proportional to the learning rate of the whole run.
         def is_backbone(params):
             return {name: name not in task_layers for name in params}
 

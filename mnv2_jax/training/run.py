@@ -1,8 +1,9 @@
 """One run and its folder: a group of one, trained and summarised.
 
 A run's folder holds `config.json` (what is asked for), `metrics.jsonl` and `tensorboard/` (what was logged),
-`checkpoints/STEP` (where to continue), and at the end `summary.json`, `figure.png` and `network/`, which `load_weights`
-reads. The same run started again continues from its newest checkpoint, to the same bits.
+`checkpoints/STEP` (where to continue), `best_network/` (what was best on the validation split so far), and at the end
+`summary.json`, `figure.png` and `network/`, which `load_weights` reads as it does `best_network/`. The same run started
+again continues from its newest checkpoint, to the same bits; with more epochs or images a finished run is trained longer.
 """
 
 import contextlib
@@ -17,25 +18,39 @@ from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import FOLDER
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import ODD, Network, describe, save_network, tree_digest
-from mnv2_jax.results import FIGURES, METRICS, SUMMARY, check_folder, claim_folder, plain, read_json, write_json
+from mnv2_jax.results import (
+    FIGURES,
+    METRICS,
+    SUMMARY,
+    check_folder,
+    claim_folder,
+    plain,
+    write_json,
+)
+from mnv2_jax.tasks.metric import Metric
 from mnv2_jax.tasks.task import TASKS
-from mnv2_jax.training.checkpoint import CHECKPOINTS, NETWORK, RunCheckpoints
+from mnv2_jax.training.best import Best, variables_of
+from mnv2_jax.training.checkpoint import BEST, CHECKPOINTS, NETWORK, RunCheckpoints
 from mnv2_jax.training.config import Execution, Run
 from mnv2_jax.training.create import check_batch_norm, create_dataset, create_learner, network_of
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.distributed import wait_for_processes, watch_for_preemption
 from mnv2_jax.training.finetune import Start, open_trained, with_settings_of
 from mnv2_jax.training.log import Log
+from mnv2_jax.training.longer import LENGTH, SHORTER, describe_longer, earlier_runs, finished_shorter, read_summary
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.optimizer import create_schedule
 from mnv2_jax.training.plots import save_run
+from mnv2_jax.training.programs import Member, Programs, trace_programs
 from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.step import TrainState
-from mnv2_jax.training.trainer import Member, Programs, Trainer, trace_programs
+from mnv2_jax.training.trainer import Trainer
 
 TENSORBOARD, TRACE = "tensorboard", "trace"
 DATA_FILES = "data_files"
-CONTENTS = (CHECKPOINTS, NETWORK, METRICS, SUMMARY, TENSORBOARD, TRACE, *FIGURES)
+CONTENTS = (CHECKPOINTS, NETWORK, BEST, METRICS, SUMMARY, TENSORBOARD, TRACE, *FIGURES)
+FEW_STEPS = 100
+"""With fewer, a run that has not learnt much is called a smoke test."""
 
 
 def train_run(
@@ -58,63 +73,103 @@ def train_run(
         settings = {**run.settings(), "data_sha256": dataset.fingerprint()}
         if start is not None:
             settings["weights_sha256"] = tree_digest(start.variables)
-        # Where one's own images lie is for `evaluate`; that they are the same, their digest says.
-        where = {DATA_FILES: str(run.data_files.resolve())} if run.dataset == FOLDER and run.data_files else {}
-        check_folder(settings, folder, overwrite, "run", extends=DATA_FILES)
+        steps = run.training.steps(dataset.train_images)
+        shorter = None if overwrite else finished_shorter(run, folder, dataset.train_images)
+        noted = (DATA_FILES, SHORTER)
+        check_folder(settings, folder, overwrite, "run", noted, LENGTH if shorter else ())
         if jax.process_count() > 1 and ODD.search(str(folder.absolute())):
             raise UserError(f"--out {folder}: several processes take no name with *, ?, [ or \\; name another folder")
         if (folder / SUMMARY).exists() and not overwrite:
-            reporter.say("This run was finished before.")
-            tested = {"loss": float, TASKS[run.task].metric.name: float, str: float}
-            again = "remove it, and the same command makes it again"
-            return read_json(folder / SUMMARY, {"test": tested}, again)
-        steps = run.training.steps(dataset.train_images)
+            summary = read_summary(folder, TASKS[run.task].metric)
+            if summary["steps"] == steps:
+                reporter.say("This run was finished before.")
+                return summary
         if execution.profiled[1] > steps:
             raise UserError(f"--profile ends at step {execution.profiled[1]}, and the run has {steps}")
         devices = Devices.create(parallel=execution.parallel)
-        devices.check_divides(run.training.batch_size, run.training.accumulation)
-        for line in check_batch_norm(run, dataset, devices.per_run):
+        devices.check_divides(run.training.batch_size, run.training.accumulation, run.training.mixup)
+        for line in (*check_batch_norm(run, dataset, devices.per_run), *run.training.remarks()):
             reporter.say(line)
+        # Where one's own images lie is for `evaluate`; that they are the same, their digest says.
+        notes: dict[str, Any] = {}
+        if run.dataset == FOLDER and run.data_files:
+            notes[DATA_FILES] = str(run.data_files.resolve())
+        if shorter is not None:
+            notes[SHORTER] = [*earlier_runs(folder), shorter]
+            reporter.say(describe_longer(run.training, shorter, dataset.train_images))
         if jax.process_index() == 0:
-            held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, DATA_FILES, where))
+            changes = LENGTH if shorter else ()
+            held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, noted, notes, changes))
         wait_for_processes("folder")
         reporter.say(f"compiling for {devices.mesh.size} devices ({devices.kind})")
         learner = create_learner(run, dataset, devices.per_run)
         programs = trace_programs(learner, dataset, run.training, devices)()
         reporter.say(f"compiled in {programs.compile_seconds:.0f} s")
+        made = {**notes, "settings": settings, "command": command, "environment": dict(environment or {})}
+        return train_to_the_end(run, execution, folder, programs, dataset, reporter, should_stop, start, made)
 
-        trainer = create_trainer(run, execution, folder, programs, dataset, reporter, should_stop, start)
-        with contextlib.closing(trainer.checkpoints), contextlib.closing(trainer.log):
-            reporter.expect(steps, learner.task.metric)
-            try:
-                state = trainer.train()
-            finally:
-                reporter.stop()
-            (test,) = trainer.test(state)
-        found: dict[str, Any] = {
-            **summarize(run, trainer, state, test),
-            "settings": settings,
-            "command": command,
-            "environment": dict(environment or {}),
-        }
-        if skipped := trainer.skipped():
-            reporter.say(f"{len(skipped)} damaged images were skipped, the first of them: {skipped[0]}")
-        finish(run, folder, dataset, state, found)
+
+def train_to_the_end(
+    run, execution, folder, programs: Programs, dataset, reporter, should_stop, start, made: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Do the steps that are missing, and write what comes out; returns the summary, with what is `made` of in it."""
+    best = Best(folder / BEST, network_of(run, dataset))
+    trainer = create_trainer(run, execution, folder, programs, dataset, reporter, should_stop, best, start)
+    metric = programs.learner.task.metric
+    with contextlib.closing(trainer.checkpoints), contextlib.closing(trainer.log):
+        reporter.expect(trainer.steps, metric)
+        try:
+            state = trainer.train()
+        except KeyboardInterrupt:
+            trainer.checkpoints.wait()
+            saved = trainer.checkpoints.steps
+            where = f"resumes from step {saved[0]}" if saved else "starts from the beginning: nothing is saved yet"
+            reporter.say(f"interrupted; the same command {where}")
+            raise
+        finally:
+            reporter.stop()
+        (test,) = trainer.test(state)
+    found = {**summarize(run, trainer, state, test, best), **made}
+    if earlier := earlier_runs(folder):
+        found[SHORTER] = earlier
+    if skipped := trainer.skipped():
+        reporter.say(f"{len(skipped)} damaged images were skipped, the first of them: {skipped[0]}")
+    if best.found is not None:
+        value = metric.format(best.found["validation"][metric.name])
+        reporter.say(f"best on the validation split: {metric.title} {value} at step {best.found['step']}")
+    if remark := too_short(trainer.steps, metric, test[metric.name], dataset.num_classes):
+        reporter.say(remark)
+    finish(run, folder, dataset, state, found)
     return plain(found)
 
 
-def summarize(run: Run, trainer: Trainer, state: TrainState, test: Mapping[str, float]) -> dict[str, Any]:
+def summarize(run: Run, trainer: Trainer, state: TrainState, test: Mapping[str, float], best: Best) -> dict[str, Any]:
     """What came out of a run, for its summary."""
     return {
         "dataset": run.dataset,
         "steps": trainer.steps,
         "test": dict(test),
+        "best": best.found,
         "parameters_sha256": tree_digest(state.params),
         "train_images": trainer.dataset.train_images,
         "skipped_images": trainer.skipped(),
         "compile_seconds": round(trainer.programs.compile_seconds, 2),
         "train_seconds": round(trainer.seconds, 2),
     }
+
+
+def too_short(steps: int, metric: Metric, value: float, classes: int) -> str | None:
+    """What to say of a run that ended near chance, or after few steps far from its goal; None of others."""
+    chance = metric.chance(classes) if metric.chance else None
+    if chance is None or not metric.higher_is_better:
+        return None
+    learnt = (value - chance) / (1 - chance)
+    if value - chance >= min(chance, (1 - chance) / 10) and (steps >= FEW_STEPS or learnt >= 0.5):
+        return None
+    return (
+        f"{steps:,} steps were a smoke test: test {metric.title} {metric.format(value)}, where chance gives "
+        f"{metric.format(chance)}, does not show what the network can learn; raise --epochs"
+    )
 
 
 def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Dataset, Start | None]:
@@ -137,9 +192,11 @@ def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Da
     return run, dataset, start
 
 
-def create_trainer(run, execution, folder, programs: Programs, dataset, reporter, should_stop, start) -> Trainer:
+def create_trainer(run, execution, folder, programs: Programs, dataset, reporter, should_stop, best, start) -> Trainer:
     """The trainer of a group of one, which keeps its files in the run's folder."""
     member = Member(name_of(run), run.seed)
+    # What led to an earlier checkpoint had another schedule: the run would not be the same that was stopped.
+    oldest = max((earlier["steps"] for earlier in earlier_runs(folder)), default=0)
     steps = run.training.steps(dataset.train_images)
     # All of them at once: asking the schedule while the devices work would wait for them.
     rates = np.broadcast_to(np.asarray(create_schedule(run.training, dataset.train_images)(np.arange(steps))), (steps,))
@@ -149,9 +206,10 @@ def create_trainer(run, execution, folder, programs: Programs, dataset, reporter
         run.training,
         [member],
         Log(folder / METRICS, {(member.arm, member.seed): folder / TENSORBOARD}, reporter),
-        RunCheckpoints(folder / CHECKPOINTS, execution.keep, execution.keep_every),
+        RunCheckpoints(folder / CHECKPOINTS, execution.keep, execution.keep_every, oldest=oldest),
         execution,
         should_stop=should_stop,
+        on_validation=best,
         start=start,
         rates=rates,
         notes={"network": describe(network_of(run, dataset))},
@@ -166,12 +224,10 @@ def name_of(run: Run) -> str:
 
 def finish(run: Run, folder: Path, dataset: Dataset, state: TrainState, found: Mapping[str, Any]) -> None:
     """Write network, figure, and last the summary, by which a run is known to be finished."""
-    variables = jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state.variables(averaged=True))
-    network = network_of(run, dataset).replace(variables=variables)
+    network = network_of(run, dataset).replace(variables=variables_of(state))
     if jax.process_index() == 0:
         save_network(folder / NETWORK, network)
-        title = f"{name_of(run)} on {run.dataset}"
-        save_run(read_records(folder / METRICS, network.task.metric.name), title, folder, network.task.metric)
+        save_run(read_records(folder / METRICS, network.task.metric.name), found, folder, network.task.metric)
         write_json(folder / SUMMARY, plain(found))
     wait_for_processes("summary")
 

@@ -5,6 +5,7 @@ whole state, and one sum over the axis makes the update the same everywhere. The
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.models.layers import switch_activation
@@ -53,6 +54,7 @@ class Learner:
         optimizer: from gradients to updates.
         accumulation: microbatches in which a device takes its images, one after the other.
         ema_decay: share that the moving average keeps; 0 for no average.
+        mixup: parameter of the beta distribution of the shares of mixed images; 0 for none.
         activations: what may follow the bottlenecks; each run has one by its number, `TrainState.choice`. So one
             program serves networks that differ in that alone. Empty where the model has its own.
         rated: whether each run has a factor of its own for the learning rate.
@@ -64,6 +66,7 @@ class Learner:
     optimizer: optax.GradientTransformation
     accumulation: int = 1
     ema_decay: float = 0.0
+    mixup: float = 0.0
     activations: tuple[str, ...] = ()
     rated: bool = False
     trained_layers: tuple[str, ...] | None = None
@@ -118,20 +121,22 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
     summed, running statistics averaged.
     """
     init_key, _ = jax.random.split(jax.random.key(state.seed))
-    dropout_key = jax.random.fold_in(jax.random.fold_in(init_key, 1), state.step)
+    dropout_key, mixup_key = (jax.random.fold_in(jax.random.fold_in(init_key, use), state.step) for use in (1, 2))
     trained, frozen = learner.split(state.params)
 
     def loss(trained, microbatch: Batch):
         variables = {"params": {**trained, **frozen}, "batch_stats": state.batch_stats}
+        labelled = mix_pairs(mixup_key, microbatch, learner.mixup) if learner.mixup else [microbatch]
         outputs, updates = learner.network(state).apply(
             variables,
-            microbatch.images,
+            labelled[0].images,
             train=True,
             index=microbatch.index,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        sums = learner.task.sums(outputs, microbatch, train=True)
+        each = (learner.task.sums(outputs, one, train=True) for one in labelled)
+        sums = jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *each)
         return sums["loss"], (sums, {} if learner.frozen_statistics else updates["batch_stats"])
 
     def of_microbatch(microbatch: Batch):
@@ -158,7 +163,7 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
 
     updates, opt_state = learner.optimizer.update(gradients, state.opt_state, trained)
     if state.rate is not None:
-        # Both optimizers' updates are proportional to the learning rate of the whole run.
+        # Every optimizer's updates are proportional to the learning rate of the whole run.
         updates = jax.tree.map(lambda leaf: state.rate * leaf, updates)
     trained = optax.apply_updates(trained, updates)
     ema = state.ema
@@ -169,6 +174,32 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
     params = {**trained, **frozen}
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     return state, sums
+
+
+def mix_pairs(key: Key[Array, ""], batch: Batch, alpha: float) -> list[Batch]:
+    """Mixup: each image mixed with its neighbour, the one whose index differs in the last bit.
+
+    The images of a pair keep a share s of themselves and get 1 - s of the other, with s drawn from Beta(alpha, alpha) for
+    the pair's index alone. So the devices and microbatches change nothing, if each has whole pairs.
+
+    Returns:
+        The mixed images twice: with their own targets, weighted by s, and with the other's, weighted by 1 - s. The sums of
+        both are those of mixed labels for every loss that is linear in them, as cross entropy is, and the accuracy is
+        the one that the method's authors report: either label counts by its share.
+
+    Source: Zhang et al., arXiv:1710.09412, with a share a pair as in timm, where their code draws one a batch.
+    """
+
+    def swap(leaf):
+        return leaf.reshape(-1, 2, *leaf.shape[1:])[:, ::-1].reshape(leaf.shape)
+
+    def share_of(pair):
+        return jax.random.beta(jax.random.fold_in(key, pair), alpha, alpha)
+
+    share = jax.vmap(share_of)(batch.index // 2)
+    images = batch.images + (1 - share)[:, None, None, None] * (swap(batch.images) - batch.images)
+    own = batch._replace(images=images, weights=share * batch.weights)
+    return [own, own._replace(targets=jax.tree.map(swap, batch.targets), weights=(1 - share) * batch.weights)]
 
 
 def device_index(batch_size: int, accumulation: int) -> Int[Array, " n"]:

@@ -1,4 +1,4 @@
-"""Trains a group of runs: compiled once, resumed, stepped, evaluated, logged and saved. The only loop.
+"""Trains a group of runs: resumed, stepped, evaluated, logged and saved. The only loop.
 
 `train` is a group of one, a study is several groups. The runs of a group are side by side on a mesh of seeds x data;
 they share a program and differ in their seeds, and perhaps in an activation, a learning rate, or what they start from.
@@ -6,172 +6,29 @@ they share a program and differ in their seeds, and perhaps in an activation, a 
 
 import collections
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from mnv2_jax.data.batch import Batch, Dataset, TrainData
+from mnv2_jax.data.batch import Dataset
 from mnv2_jax.errors import Diverged, Preempted, UserError
 from mnv2_jax.training.checkpoint import RunCheckpoints
 from mnv2_jax.training.config import Execution, Recipe, evaluation_steps, log_interval
-from mnv2_jax.training.devices import DATA, REPLICATED, SEED, Devices, Program
-from mnv2_jax.training.evaluation import (
-    describe_evaluation,
-    evaluate,
-    evaluation_shapes,
-    evaluation_size,
-    fetch,
-    metrics_of,
-    stacked_zeros,
-)
+from mnv2_jax.training.devices import DATA, REPLICATED, SEED
+from mnv2_jax.training.evaluation import evaluate, evaluation_size, fetch, metrics_of
 from mnv2_jax.training.finetune import Start
 from mnv2_jax.training.log import Log
 from mnv2_jax.training.metrics import Record
-from mnv2_jax.training.step import Learner, TrainState, device_index, init_state, train_step
+from mnv2_jax.training.programs import FINITE, Member, Programs
+from mnv2_jax.training.step import TrainState
 
 STREAM_AHEAD = 3
 """Steps that are given to the devices before the oldest is waited for, where each brings a batch of its own."""
-
-FINITE = "finite_steps"
-"""Beside the task's sums: how many steps had a finite loss. The first that had none spoils all behind it."""
-
-
-class Member(NamedTuple):
-    """One run of a group: what its records are called, and in what it differs from the others.
-
-    Attributes:
-        arm, seed: the run's name in records.
-        rate: factor of the learning rate, where the learner has them.
-        choice: number of its activation among the learner's.
-        started: whether it starts from the group's trained weights, where there are any.
-    """
-
-    arm: str
-    seed: int
-    rate: float = 1.0
-    choice: int = 0
-    started: bool = True
-
-
-# --- Programs --------------------------------------------------------------------------------------------
-
-
-def describe_programs(
-    learner: Learner, dataset: Dataset, recipe: Recipe, devices: Devices, evaluation_images: int | None = None
-) -> dict[str, Program]:
-    """All that runs of a network need: "init", "train" and "evaluate".
-
-    `evaluation_images` are those of a batch of evaluation, `evaluation_size(devices)` if not given.
-
-    Raises:
-        UserError: if the batch does not divide by the devices.
-    """
-    data = dataset.train_data(recipe.batch_size, recipe.accumulation)
-    value_spec = REPLICATED if data.shared else DATA
-    devices.check_divides(recipe.batch_size, recipe.accumulation)
-
-    def init(run):
-        return init_state(run["seed"], learner, dataset.image_shape, run.get("choice"), run.get("rate"))
-
-    def train(state, totals, value):
-        index = device_index(recipe.batch_size, recipe.accumulation)
-        batch = data.batch(value, state.seed, state.step, index)
-        state, sums = train_step(state, batch, learner)
-        sums[FINITE] = jnp.isfinite(sums["loss"]).astype(jnp.float32)
-        # The last is returned so that the host can block on it: state and totals are donated to the next step.
-        return state, jax.tree.map(jnp.add, totals, sums), sums["examples"]
-
-    runs, shape = devices.runs, jax.ShapeDtypeStruct
-    run = {"seed": shape((), jnp.int32)}
-    if learner.activations:
-        run["choice"] = shape((), jnp.int32)
-    if learner.rated:
-        run["rate"] = shape((), jnp.float32)
-
-    def of_all_runs(tree):
-        return jax.tree.map(lambda leaf: shape((runs, *leaf.shape), leaf.dtype), tree)
-
-    state = of_all_runs(jax.eval_shape(init, run))
-    totals = of_all_runs({**learner.task.zeros(), FINITE: np.zeros((), np.float32)})
-    value = devices.shapes(data.shapes(), value_spec)
-    batch = devices.shapes(evaluation_shapes(dataset, evaluation_images or evaluation_size(devices)), DATA)
-    return {
-        "init": Program(init, [SEED], [of_all_runs(run)], once=True),
-        # State and totals are donated: their memory becomes the next ones'.
-        "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
-        "evaluate": describe_evaluation(learner, state, batch, devices),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled programs of one network, each for all runs and devices of a group."""
-
-    init: Callable[[dict[str, jax.Array]], TrainState]
-    train: Callable[[TrainState, Any, Any], tuple[TrainState, Any, jax.Array]]
-    evaluate: Callable[[TrainState, Any, Batch], Any]
-    learner: Learner
-    data: TrainData
-    devices: Devices
-    batch_size: int
-    compile_seconds: float
-
-    def start(self, members: Sequence[Member]) -> TrainState:
-        """The states before the first step, initialised by their seeds."""
-        runs = {"seed": np.asarray([member.seed for member in members], np.int32)}
-        if self.learner.activations:
-            runs["choice"] = np.asarray([member.choice for member in members], np.int32)
-        if self.learner.rated:
-            runs["rate"] = np.asarray([member.rate for member in members], np.float32)
-        return self.init(self.devices.put(runs, SEED))
-
-    def no_totals(self) -> Any:
-        """Totals to add to, each of which can be used once."""
-        finite = {FINITE: np.zeros(self.devices.runs, np.float32)}
-        return self.devices.put({**stacked_zeros(self.learner.task, self.devices), **finite}, SEED)
-
-
-def trace_programs(learner: Learner, dataset: Dataset, recipe: Recipe, devices: Devices) -> Callable[[], Programs]:
-    """Trace all that runs of a network need, and begin to compile it; what this returns waits for that.
-
-    XLA lets go of the interpreter while it compiles, on one core: meanwhile another can trace the next program.
-
-    Raises:
-        UserError: if the batch does not divide by the devices.
-    """
-    began = time.perf_counter()
-    described = describe_programs(learner, dataset, recipe, devices)
-
-    def timed(finish: Callable[[], Callable]) -> tuple[Callable, float]:
-        return finish(), time.perf_counter()
-
-    threads = ThreadPoolExecutor(len(described))
-    pending = {name: threads.submit(timed, devices.trace(program)) for name, program in described.items()}
-    threads.shutdown(wait=False)
-
-    def finish() -> Programs:
-        compiled = {name: each.result() for name, each in pending.items()}
-        return Programs(
-            **{name: program for name, (program, _) in compiled.items()},
-            learner=learner,
-            data=dataset.train_data(recipe.batch_size, recipe.accumulation),
-            devices=devices,
-            batch_size=recipe.batch_size,
-            compile_seconds=max(ended for _, ended in compiled.values()) - began,
-        )
-
-    return finish
-
-
-# --- The loop --------------------------------------------------------------------------------------------
 
 
 class Interval(NamedTuple):
@@ -194,6 +51,7 @@ class Trainer:
         checkpoints: where the state is kept.
         execution: how often to log and to save.
         should_stop: asked after every step whether to save and stop.
+        on_validation: called with the states, the step and each run's metrics whenever the validation split was read.
         start: trained weights of the members that start from some.
         save_seconds: save no more often than this; then not at the last step, after which there are results.
         rates: learning rate of each step, for the log; None to leave it out.
@@ -211,6 +69,7 @@ class Trainer:
         execution: Execution = Execution(),  # noqa: B008 (frozen)
         *,
         should_stop: Callable[[int], bool] = lambda step: False,
+        on_validation: Callable[[TrainState, int, Sequence[dict[str, float]]], None] = lambda *found: None,
         start: Start | None = None,
         save_seconds: float = 0.0,
         rates: np.ndarray | None = None,
@@ -219,7 +78,7 @@ class Trainer:
     ):
         self.programs, self.dataset, self.members, self.log = programs, dataset, tuple(members), log
         self.checkpoints = checkpoints
-        self._should_stop, self._start = should_stop, start
+        self._should_stop, self._on_validation, self._start = should_stop, on_validation, start
         self._rates, self._notes, self._trace = rates, notes or {}, trace
         self.steps = recipe.steps(dataset.train_images)
         self._log_every = execution.log_every or log_interval(self.steps)
@@ -315,7 +174,7 @@ class Trainer:
         reporter.begin(self._label(), self.steps, done)
         # On preemption the state was saved first: what it scores is found out now.
         if done in self._evaluations and not self.log.has("validation", done):
-            self._write("validation", done, self.evaluate(state, "validation"))
+            self._validate(state, done)
         return state, done, position
 
     def _pause(self, state: TrainState, step: int, position: Any, stop: bool) -> None:
@@ -323,7 +182,7 @@ class Trainer:
         if step == self._last_traced:
             self._tracing.close()
         if step in self._evaluations and not stop:
-            self._write("validation", step, self.evaluate(state, "validation"))
+            self._validate(state, step)
         due = step in self._saves and time.perf_counter() - self._last_save >= self._save_seconds
         if due or stop:
             self._save(state, step, position)
@@ -373,6 +232,12 @@ class Trainer:
         devices = self.programs.devices
         batches = self.dataset.evaluation(split, evaluation_size(devices), jax.process_index(), jax.process_count())
         return evaluate(self.programs.evaluate, state, batches, self.programs.learner.task, devices)
+
+    def _validate(self, state: TrainState, step: int) -> None:
+        found = self.evaluate(state, "validation")
+        # Before the record, by which a resumed run knows that this was done.
+        self._on_validation(state, step, found)
+        self._write("validation", step, found)
 
     def test(self, state: TrainState) -> list[dict[str, float]]:
         """Metrics over the test split, which is read once, logged."""

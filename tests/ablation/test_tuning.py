@@ -14,7 +14,7 @@ from mnv2_jax.ablation.arms import learner_of
 from mnv2_jax.tasks.metric import Metric
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.evaluation import fetch
-from mnv2_jax.training.trainer import Member
+from mnv2_jax.training.programs import Member
 
 ACCURACY = Metric("accuracy", "accuracy")
 TUNED = dataclasses.replace(STUDY, tune=True, training=dataclasses.replace(STUDY.training, learning_rate=0.01))

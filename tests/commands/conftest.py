@@ -22,7 +22,7 @@ from mnv2_jax.network import save_network, variable_shapes
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training import run as run_module
 from mnv2_jax.training.devices import Devices
-from mnv2_jax.training.trainer import Programs, trace_programs
+from mnv2_jax.training.programs import Programs, trace_programs
 from mnv2_jax.weights import mapping
 from mnv2_jax.weights.files import safetensors_bytes
 from mnv2_jax.weights.transformers import TRANSFORMERS

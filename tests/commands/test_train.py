@@ -38,6 +38,7 @@ def test_a_run_leaves_its_files(finished):
         "metrics.jsonl",
         "checkpoints",
         "network",
+        "best_network",
         "summary.json",
         "tensorboard",
         "figure.png",
@@ -71,7 +72,11 @@ def test_a_finished_run_is_not_repeated(finished, run, two_blocks):
     (metric,) = [line for line in output.splitlines() if line.startswith("test accuracy")]
     summary = json.loads((finished / "summary.json").read_text())
     assert f"test accuracy {100 * summary['test']['accuracy']:.2f} %, top5 accuracy" in metric
-    assert output.splitlines()[-1] == str(finished / "network")
+    assert output.splitlines()[-3:] == [
+        str(finished / "network"),
+        str(finished / "best_network"),
+        f"tensorboard --logdir {finished / 'tensorboard'}",
+    ]
     code, _, errors = run("train", *FLAGS, "--ema-decay", "0.9", "--out", finished)
     assert code == 2
     assert "holds another run: ema_decay is 0.5 there and 0.9 here" in errors
@@ -121,7 +126,7 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     save_network(Path("three"), before.replace(variables=jax.tree.map(lambda leaf: leaf + 1, before.variables)))
     code, _, errors = run(*flags)
     assert code == 2
-    assert "holds another run: weights_sha256 is" in errors
+    assert "holds another run: the trained weights that it starts from are not those that it was made with" in errors
 
 
 def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):

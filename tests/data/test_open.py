@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 from samples import write_folder
+from toy import PointTargets
 
 from mnv2_jax.data.open import open_dataset
+from mnv2_jax.data.rand_augment import RandAugment
 from mnv2_jax.data.resident import Dataset
 from mnv2_jax.data.stream import StreamedDataset
 from mnv2_jax.data.transforms import RandomCrop
@@ -34,6 +36,17 @@ def test_images_of_many_sizes_cannot_be_resident():
             open_dataset(name, streamed=False)
     with pytest.raises(UserError, match="--dataset folder needs --data-files DIR"):
         open_dataset("folder")
+
+
+def test_rand_augment_is_of_streams():
+    how = RandAugment(2)
+    assert open_dataset("digits", streamed=True, rand_augment=how).rand_augment == how
+    with pytest.raises(
+        UserError, match="^--rand-augment is for streamed images, and digits is resident; add --input st"
+    ):
+        open_dataset("digits", rand_augment=how)
+    with pytest.raises(UserError, match="^--rand-augment moves what images show, and of the targets only classes stay"):
+        open_dataset("digits", streamed=True, rand_augment=how, targets=PointTargets())
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -45,10 +45,15 @@ def test_metrics_are_means_over_all_examples():
     first, second = sums([[0.0, 9.0], [9.0, 0.0]], [1, 1]), sums(jnp.zeros((1, 2)), [0])
     metrics = Classification(2).metrics({name: first[name] + second[name] for name in first})
     assert metrics["accuracy"] == pytest.approx(2 / 3)
-    assert metrics["top5_accuracy"] == 1
     assert metrics["loss"] == pytest.approx((9 + math.log(2)) / 3, rel=1e-3)
     with pytest.raises(UserError, match="there is not one image that counts"):
         Classification(2).metrics(Classification(2).zeros())
+
+
+@pytest.mark.parametrize(("classes", "top5"), [(5, False), (6, True)])
+def test_the_five_best_of_five_classes_tell_nothing(classes, top5):
+    metrics = Classification(classes).metrics(sums(jnp.zeros((1, classes)), [classes - 1]))
+    assert metrics.get("top5_accuracy") == (0 if top5 else None)
 
 
 def test_probabilities_of_a_softmax_and_of_sigmoids():

@@ -21,9 +21,10 @@ from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.log import Log
 from mnv2_jax.training.metrics import Record, read_records
 from mnv2_jax.training.optimizer import create_optimizer
+from mnv2_jax.training.programs import Programs, trace_programs
 from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.step import Learner, TrainState
-from mnv2_jax.training.trainer import Programs, Trainer, trace_programs
+from mnv2_jax.training.trainer import Trainer
 
 # One block instead of seventeen, with all that a block has: compiled in seconds.
 STAGES = (Stage(2, 8, 1, 1),)

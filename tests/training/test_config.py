@@ -40,6 +40,13 @@ def test_sizes_must_be_positive(name, value):
         ({"learning_rate": 1e-320}, "--learning-rate must be from 1e-30 to 1e\\+30, got 1e-320"),
         ({"rmsprop_epsilon": 0.1}, "--rmsprop-epsilon is for --optimizer rmsprop, and this is sgd"),
         ({"epoch_decay": 0.9}, "--epoch-decay is for --schedule exponential, and this is cosine"),
+        ({"mixup": -0.1}, "--mixup must be 0 \\(none\\) or from 1e-30 to 1e\\+30, got -0.1"),
+        ({"rand_augment": 17}, "--rand-augment must be from 0 to 16, got 17"),
+        (
+            {"rand_augment": 2, "rand_augment_magnitude": 31.0},
+            "--rand-augment-magnitude must be from 0 to 30, got 31.0",
+        ),
+        ({"rand_augment_magnitude": 5.0}, "--rand-augment-magnitude is for --rand-augment 1 or more, and this is 0"),
         ({"images": 15}, "--images 15 do not fill a batch of 16; take 16 or more"),
         ({"backbone_learning_rate": 0.0}, "--backbone-learning-rate must be greater than 0"),
         (
@@ -144,6 +151,15 @@ def test_what_is_done_to_trained_weights_needs_some(change, flag):
 def test_flags_are_listed_without_jax():
     code = "import sys; import mnv2_jax.training.config; assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_newer_settings_are_those_of_a_run_where_they_are_not_the_default():
+    """So that runs of earlier versions resume."""
+    newer = {"mixup", "rand_augment", "rand_augment_magnitude"}
+    assert RECIPE.settings().keys() == {field.name for field in dataclasses.fields(Recipe)} - newer
+    training = dataclasses.replace(RECIPE, mixup=0.2, rand_augment=2)
+    settings = run_of(training=training).settings()
+    assert (settings["mixup"], settings["rand_augment"], "rand_augment_magnitude" in settings) == (0.2, 2, False)
 
 
 def test_whether_photographs_are_turned_is_a_setting_of_a_run_where_they_are_not():

@@ -13,8 +13,8 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import DATA, REPLICATED, SEED, Devices, Program, group_size, run_groups
+from mnv2_jax.training.programs import describe_programs
 from mnv2_jax.training.step import DATA_AXIS, init_state
-from mnv2_jax.training.trainer import describe_programs
 from training.runs import STAGES, learner_of
 
 # Small steps: with large ones the first five multiply a difference of rounding a thousandfold.
@@ -159,6 +159,12 @@ def test_a_program_is_a_function_of_one_run_on_one_device(parallel):
 def test_a_batch_that_does_not_divide(batch_size, accumulation, says):
     with pytest.raises(UserError, match=says):
         Devices.create(1, 8).check_divides(batch_size, accumulation)
+
+
+def test_mixup_takes_whole_pairs():
+    Devices.create(1, 8).check_divides(32, 2, mixup=0.2)
+    with pytest.raises(UserError, match="24 does not divide by 8 devices, in pairs for --mixup; take 32"):
+        Devices.create(1, 8).check_divides(24, 1, mixup=0.2)
 
 
 @pytest.mark.parametrize(

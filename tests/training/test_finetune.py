@@ -25,10 +25,10 @@ from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.evaluation import evaluate_on
 from mnv2_jax.training.finetune import Start, check_fits, open_trained, with_settings_of
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.programs import Member
 from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.run import prepare
 from mnv2_jax.training.step import train_step
-from mnv2_jax.training.trainer import Member
 from mnv2_jax.weights.load import export_weights
 from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny_run
 
@@ -351,7 +351,7 @@ def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp
     with pytest.raises(UserError, match=r"holds another run: weights is .* there and None here; weights_sha256 is"):
         run_tiny(tmp_path / "run", **settings)
     save_network(weights, network.replace(variables=jax.tree.map(lambda leaf: leaf + 1, network.variables)))
-    with pytest.raises(UserError, match=r"holds another run: weights_sha256 is"):
+    with pytest.raises(UserError, match="holds another run: the trained weights that it starts from are not those"):
         run_tiny(tmp_path / "run", weights=str(weights), **settings)
     save_network(weights, network)
     found = run_tiny(tmp_path / "run", weights=str(weights), **settings)

@@ -80,6 +80,27 @@ def test_rmsprop_is_tensorflows():
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-6)
 
 
+def test_adamw_decays_weights_apart_from_their_gradients():
+    """m = 0.9 m + 0.1 g; v = 0.999 v + 0.001 g^2; var -= lr (m' / (sqrt(v') + 1e-8) + 0.05 var), m' and v' unbiased."""
+    recipe = Recipe(1, 10, 0.01, optimizer="adamw", weight_decay=0.05, warmup=0.0)
+    optimizer, rates = create_optimizer(recipe, 1000), create_schedule(recipe, 1000)
+    params = {"kernel": jnp.array([0.5, -2.0]), "bias": jnp.array([1.0])}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    expected = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    m, v = ({name: np.zeros_like(value) for name, value in expected.items()} for _ in range(2))
+    for step in range(4):
+        gradients = {"kernel": jnp.array([0.3, 4.0]) * (step + 1), "bias": jnp.array([-2.0])}
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in expected:
+            g = np.asarray(gradients[name], np.float64)
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g**2
+            unbiased, square = m[name] / (1 - 0.9 ** (step + 1)), v[name] / (1 - 0.999 ** (step + 1))
+            decay = 0.05 * expected[name] if name == "kernel" else 0
+            expected[name] -= float(rates(step)) * (unbiased / (np.sqrt(square) + 1e-8) + decay)
+            np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
+
+
 # --- Which parameters ------------------------------------------------------------------------------------
 
 
@@ -104,7 +125,7 @@ def test_weight_decay_of_the_cosine_recipe_is_on_everything():
     assert float(updates["norm"]["scale"]) == pytest.approx(-0.05 * 4e-5 * 2)
 
 
-@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
 def test_the_backbone_s_updates_are_those_of_its_share_of_the_learning_rate(name):
     """Momentum included, since all of an update is proportional to the learning rate of the whole run."""
     recipe = Recipe(1, 10, 0.5, optimizer=name, backbone_learning_rate=0.1)

@@ -14,10 +14,14 @@ import pytest
 
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.network import open_network, tree_digest
+from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.checkpoint import RunCheckpoints
+from mnv2_jax.training.evaluation import evaluate_network
+from mnv2_jax.training.finetune import open_trained
 from mnv2_jax.training.metrics import read_records
+from mnv2_jax.training.run import too_short
 from mnv2_jax.training.trainer import Trainer
-from training.runs import LONG, STEPS, results, run_tiny, tiny_run
+from training.runs import LONG, STEPS, open_once, results, run_tiny, tiny_run
 
 HERE = Path(__file__).parent
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -76,8 +80,8 @@ def results_in(folder):
 
 def test_a_run_leaves_its_files(whole):
     folder, summary, _ = whole
-    names = {"config.json", "metrics.jsonl", "checkpoints", "network", "summary.json", "tensorboard", "figure.png"}
-    assert {path.name for path in folder.iterdir()} == names
+    names = {"config.json", "metrics.jsonl", "checkpoints", "network", "best_network", "summary.json", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == names | {"figure.png"}
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["settings"] == json.loads((folder / "config.json").read_text())
     assert summary["settings"].items() >= json.loads(json.dumps(tiny_run().settings())).items()
@@ -108,11 +112,45 @@ def test_the_network_that_a_run_leaves_is_the_average(whole):
     assert (network.preprocessing, network.resolution, network.image_channels) == ("keras", 12, 1)
 
 
+def test_a_run_keeps_the_network_that_was_best_on_the_validation_split(whole):
+    """The first of several that are as good; it is a network like any other, and knows its run's data."""
+    folder, summary, log = whole
+    scores = {r.step: r.metrics for r in read_records(folder / "metrics.jsonl") if r.split == "validation"}
+    step = max(scores, key=lambda step: (scores[step]["accuracy"], -step))
+    best = {name: value for name, value in summary["best"]["validation"].items() if name != "examples"}
+    assert (summary["best"]["step"], best) == (step, scores[step])
+    assert f"best on the validation split: accuracy {100 * best['accuracy']:.2f} % at step {step}" in log
+    network, settings, _ = open_trained(folder / "best_network")
+    assert settings["train_images"] == 96
+    dataset = open_once(tiny_run())
+    assert evaluate_network(network, dataset, "validation")["accuracy"] == pytest.approx(best["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "accuracy", "classes", "said"),
+    [
+        (18, 0.2, 10, True),
+        (18, 0.9, 10, False),
+        (5000, 0.11, 10, True),
+        (5000, 0.3, 10, False),
+        (5000, 0.01, 1000, False),
+        (5000, 0.52, 2, True),
+    ],
+)
+def test_a_run_that_is_too_short_to_learn_is_called_a_smoke_test(steps, accuracy, classes, said):
+    line = too_short(steps, Classification.metric, accuracy, classes)
+    assert (line is not None) == said
+    if line is not None:
+        assert line.startswith(
+            f"{steps:,} steps were a smoke test: test accuracy {100 * accuracy:.2f} %, where chance gives"
+        )
+
+
 def test_what_is_printed_is_a_line_each(whole):
     lines = whole[2].splitlines()
     assert lines[0] == "compiling for 2 devices (cpu)"
     assert lines[1].startswith("compiled in ")
-    assert [line.split(":")[0] for line in lines if " validation:" in line or " test:" in line] == [
+    assert [line.split(":")[0] for line in lines if " validation: " in line or line.startswith("step 24 test")] == [
         "step 8 validation",
         "step 16 validation",
         "step 24 validation",
@@ -129,7 +167,7 @@ def test_a_finished_run_is_not_repeated(whole):
 
 def test_a_finished_run_s_damaged_summary_is_named(whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "x")
-    (folder / "summary.json").write_text('{"test": {"loss": 1}}')
+    (folder / "summary.json").write_text('{"steps": 24, "test": {"loss": 1}}')
     with pytest.raises(UserError, match=r"summary.json is damaged \(accuracy is missing in test\); remove it, and the"):
         run_tiny(folder)
 
@@ -143,6 +181,7 @@ def test_a_run_continues_where_it_stopped(copy, whole):
     assert "resuming from step 16" in log.getvalue()
     assert found["parameters_sha256"] == whole[1]["parameters_sha256"]
     assert found["test"] == whole[1]["test"]
+    assert found["best"] == whole[1]["best"]
     assert results_in(copy) == results_in(whole[0])
 
 
@@ -172,6 +211,96 @@ def test_overwrite_starts_from_the_beginning(copy):
     assert {path.name for path in copy.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "tensorboard"}
     assert {path.name for path in (copy / "checkpoints").iterdir()} == {"1"}
     assert [result[2] for result in results_in(copy)] == [1]
+
+
+def test_an_interrupted_run_says_where_the_same_command_resumes(copy, monkeypatch):
+    def interrupt(self, state, split):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "evaluate", interrupt)
+    log = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(copy, log=log)
+    assert log.getvalue().splitlines()[-1] == "interrupted; the same command resumes from step 16"
+
+
+# --- Trained longer --------------------------------------------------------------------------------------
+
+MORE = {"epochs": 8}
+"""48 steps."""
+
+
+@pytest.fixture(scope="module")
+def longer(whole, tmp_path_factory):
+    """The finished run, trained longer without a stop: its folder, its summary, and what was printed."""
+    folder, log = shutil.copytree(whole[0], tmp_path_factory.mktemp("longer") / "run"), io.StringIO()
+    return folder, run_tiny(folder, log=log, training=MORE), log.getvalue()
+
+
+def test_a_finished_run_is_trained_longer_from_its_weights(whole, longer):
+    folder, summary, log = longer
+    assert (
+        "trained longer: the finished run of 24 steps resumes from its weights, up to step 48; the learning rate" in log
+    )
+    assert "resuming from step 24" in log
+    (before,) = summary["shorter_runs"]
+    expected = {"epochs": 4, "images": None, **{name: whole[1][name] for name in ("steps", "test", "best")}}
+    assert before == {**expected, "parameters_sha256": whole[1]["parameters_sha256"]}
+    assert (summary["steps"], summary["settings"]["epochs"]) == (48, 8)
+    records = results_in(folder)
+    # What was logged stays, but for the test split, which the last word is of.
+    assert [r for r in records if r[2] <= 24] == [r for r in results_in(whole[0]) if r[3] != "test"]
+    assert [r[2] for r in records if r[3] != "train"] == [8, 16, 24, 32, 48, 48]
+    rates = {r[2]: r[4]["learning_rate"] for r in records if r[3] == "train"}
+    assert rates[28] > 50 * rates[24]
+    assert rates[48] < rates[28]
+    # It is finished, and no shorter run any more.
+    assert run_tiny(folder, training=MORE) == summary
+    with pytest.raises(UserError, match="holds another run: epochs is 8 there and 4 here"):
+        run_tiny(folder)
+
+
+def test_a_longer_run_that_was_stopped_is_the_one_that_was_not(whole, longer, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(Preempted, match="saved after step 25"):
+        run_tiny(folder, on_start=terminate, training=MORE)
+    # Before its end it is neither finished, nor may it be made longer still.
+    with pytest.raises(UserError, match="holds another run: epochs is 8 there and 12 here"):
+        run_tiny(folder, training={"epochs": 12})
+    log = io.StringIO()
+    found = run_tiny(folder, log=log, training=MORE)
+    assert "resuming from step 25" in log.getvalue()
+    assert "trained longer" not in log.getvalue()
+    for name in ("parameters_sha256", "test", "best", "shorter_runs"):
+        assert found[name] == longer[1][name]
+
+
+def test_a_longer_run_never_resumes_from_before_the_end_of_the_shorter_one(longer, tmp_path):
+    """Its first steps had another schedule."""
+    folder = shutil.copytree(longer[0], tmp_path / "run")
+    (folder / "summary.json").unlink()
+    for checkpoint in (folder / "checkpoints").iterdir():
+        checkpoint.rename(folder / "checkpoints" / "8") if checkpoint.name == "48" else shutil.rmtree(checkpoint)
+    with pytest.raises(
+        UserError, match="there is no checkpoint of step 24 or later in .*; --overwrite starts from nothing"
+    ):
+        run_tiny(folder, training=MORE)
+
+
+def test_only_a_finished_run_is_trained_longer_and_in_nothing_else_another(copy, whole, tmp_path):
+    with pytest.raises(UserError, match="holds another run: epochs is 4 there and 8 here"):
+        run_tiny(copy, training=MORE)
+    for change in ({**MORE, "learning_rate": 0.1}, {"epochs": 2}):
+        with pytest.raises(UserError, match="holds another run: "):
+            run_tiny(whole[0], training=change)
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "24")
+    before = contents(folder)
+    with pytest.raises(
+        UserError, match="has no checkpoint of step 24, from which its finished run would be trained longer"
+    ):
+        run_tiny(folder, training=MORE)
+    assert contents(folder) == before
 
 
 # --- Damaged ---------------------------------------------------------------------------------------------
@@ -235,7 +364,7 @@ def test_other_data_are_another_run(copy, monkeypatch):
     from mnv2_jax.data.resident import Dataset
 
     monkeypatch.setattr(Dataset, "fingerprint", lambda self: "other")
-    with pytest.raises(UserError, match="holds another run: data_sha256 is"):
+    with pytest.raises(UserError, match="holds another run: the images are not those that it was made with; name"):
         run_tiny(copy)
 
 

@@ -13,7 +13,7 @@ from mnv2_jax.models.backbone import Stage
 from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
-from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_index, init_state, train_step
+from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_index, init_state, mix_pairs, train_step
 from training.runs import NETWORK, learner_of
 
 # The steps are small: where rounding puts a value on the other side of a corner of ReLU6, its gradient jumps.
@@ -99,6 +99,56 @@ def test_a_device_has_a_piece_of_every_microbatch(devices, accumulation, expecte
     on = Devices.create(1, devices)
     nothing = on.put(np.zeros(8, np.float32), DATA)
     assert on.compile(Program(index, [DATA], [nothing]))(nothing)[0].tolist() == expected
+
+
+# --- Mixup -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Six images, and what mixup makes of them."""
+    generator = np.random.default_rng(0)
+    images, targets = generator.normal(size=(6, 2, 2, 1)).astype(np.float32), np.array([0, 1, 2, 2, 1, 0])
+    batch = Batch(images, targets, np.ones(6, np.float32), np.arange(6, dtype=np.int32))
+    return batch, mix_pairs(jax.random.key(1), batch, 0.4)
+
+
+def test_an_image_is_mixed_with_its_neighbour(pairs):
+    batch, (own, other) = pairs
+    share = np.asarray(own.weights)
+    np.testing.assert_array_equal(share[::2], share[1::2])
+    assert len(set(share.tolist())) == 3
+    np.testing.assert_allclose(share + other.weights, 1, rtol=1e-6)
+    np.testing.assert_array_equal(other.targets, [1, 0, 2, 2, 0, 1])
+    neighbours = batch.images[[1, 0, 3, 2, 5, 4]]
+    part = share[:, None, None, None]
+    for mixed in (own, other):
+        np.testing.assert_allclose(mixed.images, part * batch.images + (1 - part) * neighbours, atol=1e-6)
+
+
+def test_the_sums_over_both_targets_are_those_of_mixed_labels(pairs):
+    batch, mixed = pairs
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
+    task = Classification(3, label_smoothing=0.1)
+    found = jax.tree.map(lambda *parts: sum(parts), *(task.sums(logits, one, train=True) for one in mixed))
+    share = np.asarray(mixed[0].weights)[:, None]
+    labels = share * np.eye(3)[batch.targets] + (1 - share) * np.eye(3)[np.asarray(mixed[1].targets)]
+    losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, 0.1))
+    assert float(found["loss"]) == pytest.approx(float(losses.sum()), rel=1e-6)
+    assert float(found["examples"]) == pytest.approx(6)
+    assert float(found["correct"]) == pytest.approx(
+        float(np.take_along_axis(labels, logits.argmax(1)[:, None], 1).sum())
+    )
+
+
+def test_the_share_of_a_pair_is_drawn_for_its_index_alone(pairs):
+    batch, (own, _) = pairs
+    last = jax.tree.map(lambda leaf: leaf[4:], batch)
+    np.testing.assert_array_equal(mix_pairs(jax.random.key(1), last, 0.4)[0].images, own.images[4:])
+    assert not np.array_equal(mix_pairs(jax.random.key(2), last, 0.4)[0].weights, own.weights[4:])
+
+
+# --- The state -------------------------------------------------------------------------------------------
 
 
 def test_the_moving_average_stands_for_the_parameters_that_are_trained():

@@ -21,7 +21,7 @@ from mnv2_jax.training import trainer as trainer_module
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.finetune import Start
-from mnv2_jax.training.trainer import Member
+from mnv2_jax.training.programs import Member
 from training.runs import NEVER, compile_programs, results, train
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
@@ -383,6 +383,21 @@ def test_a_task_that_is_no_classification_whatever_the_devices(pointed, parallel
     for ours, theirs in zip(one.records, eight.records, strict=True):
         assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-4)
     assert one.records[0].metrics["loss"] > one.records[-1].metrics["loss"]
+
+
+def test_mixup_is_the_same_whatever_the_devices(pointing, tmp_path):
+    """Of any task: here of two numbers."""
+    recipe = dataclasses.replace(POINTING, epochs=1, mixup=1.0)
+    runs = []
+    for count in (1, 8):
+        devices = Devices.create(1, count)
+        programs = compile_programs(Small(2, "data", "relu6"), Pointing(), pointing, recipe, devices, mixup=1.0)
+        runs.append(train(programs, pointing, recipe, POINT, tmp_path / str(count), save_seconds=NEVER))
+    one, eight = runs
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one.state.params, eight.state.params)
+    for ours, theirs in zip(one.records, eight.records, strict=True):
+        assert (ours.step, ours.split, ours.images) == (theirs.step, theirs.split, theirs.images)
+        assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-4)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
