@@ -26,13 +26,15 @@ LAYERS = (
     {"training"},
     {"ablation", "analysis", "export"},
     {"plan"},
+    {"flags"},
     {"cli"},
     {"commands"},
 )
 """From the bottom to the top; those of one layer do not import each other. Scripts stand above all of them."""
 
 ONLY = {
-    "cli": {"errors", "environment"},
+    "flags": {"errors"},
+    "cli": {"errors", "environment", "flags"},
     "settings": {"errors", "models.names", "models.strides", "data.catalog"},
     "models.names": set(),
     "models.strides": set(),

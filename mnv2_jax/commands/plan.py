@@ -20,9 +20,9 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mnv2_jax import cli
 from mnv2_jax.ablation.design import Study, StudyOptions
 from mnv2_jax.errors import UserError
+from mnv2_jax.flags import parse
 from mnv2_jax.plan import Step
 from mnv2_jax.settings import NetworkSettings, check_num_classes, check_resolution
 from mnv2_jax.training.config import RECIPES, Parallel, RecipeName, Run
@@ -154,7 +154,7 @@ def changed(options: Options, settings: Sequence[str]) -> Options:
         if name.replace("_", "-") in ("compare", "study", "json", "sweep-batch"):
             raise UserError(f"--compare changes settings of a plan, and --{name} is none")
     arguments = [f"--{setting.lstrip('-')}" for setting in settings]
-    return cli.parse(Options, "", arguments, "--compare", lambda _: options)
+    return parse(Options, "", arguments, "--compare", lambda _: options)
 
 
 def plan(options: Options, topology: "Topology", batch_per_device: int | None = None) -> "Plan":
