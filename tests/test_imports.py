@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mnv2_jax"
 
 LAYERS = (
-    {"errors"},
+    {"errors", "wording"},
     {"environment"},
     {"results"},
     {"models"},
@@ -39,7 +39,7 @@ ONLY = {
     "models.names": set(),
     "models.strides": set(),
     "data.catalog": set(),
-    "training.config": {"errors", "settings", "models.names", "data.catalog"},
+    "training.config": {"errors", "wording", "settings", "models.names", "data.catalog"},
     "ablation.statistics": set(),
     "ablation.design": {
         *("errors", "settings", "models.names", "models.strides", "data.catalog"),

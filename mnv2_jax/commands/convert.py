@@ -15,6 +15,7 @@ from typing import Literal
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.settings import check_resolution
+from mnv2_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def main(options: Options) -> None:
 
     model = network.model
     name = type(model).__name__
-    print(f"{name}, width {model.width_multiplier:g}, {model.num_classes} classes, of {network.source}")
+    print(f"{name}, width {model.width_multiplier:g}, {counted(model.num_classes, 'class')}, of {network.source}")
     print(f"preprocessing {describe_preprocessing(network.preprocessing, network.resolution)}")
     sigmoids = [SIGMOIDS] if network.task.outputs == "sigmoid" else []  # type: ignore[attr-defined]
     for note in (*network.notes, *sigmoids):
@@ -116,7 +117,9 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     lines = re.split("\r\n|\r|\n", text.rstrip())
     names = tuple(unicodedata.normalize("NFC", line.strip()) for line in lines)
     if len(names) != classes:
-        raise UserError(f"--class-names {path} has {len(names)} lines, expected one for each of {classes} classes")
+        raise UserError(
+            f"--class-names {path} has {counted(len(names), 'line')}, expected one for each of {counted(classes, 'class')}"
+        )
     if "" in names:
         raise UserError(f"--class-names {path} has no name in line {names.index('') + 1}")
     return names

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.results import CONFIG, kind_of
+from mnv2_jax.wording import counted
 
 File = tuple[Path, int]
 """An image and the number of its class."""
@@ -193,7 +194,7 @@ def _describe(
     each = ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts, strict=True))
     if len(classes) > 10:
         each = f"{min(counts):,} to {max(counts):,} each"
-    line = f"{printable(folder)}: {sum(counts):,} images of {len(classes)} classes ({each})"
+    line = f"{printable(folder)}: {counted(sum(counts), 'image')} of {counted(len(classes), 'class')} ({each})"
     if "all" not in files:
         line += ": " + ", ".join(f"{split} {len(inside):,}" for split, inside in files.items())
         if files["train"]:
@@ -239,7 +240,7 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
             "in train, val and test, each with all of them; or name the folder with the classes alone"
         )
     left.add(own)
-    left.folders += [f"{printable(path)} ({count:,} images)" for path, count in beside.items()]
+    left.folders += [f"{printable(path)} ({counted(count, 'image')})" for path, count in beside.items()]
     return parts
 
 
@@ -261,13 +262,13 @@ def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[li
             )
         found[spelled(path.name)] = path, sorted(images, key=functools.partial(_order, inside=path))
     if len(found) < 2:
-        there = f" and {len(stray)} images" if stray else ""
+        there = f" and {counted(len(stray), 'image')}" if stray else ""
         raise UserError(
-            f"{printable(folder)} has {len(found)} subfolders{there}; expected one a class, two classes or more"
+            f"{printable(folder)} has {counted(len(found), 'subfolder')}{there}; expected one a class, two classes or more"
         )
     if stray:
         raise UserError(
-            f"{printable(folder)} has {len(stray)} images beside its class folders ({printable(stray[0].name)}); move "
+            f"{printable(folder)} has {counted(len(stray), 'image')} beside its class folders ({printable(stray[0].name)}); move "
             "them into a class, or away"
         )
     classes = tuple(sorted(found))
@@ -285,7 +286,7 @@ def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None
     if sum(unreadable.values()) > len(images):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in unreadable.items())
         raise UserError(
-            f"of the class folder {printable(folder)} {kinds} cannot be read here and {len(images)} images can: convert "
+            f"of the class folder {printable(folder)} {kinds} cannot be read here and {counted(len(images), 'image')} can: convert "
             "those to JPEG or PNG, or move them away"
         )
     if not images:
@@ -325,7 +326,7 @@ def _tenths(images: list[list[Path]], test: bool = True) -> dict[str, list[File]
     small = next((paths for paths in images if len(paths) < needed), None)
     if small is not None:
         raise UserError(
-            f"the class folder {printable(small[0].parent)} holds {len(small)} images; expected {needed} or more, to "
+            f"the class folder {printable(small[0].parent)} holds {counted(len(small), 'image')}; expected {needed} or more, to "
             "train, validate and test on"
         )
     first = ["test" if test else "train", "validation"]

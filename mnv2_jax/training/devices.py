@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.config import Parallel
 from mnv2_jax.training.step import DATA_AXIS
+from mnv2_jax.wording import counted
 
 Run = TypeVar("Run")
 
@@ -117,7 +118,9 @@ class Devices:
         if batch_size % unit:
             parts = f" with {accumulation} microbatches each" if accumulation > 1 else ""
             near = max(unit, round(batch_size / unit) * unit)
-            raise UserError(f"--batch-size {batch_size} does not divide by {self.per_run} devices{parts}; take {near}")
+            raise UserError(
+                f"--batch-size {batch_size} does not divide by {counted(self.per_run, 'device')}{parts}; take {near}"
+            )
 
     # --- Arrays ----------------------------------------------------------------------------------------
 

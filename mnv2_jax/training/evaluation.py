@@ -20,6 +20,7 @@ from mnv2_jax.tasks.task import Task
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.step import Learner, TrainState, eval_step
 from mnv2_jax.weights.load import SOURCES
+from mnv2_jax.wording import counted
 
 EVALUATION_BATCH = 256
 """Images of a batch of evaluation, or one a device where there are more of them."""
@@ -172,7 +173,9 @@ def evaluate_on(
     said = [*data.said, *said]
     if dataset == FOLDER and split != "all":
         images = sum(map(data.count, data.sources))
-        said.append(f"scores {data.count(split):,} of {images:,} images: the part {split} (--split all: all of them)")
+        said.append(
+            f"scores {data.count(split):,} of {counted(images, 'image')}: the part {split} (--split all: all of them)"
+        )
     if split != "all" and trained_on not in (None, data.fingerprint()):
         said.append("files were added, removed or renamed since the training: images that it trained on may be scored")
     data = data.prepared_as(network.preprocessing, network.image_channels)

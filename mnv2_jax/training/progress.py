@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
+from mnv2_jax.wording import counted
 
 
 def duration(seconds: float) -> str:
@@ -119,7 +120,7 @@ class Reporter:
                 )
         elif not self._several:
             metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
-            self.say(f"step {record.step} {record.split}: {metrics} ({record.images} images)")
+            self.say(f"step {record.step} {record.split}: {metrics} ({counted(record.images, 'image')})")
         elif record.split == "test":
             self.say(f"{who}: test {metric.title} {metric.format(values[metric.name])}, loss {values['loss']:.3f}")
         elif self._bar is None:

@@ -32,6 +32,7 @@ from mnv2_jax.training.plots import save_run
 from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.step import TrainState
 from mnv2_jax.training.trainer import Member, Programs, Trainer, trace_programs
+from mnv2_jax.wording import counted
 
 TENSORBOARD, TRACE = "tensorboard", "trace"
 DATA_FILES = "data_files"
@@ -78,7 +79,7 @@ def train_run(
         if jax.process_index() == 0:
             held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, DATA_FILES, where))
         wait_for_processes("folder")
-        reporter.say(f"compiling for {devices.mesh.size} devices ({devices.kind})")
+        reporter.say(f"compiling for {counted(devices.mesh.size, 'device')} ({devices.kind})")
         learner = create_learner(run, dataset, devices.per_run)
         programs = trace_programs(learner, dataset, run.training, devices)()
         reporter.say(f"compiled in {programs.compile_seconds:.0f} s")
@@ -98,7 +99,7 @@ def train_run(
             "environment": dict(environment or {}),
         }
         if skipped := trainer.skipped():
-            reporter.say(f"{len(skipped)} damaged images were skipped, the first of them: {skipped[0]}")
+            reporter.say(f"{counted(len(skipped), 'damaged image')} skipped, the first of them: {skipped[0]}")
         finish(run, folder, dataset, state, found)
     return plain(found)
 
