@@ -177,7 +177,7 @@ def close_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-LARGE = ("--batch-size", "--batch-per-device", "--resolution", "--width-multiplier", "--num-classes", "--train-images")
+LARGE = ("--batch-size", "--resolution", "--width-multiplier", "--num-classes", "--train-images")
 """Flags that memory is needed in proportion to."""
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
@@ -29,6 +30,9 @@ from mnv2_jax.training.step import Learner
 from mnv2_jax.training.trainer import describe_programs
 
 IMAGENET_IMAGES = 1_281_167
+
+Watch = Callable[[str], AbstractContextManager[None]]
+"""From words for what is compiled to what is entered while it is."""
 
 LARGEST_BATCH = 1 << 14
 """Images a chip, beyond which nobody trains."""
@@ -273,35 +277,29 @@ def _memory(sizes: Any, program: Program, devices: Devices, activations: int) ->
     return {**parts, "padding": total - sum(parts.values())}, total
 
 
-def plan_study(study: Study, topology: Topology) -> list[Plan]:
-    """Compile the training programs of a study, its runs spread over the chips as the study spreads them."""
+def plan_study(study: Study, topology: Topology, watch: Watch) -> list[Plan]:
+    """Compile the training programs of a study, its runs spread over the chips as the study spreads them.
+
+    `watch` is entered while each of them is compiled, with the words for that.
+    """
     dataset = create_dataset(study.run(study.baseline))
-    plans = []
-    for family in families(study):
+    plans, every = [], families(study)
+    for number, family in enumerate(every, start=1):
         runs = group_size(study.seeds * len(family), len(topology.devices))
         own = dataset.at(family[0].resolution or dataset.image_shape[0])
-        plans.append(
-            plan_programs(
-                learner_of(study, family, own),
-                own,
-                study.run(family[0]).training,
-                topology,
-                Devices.create(runs, 1, devices=topology.devices),
-                "train",
-                ", ".join(arm.name for arm in family),
-            )
-        )
+        learner, training = learner_of(study, family, own), study.run(family[0]).training
+        devices, names = Devices.create(runs, 1, devices=topology.devices), ", ".join(arm.name for arm in family)
+        with watch(f"compiling program {number} of {len(every)} for {topology.name} ({names}), a minute or so"):
+            plans.append(plan_programs(learner, own, training, topology, devices, "train", names))
     return plans
 
 
-def largest_batch(plan_of: Callable[[int], Plan], start: Plan, batch: int) -> list[Plan]:
-    """Plans of other batches a chip, powers of two, until the largest that fits is among them.
+def largest_batch(plan_of: Callable[[int], Plan], batch: int) -> list[Plan]:
+    """Plans of `batch` images a chip and of powers of two, until the largest that fits is among them.
 
-    Args:
-        plan_of: compiles for a batch a chip.
-        start: of `batch` images a chip.
-        batch: of it.
+    `plan_of` compiles for a batch a chip.
     """
+    start = plan_of(batch)
     plans = {batch: start}
     power = 1 << (batch.bit_length() - 1)
     if start.fits and start.memory["activations"]:

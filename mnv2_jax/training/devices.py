@@ -44,6 +44,21 @@ def run_groups(runs: Sequence[Run], size: int) -> list[tuple[Run, ...]]:
     return [group + group[-1:] * (size - len(group)) for group in groups]
 
 
+def check_divides(batch_size: int, devices: int, accumulation: int) -> None:
+    """Refuse a batch of which the shares of so many devices are not equal.
+
+    Raises:
+        UserError: says which batch would do.
+    """
+    unit = devices * accumulation
+    if batch_size % unit:
+        parts = f" with {accumulation} microbatches each" if accumulation > 1 else ""
+        near = max(unit, round(batch_size / unit) * unit)
+        raise UserError(
+            f"--batch-size {batch_size} does not divide by {counted(devices, 'device')}{parts}; take {near}"
+        )
+
+
 class Program(NamedTuple):
     """A function of one run on one device, and what it takes to compile it.
 
@@ -109,18 +124,8 @@ class Devices:
         return self.mesh.devices.flat[0].device_kind
 
     def check_divides(self, batch_size: int, accumulation: int) -> None:
-        """Refuse a batch of which the devices' shares are not equal.
-
-        Raises:
-            UserError: says which batch would do.
-        """
-        unit = self.per_run * accumulation
-        if batch_size % unit:
-            parts = f" with {accumulation} microbatches each" if accumulation > 1 else ""
-            near = max(unit, round(batch_size / unit) * unit)
-            raise UserError(
-                f"--batch-size {batch_size} does not divide by {counted(self.per_run, 'device')}{parts}; take {near}"
-            )
+        """See `check_divides`."""
+        check_divides(batch_size, self.per_run, accumulation)
 
     # --- Arrays ----------------------------------------------------------------------------------------
 

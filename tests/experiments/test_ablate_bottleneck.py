@@ -191,7 +191,9 @@ def test_a_process_of_bad_input_ends_the_same_way(start, digits, tmp_path):
     process = start("--batch-size", "5000", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert errors == "error: --batch-size 5000 is more than the 1,209 images of the training split; take 1209 or fewer\n"
+    assert (
+        errors == "error: --batch-size 5000 is more than the 1,209 images of the training split; take 1209 or fewer\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
