@@ -105,7 +105,9 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
                 elif entry.is_dir():
                     folders.append(path)
                 elif not entry.is_file():  # to open a pipe is to wait for it
-                    left.counts["links to nothing" if entry.is_symlink() else "pipes, sockets or devices"] += 1
+                    left.counts[
+                        "linking to nothing" if entry.is_symlink() else "special (a pipe, a socket, a device)"
+                    ] += 1
                 elif suffix in image_suffixes():
                     images.append(path)
                 else:
@@ -125,14 +127,22 @@ def _holds_results(folder: Path) -> bool:
         return False
 
 
-def _images_below(folder: Path, left: LeftOut) -> Iterator[Path]:
+def images_below(folder: Path, left: LeftOut, around: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The images in a folder and in those below it, links followed; all else is added to what is left out.
+
+    `around` are the folders that it was reached through, of which a link may lead back to one.
+
+    Raises:
+        UserError: if one cannot be read.
+    """
+    around |= {folder.resolve()}
     folders, images = list_folder(folder, left)
     yield from images
     for path in folders:
-        if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
-            left.counts["links to a folder around them"] += 1
+        if path.is_symlink() and any(above.is_relative_to(path.resolve()) for above in around):
+            left.counts["linking to a folder around it"] += 1
         else:
-            yield from _images_below(path, left)
+            yield from images_below(path, left, around)
 
 
 class Folder(NamedTuple):
@@ -229,7 +239,7 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
     if twice:
         raise UserError(f"{printable(folder)} has {' and '.join(path.name for path in twice)}; expected one of them")
     parts = {split: named[split][0] for split in SPLITS if split in named}
-    beside = {path: sum(1 for _ in _images_below(path, LeftOut())) for path in others}
+    beside = {path: sum(1 for _ in images_below(path, LeftOut())) for path in others}
     odd = [path for path, count in beside.items() if count and ("train" not in parts or len(parts) == 1)]
     odd += [path for path, count in beside.items() if count and path.name.casefold() in split_of]
     if odd or images:
@@ -250,7 +260,7 @@ def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[li
     found: dict[str, tuple[Path, list[Path]]] = {}
     for path in subfolders:
         inside = LeftOut()
-        images = list(_images_below(path, inside))
+        images = list(images_below(path, inside))
         left.add(inside)
         if inside.results and (not images or path.name == "runs"):
             continue
