@@ -90,3 +90,21 @@ class Classification:
             "accuracy": float(sums["correct"] / sums["examples"]),
             "top5_accuracy": float(sums["correct_top5"] / sums["examples"]),
         }
+
+
+class ConfusionCounts(Classification):
+    """Classification that also counts what the images of each class are taken for.
+
+    For the evaluation of one network: no training step has a use for it. The sum "confusion" has a row a true class and a
+    column a predicted one, and adds up to "examples".
+    """
+
+    def zeros(self) -> dict[str, np.ndarray]:
+        """The sums over no examples."""
+        return {**super().zeros(), "confusion": np.zeros((self.num_classes, self.num_classes), np.float32)}
+
+    def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
+        """Those of classification, and the confusion matrix; of equal logits the lower class is taken."""
+        counts = jnp.zeros((self.num_classes, self.num_classes))
+        cells = jnp.asarray(batch.targets), jnp.argmax(outputs, axis=1)
+        return {**super().sums(outputs, batch, train), "confusion": counts.at[cells].add(batch.weights)}
