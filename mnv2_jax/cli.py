@@ -26,7 +26,7 @@ CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
 def silence_libraries() -> None:
-    """Leave the terminal to us: no warnings and notices of frameworks. Python's -W brings warnings back."""
+    """Turn off warnings and notices of the libraries below. Python's -W brings warnings back."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -37,7 +37,7 @@ def silence_libraries() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     for name in ("jax", "orbax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Where one write of a checkpoint fails, those beside it fail too: one line says so, not a hundred.
+    # Where one write of a checkpoint fails, others fail with it: one line says so, not a hundred.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     _forget_dropped_reads()
     tfds.disable_progress_bar()
@@ -64,7 +64,10 @@ def use_compilation_cache() -> None:
             folder = Path(platformdirs.user_cache_dir("mnv2_jax")) / "xla"
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, RuntimeError) as error:  # no home folder, or one that is not the user's
-            print(f"compiled programs are not kept ({error}); JAX_COMPILATION_CACHE_DIR says where", file=sys.stderr)
+            print(
+                f"compiled programs are not cached ({error}); set JAX_COMPILATION_CACHE_DIR to a folder of yours",
+                file=sys.stderr,
+            )
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
@@ -72,7 +75,7 @@ def use_compilation_cache() -> None:
 
 
 def find_home() -> None:
-    """Where the user has no home folder, keep what is kept there in a temporary one: libraries would make a folder called ~.
+    """Where the user has no home folder, use a temporary one: libraries would make a folder called ~.
 
     Raises:
         UserError: if that one is another user's.
@@ -83,22 +86,22 @@ def find_home() -> None:
     home.mkdir(mode=0o700, exist_ok=True)
     if home.stat().st_uid != os.getuid():
         raise UserError(f"there is no home folder, and {home} is another user's; set HOME")
-    print(f"there is no home folder: data and caches go to {home}; HOME says where", file=sys.stderr)
+    print(f"there is no home folder: data and caches go to {home}; set HOME to choose another", file=sys.stderr)
     os.environ["HOME"] = str(home)
 
 
 def use_huge_pages() -> None:
-    """Start this process anew with malloc on huge pages, where Linux leaves it to a program to ask for them.
+    """Restart this process with malloc on huge pages, where Linux leaves it to programs to ask for them.
 
-    XLA takes the memory of every step from malloc and gives it back. With pages of 4 KiB, mapping it anew takes up
-    to half of a step on CPU; with transparent huge pages of 2 MiB that is gone. glibc (2.35 and later) reads the setting
-    when a process starts, so it is now or never; one that the user has made is left alone.
+    XLA allocates the memory of every step and frees it again. With pages of 4 KiB, mapping that memory takes up to half of
+    a step on CPU; transparent huge pages of 2 MiB avoid it. glibc (2.35 and later) reads the setting when a process starts,
+    hence the restart; a value that the user has set is kept.
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" in os.environ or sys.platform != "linux" or "[madvise]" not in _content(setting):
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    with contextlib.suppress(OSError):  # a user who may not start it anew goes without
+    with contextlib.suppress(OSError):  # where a restart is not allowed, continue without
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -110,7 +113,7 @@ def _content(path: Path) -> str:
 
 
 def leave_absent_tpus_alone() -> None:
-    """Where the TPU compiler is installed and no TPU is there, keep JAX from starting one: it takes time and complains."""
+    """Where the TPU compiler is installed but no TPU, keep JAX from looking for one, which takes time and prints warnings."""
     import jax
 
     installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name) is not None}
@@ -125,21 +128,21 @@ NUMERICS = {
     "jax_transfer_guard": "allow",
     "jax_disable_jit": False,  # programs are compiled before they run
 }
-"""What JAX's libraries and ours are written for."""
+"""The options that this package and the libraries below it are written for."""
 
 
 def use_own_numerics() -> None:
-    """Compute as everywhere else, whatever the environment asks for: with its settings, nobody's results could be compared."""
+    """Reset numeric options that the environment has changed: results would not be comparable with any others."""
     import jax
 
     for option, value in NUMERICS.items():
         if getattr(jax.config, option) not in (value, None):
-            print(f"{option.upper()} is not used: commands compute with {value}", file=sys.stderr)
+            print(f"{option.upper()} is ignored: commands compute with {value}", file=sys.stderr)
             jax.config.update(option, value)
 
 
 def _absent_platform(error: Exception) -> UserError | None:
-    """What is wrong where JAX could not start the devices that it was told to; None of other errors."""
+    """The error to show where JAX cannot start the devices that it was told to use; None for other errors."""
     if "jax" not in sys.modules:
         return None
     import jax
@@ -152,7 +155,9 @@ def _absent_platform(error: Exception) -> UserError | None:
             error = again
     reason = " ".join(str(error).partition(" (set JAX")[0].split())[:200].rstrip(".") or type(error).__name__
     asked = os.environ.get("JAX_PLATFORMS") or "its devices"
-    return UserError(f"JAX cannot start {asked} here ({reason}); JAX_PLATFORMS says what it starts, cpu for one")
+    return UserError(
+        f"JAX cannot start {asked} here ({reason}); set JAX_PLATFORMS to one that is here, cpu for instance"
+    )
 
 
 def fail(error: UserError) -> NoReturn:
@@ -163,14 +168,14 @@ def fail(error: UserError) -> NoReturn:
 
 
 def open_streams() -> None:
-    """Let every character be written: one that the terminal has not, as its number; and to nowhere, where a stream is closed."""
+    """Escape characters that the terminal lacks, and send the output of a closed stream to the null device."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def close_output() -> None:
-    """Write what is left, and leave nothing that Python would complain about at its end."""
+    """Flush the output; one that nobody reads any more is no error."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -178,11 +183,11 @@ def close_output() -> None:
 
 
 LARGE = ("--batch-size", "--resolution", "--width-multiplier", "--num-classes", "--train-images")
-"""Flags that memory is needed in proportion to."""
+"""Flags that memory grows with."""
 
 
 def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
-    """What to lower, where the memory of a device or of this machine did not suffice; None of other errors."""
+    """The error that names the flags to lower where memory ran out; None for other errors."""
     reason = " ".join(str(error).split())[:200]
     exhausted = "RESOURCE_EXHAUSTED" in reason or "bad_alloc" in reason or "out of memory" in reason.lower()
     if not exhausted and not isinstance(error, MemoryError):
@@ -195,7 +200,7 @@ def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
 
 @contextlib.contextmanager
 def exit_codes(options: type | None = None) -> Iterator[None]:
-    """Let every character be written, and end as `run` says."""
+    """Turn errors into one line and an exit code; see `run`."""
     open_streams()
     try:
         yield
@@ -219,7 +224,7 @@ def exit_codes(options: type | None = None) -> Iterator[None]:
             raise
         fail(known)
     except KeyboardInterrupt:
-        print("\nInterrupted. What is finished is kept; the same command continues after it.", file=sys.stderr)
+        print("\nInterrupted. What is finished is kept; the same command resumes.", file=sys.stderr)
         sys.exit(130)
     finally:
         close_output()

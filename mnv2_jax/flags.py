@@ -77,7 +77,7 @@ def flag_types(options: type) -> dict[str, Any]:
 
 
 def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required: Sequence[str]) -> str:
-    """What is wrong with the arguments, where tyro says it in a box of several lines, folded to the terminal's width."""
+    """One sentence for what is wrong with the arguments, from tyro's box of several lines."""
     given: dict[str, list[str]] = {}
     values: list[str] = []
     for argument in arguments:
@@ -93,7 +93,7 @@ def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required
     missing = [flag for flag in required if flag not in given]
     if missing:
         return f"{' and '.join(missing)} must be given"
-    # The first paragraph; behind a rule come hints. In an ASCII terminal the box is drawn with - and spaces.
+    # The first paragraph; hints follow behind a rule. In an ASCII terminal the box is drawn with - and spaces.
     rows = [line.strip("│| ") for line in box.splitlines()[1:]]
     paragraphs = (
         list(group) for is_text, group in itertools.groupby(rows, lambda row: bool(row.strip("─-╰╯+"))) if is_text
@@ -126,7 +126,7 @@ def expand_paths(options: Options) -> Options:
     """The same flags with `~` and `$VARIABLE` replaced in every path, as a shell does only at the start of a word.
 
     Raises:
-        UserError: for what is no path of this machine: gs://BUCKET, a home folder or a variable that is not there.
+        UserError: for gs://BUCKET and other URLs, and a home folder or a variable that does not exist.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
@@ -143,9 +143,9 @@ def expand_paths(options: Options) -> Options:
 
 
 def _expanded(path: Path) -> Path:
-    if scheme := re.match(r"([A-Za-z][\w+.-]+):/", str(path)):
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
         url = str(path).replace(":/", "://", 1)
-        raise UserError(f"{url} is no path of this machine; mount what {scheme[1]}:// names, and name its folder here")
+        raise UserError(f"{url} is not a path on this machine; mount it, and name the folder where it is mounted")
     found = os.path.expandvars(os.path.expanduser(path))
     if found.startswith("~"):
         raise UserError(f"{path}: there is no home folder of that name here; write the whole path")

@@ -112,7 +112,7 @@ def test_reads_that_orbax_drops_are_no_news(monkeypatch):
             "lower --batch-size or --resolution\n",
         ),
         (SystemExit(1), 141, ""),  # rich's, when a pipe is closed
-        (KeyboardInterrupt(), 130, "\nInterrupted. What is finished is kept; the same command continues after it.\n"),
+        (KeyboardInterrupt(), 130, "\nInterrupted. What is finished is kept; the same command resumes.\n"),
     ],
 )
 def test_how_a_command_ends_is_told_by_its_exit_code(run, error, code, says):
@@ -132,7 +132,7 @@ def test_a_platform_that_is_not_there_is_named(run, monkeypatch, said):
 
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    says = f"JAX cannot start cuda here ({said or 'AssertionError'}); JAX_PLATFORMS says what it starts, cpu for one"
+    says = f"JAX cannot start cuda here ({said or 'AssertionError'}); set JAX_PLATFORMS to one that is here, cpu for instance"
     assert run(main) == (2, "", f"error: {says}\n")
 
 
@@ -144,8 +144,8 @@ def test_commands_compute_as_everywhere_else(run):
         code, output, errors = run(lambda options: print(jax.numpy.ones(1).dtype))
         assert (code, output) == (0, "float32\n")
         assert errors.splitlines() == [
-            "JAX_ENABLE_X64 is not used: commands compute with False",
-            "JAX_NUMPY_RANK_PROMOTION is not used: commands compute with allow",
+            "JAX_ENABLE_X64 is ignored: commands compute with False",
+            "JAX_NUMPY_RANK_PROMOTION is ignored: commands compute with allow",
         ]
     finally:
         for option, value in before.items():
@@ -220,7 +220,7 @@ def test_without_a_home_folder_a_temporary_one_is_used(monkeypatch, tmp_path, ca
     (home,) = tmp_path.iterdir()
     assert os.environ["HOME"] == str(home)
     assert home.stat().st_mode & 0o777 == 0o700
-    says = f"there is no home folder: data and caches go to {home}; HOME says where\n"
+    says = f"there is no home folder: data and caches go to {home}; set HOME to choose another\n"
     assert capsys.readouterr().err == says
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     (tmp_path / f"mnv2_jax-{os.getuid()}").mkdir()
@@ -239,8 +239,8 @@ def test_programs_are_not_kept_where_no_folder_can_be_made_and_it_is_said(monkey
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     errors = capsys.readouterr().err
-    assert errors.startswith("compiled programs are not kept (")
-    assert errors.endswith("; JAX_COMPILATION_CACHE_DIR says where\n")
+    assert errors.startswith("compiled programs are not cached (")
+    assert errors.endswith("; set JAX_COMPILATION_CACHE_DIR to a folder of yours\n")
 
 
 @pytest.mark.parametrize(("setting", "starts"), [("always [madvise] never", 1), ("[always] madvise never", 0), ("", 0)])

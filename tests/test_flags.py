@@ -106,7 +106,7 @@ def test_home_and_variables_are_replaced_in_every_path(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("gs://bucket/run", "gs://bucket/run is no path of this machine; mount what gs:// names"),
+        ("gs://bucket/run", "gs://bucket/run is not a path on this machine; mount it, and name the folder"),
         ("~nobody-here/run", "there is no home folder of that name here"),
         ("$NOT_SET_HERE/run", "the environment variable NOT_SET_HERE is not set"),
         ("a/${NOT_SET_HERE}", "the environment variable NOT_SET_HERE is not set"),

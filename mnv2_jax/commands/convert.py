@@ -1,7 +1,7 @@
-"""Weights of another code base into a network of this one, which loads without further arguments; and back.
+"""Convert weights of another code base into a network of this one, or back.
 
 Into a network: --input takes torchvision's, timm's or Hugging Face's .safetensors or .pth, Keras's .keras,
-.weights.h5 or .h5, or a TF-slim checkpoint; what it is and how wide the network is, is told from the file.
+.weights.h5 or .h5, or a TF-slim checkpoint; which network it is, and its width, are read off the file.
 Back: --target torchvision or keras writes a file that their own loader takes.
 """
 
@@ -35,11 +35,11 @@ class Options:
     class_names: Path | None = None
     """Text file with the name of each class, one a line; ImageNet's for 1000 classes if not given."""
     preprocessing: str | None = None
-    """What the images need; told from the source if not given (torchvision_v2 is told from its file's name)."""
+    """What the images need; that of the source if not given (torchvision_v2 is known by its file's name)."""
     resolution: int | None = None
-    """Side of the images in pixels; told from the file if not given, else 224."""
+    """Side of the images in pixels; as in the file if not given, else 224."""
     outputs: Literal["softmax", "sigmoid"] | None = None
-    """What makes probabilities of the outputs: softmax over the classes, or a sigmoid each; told from the file if not
+    """What makes probabilities of the outputs: softmax over the classes, or a sigmoid each; as in the file if not
     given, else softmax."""
     overwrite: bool = False
     """Replace what is at --output."""

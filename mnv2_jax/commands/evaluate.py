@@ -1,4 +1,4 @@
-"""Loss and accuracy of a trained network over a whole split, every image counted once, and the accuracy of each class.
+"""Score a trained network on a whole split, every image counted once: loss, accuracy, and the accuracy of each class.
 
 --weights takes a run's folder (its newest checkpoint if it is not finished), a network of `convert` or of a study, any
 file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). A run is evaluated on what
@@ -132,7 +132,7 @@ def find_images(options: Options, settings: Mapping[str, Any]) -> tuple[str, Pat
 
 
 def print_evaluation(content: Mapping[str, Any], notes: Sequence[str]) -> None:
-    """What a person reads: metrics, and the classes, or the worst of many."""
+    """Print the metrics, and a table of the classes, or of the worst of many."""
     from rich.console import Console
 
     images = counted(content["examples"], "image")

@@ -1,10 +1,9 @@
-"""What a run needs of TPUs that are not here: its own step, compiled for a slice of them.
+"""Plan a run on TPUs that are not here: compile its own step for a slice, and read off what a chip needs.
 
-The times are those of a roofline: what the chip takes at its peak for the operations, for the bytes and for what goes
-to other chips, as if all three were done at once and nothing ever waited. So the images a second are an upper bound,
-and a loose one: a depthwise convolution, for instance, never reaches the peak. The bytes are those between the chip and
-its HBM; XLA's own count, which is shown too, holds copies into the chip's fast memory several times.
-Needs the TPU compiler (the extra "plan"), and no TPU.
+The times are a roofline's: operations, bytes and what goes to other chips, each at the chip's peak, all at once and
+without waiting. So the images a second are an upper bound, and a loose one: a depthwise convolution, for instance, never
+reaches the peak. The bytes are those between the chip and its HBM; XLA's own count, which is shown too, counts copies
+into the chip's fast memory several times. Needs the TPU compiler (the extra "plan"), and no TPU.
 """
 
 import dataclasses
@@ -49,7 +48,7 @@ class Options:
     topology: str = "v5litepod-8"
     """The slice as it is rented (v4-8, v5litepod-8, v5p-8, v6e-8), or CHIP:SHAPE: v5e:2x4."""
     step: Step = "train"
-    """Which of the trainer's programs."""
+    """The training step, or that of evaluation."""
     batch_size: int | None = None
     """Images a step over all chips, as for `train`; 128 a chip if not given."""
     batch_norm: Literal["global", "replica"] = "replica"
@@ -164,7 +163,7 @@ def training_of(options: Options) -> Recipe:
 
 
 def changed(options: Options, settings: Sequence[str]) -> Options:
-    """The options with some of them set anew, "FLAG=VALUE" each.
+    """The options with some of them changed, "FLAG=VALUE" each.
 
     Raises:
         UserError: for what is no such flag or value.

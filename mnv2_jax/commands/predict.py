@@ -1,4 +1,4 @@
-"""The classes of images, with the preprocessing that belongs to the weights.
+"""Predict the classes of images, with the preprocessing that belongs to the weights.
 
 --weights takes a run's folder, a network (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED), any file that
 `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). --array takes a preprocessed batch.
@@ -201,7 +201,7 @@ def check_predicts(weights: str, network: "Network") -> None:
 def prediction(
     name: str, logits: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...] | None, top: int
 ) -> dict:
-    """What is said of one image."""
+    """The logits and the most probable classes of one image."""
     best = np.argsort(-probabilities, kind="stable")[:top]
     return {
         "input": name,

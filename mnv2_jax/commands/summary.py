@@ -1,7 +1,7 @@
-"""A network's layers: as the paper's Table 2 writes them, and one by one with their cost for one image.
+"""List a network's layers: as the paper's Table 2 writes them, and one by one with their cost for one image.
 
-Parameters are the trainable ones. Multiply-adds are counted as in the paper: batch norm and biases are left
-out. Memory is what a layer has to hold at once, its input and its output in float32.
+Parameters are the trainable ones. Multiply-adds are counted as in the paper, without batch norm and biases. Memory is a
+layer's input and output in float32, which it holds at once.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ GIBIBYTE = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do at most.
+    """The peak figures of a chip.
 
     Attributes:
         name: of the generation.

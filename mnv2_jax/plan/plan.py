@@ -53,7 +53,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a program needs of each chip. Bytes, operations and seconds are of one step.
+    """The needs of a program, of each chip. Bytes, operations and seconds are of one step.
 
     Attributes:
         title: what was compiled.
@@ -83,16 +83,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has room for it."""
+        """True if the chip has memory enough."""
         return self.flops is not None
 
     @property
     def chip(self) -> Chip:
-        """What the slice is made of."""
+        """The chip that the slice is made of."""
         return self.topology.chip
 
     def seconds(self) -> dict[str, float]:
-        """What each part of the chip takes at least, at its peak: "compute", "memory" and "links"."""
+        """Seconds that each unit of the chip takes at least, at its peak: "compute", "memory" and "links"."""
         if self.flops is None or self.traffic_bytes is None:
             return {}
         return {
@@ -103,12 +103,12 @@ class Plan:
 
     @property
     def sent_bytes(self) -> float:
-        """What a chip sends to others, at least."""
+        """Bytes that a chip sends to others, at least."""
         return sum(collective.sent_bytes() for collective in self.collectives)
 
     @property
     def bound_by(self) -> str | None:
-        """What takes longest."""
+        """The unit that takes longest."""
         seconds = self.seconds()
         return max(seconds, key=seconds.__getitem__) if seconds else None
 
@@ -119,7 +119,7 @@ class Plan:
         return self.images / max(seconds.values()) if seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All figures as JSON holds them."""
         return {
             "title": self.title,
             "topology": self.topology.name,
@@ -322,8 +322,8 @@ def _bytes(tree: PyTree) -> int:
 
 
 def activation_bytes(learner: Learner, dataset: Dataset, training: Recipe, chips: int, step: Step) -> int:
-    """What the layers leave behind for one part of a chip's images: of training every convolution's output, which
-    the backward pass needs; of evaluation the largest layer's input and output."""
+    """Activations of a microbatch of a chip's images: in training every convolution's output, which the backward pass
+    needs; in evaluation the largest layer's input and output."""
     layers = layer_costs(learner.model.clone(batch_norm_axis=None), dataset.image_shape)
     values = (
         max(layer.activation_bytes(1) for layer in layers)

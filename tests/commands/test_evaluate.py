@@ -158,9 +158,7 @@ def test_each_class_is_scored_and_the_confusion_matrix_written(run, quick, pets_
     # What was written is not lost.
     code, output, errors = run(*flags)
     assert (code, output) == (2, "")
-    assert (
-        "holds evaluation.json, confusion.png, confusion.svg already; name another, or --overwrite it" in errors
-    )
+    assert "holds evaluation.json, confusion.png, confusion.svg already; name another, or --overwrite it" in errors
     code, output, _ = run(*flags, "--overwrite", "--json")
     assert code == 0
     assert json.loads(output)["classes"] == found["classes"]
