@@ -93,9 +93,9 @@ def find_home() -> None:
 def use_huge_pages() -> None:
     """Restart this process with malloc on huge pages, where Linux leaves it to programs to ask for them.
 
-    XLA allocates the memory of every step and frees it again. With pages of 4 KiB, mapping that memory takes up to half of
-    a step on CPU; transparent huge pages of 2 MiB avoid it. glibc (2.35 and later) reads the setting when a process starts,
-    hence the restart; a value that the user has set is kept.
+    XLA allocates the memory of every step and frees it again. With pages of 4 KiB, mapping that memory takes up to half
+    of a step on CPU; transparent huge pages of 2 MiB avoid it. glibc (2.35 and later) reads the setting when a process
+    starts, hence the restart; a value that the user has set is kept.
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" in os.environ or sys.platform != "linux" or "[madvise]" not in _content(setting):
@@ -113,7 +113,7 @@ def _content(path: Path) -> str:
 
 
 def leave_absent_tpus_alone() -> None:
-    """Where the TPU compiler is installed but no TPU, keep JAX from looking for one, which takes time and prints warnings."""
+    """Where the TPU compiler is installed but no TPU, keep JAX from looking for one, which takes time."""
     import jax
 
     installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name) is not None}

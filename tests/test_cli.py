@@ -132,7 +132,10 @@ def test_a_platform_that_is_not_there_is_named(run, monkeypatch, said):
 
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    says = f"JAX cannot start cuda here ({said or 'AssertionError'}); set JAX_PLATFORMS to one that is here, cpu for instance"
+    says = (
+        f"JAX cannot start cuda here ({said or 'AssertionError'}); "
+        "set JAX_PLATFORMS to one that is here, cpu for instance"
+    )
     assert run(main) == (2, "", f"error: {says}\n")
 
 

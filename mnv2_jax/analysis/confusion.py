@@ -1,4 +1,4 @@
-"""What the images of each class are taken for: accuracy class by class, the largest confusions, and the matrix as a picture.
+"""Confusion matrices: accuracy class by class, the largest confusions, and the matrix as a picture.
 
 A confusion matrix has a row a true class and a column a predicted one; its cells count images.
 """

@@ -118,7 +118,8 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     names = tuple(unicodedata.normalize("NFC", line.strip()) for line in lines)
     if len(names) != classes:
         raise UserError(
-            f"--class-names {path} has {counted(len(names), 'line')}, expected one for each of {counted(classes, 'class')}"
+            f"--class-names {path} has {counted(len(names), 'line')}, expected one for each of "
+            f"{counted(classes, 'class')}"
         )
     if "" in names:
         raise UserError(f"--class-names {path} has no name in line {names.index('') + 1}")

@@ -1,8 +1,8 @@
 """Score a trained network on a whole split, every image counted once: loss, accuracy, and the accuracy of each class.
 
 --weights takes a run's folder (its newest checkpoint if it is not finished), a network of `convert` or of a study, any
-file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). A run is evaluated on what
-it was trained on unless told otherwise. --out writes evaluation.json and the confusion matrix as a picture.
+file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). A run is evaluated on
+what it was trained on unless told otherwise. --out writes evaluation.json and the confusion matrix as a picture.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class Options:
     exif_orientation: ExifOrientation | None = None
     """Turn photographs upright as their EXIF says (apply), or not (ignore); as the run did if not given."""
     out: Path | None = None
-    """Folder to write evaluation.json and the confusion matrix to (evaluation.json has all of it, confusion.png, .svg)."""
+    """Folder for evaluation.json, which has all figures, and confusion.png and .svg, the confusion matrix."""
     overwrite: bool = False
     """Replace the evaluation that --out holds."""
     json: bool = False
@@ -100,7 +100,7 @@ def main(options: Options) -> None:
     if options.json:
         print(json.dumps(content))
     else:
-        print_evaluation(content, [f"preprocessing {how}", *network.notes])
+        print_evaluation(content, found.metrics, [f"preprocessing {how}", *network.notes])
     if options.out is not None:
         if data_files is not None:
             content["data_files"] = printable(data_files.resolve())
@@ -131,7 +131,7 @@ def find_images(options: Options, settings: Mapping[str, Any]) -> tuple[str, Pat
     return name, data_files
 
 
-def print_evaluation(content: Mapping[str, Any], notes: Sequence[str]) -> None:
+def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], notes: Sequence[str]) -> None:
     """Print the metrics, and a table of the classes, or of the worst of many."""
     from rich.console import Console
 
@@ -142,14 +142,12 @@ def print_evaluation(content: Mapping[str, Any], notes: Sequence[str]) -> None:
     for line in content["skipped"]:
         print(f"skipped: {line}")
     classes = content.get("classes", [])
-    others = ("weights", "dataset", "split", "examples", "classes", "largest_confusions", "skipped")
-    for metric, value in content.items():
-        if metric in others or (metric == "top5_accuracy" and 0 < len(classes) <= 5):  # all of them are right
+    for metric, value in metrics.items():
+        if metric == "examples" or (metric == "top5_accuracy" and 0 < len(classes) <= 5):  # all of them are right
             continue
         print(f"{metric.replace('_', ' '):14} {f'{value:.4f}' if metric == 'loss' else f'{value:.2%}'}")
     if classes:
-        with_images = [each for each in classes if each["images"]]
-        shown = with_images
+        shown = with_images = [each for each in classes if each["images"]]
         print()
         if len(with_images) > FEW_CLASSES:
             shown = sorted(with_images, key=lambda each: each["accuracy"])[:WORST]

@@ -1,9 +1,9 @@
 """Plan a run on TPUs that are not here: compile its own step for a slice, and read off what a chip needs.
 
 The times are a roofline's: operations, bytes and what goes to other chips, each at the chip's peak, all at once and
-without waiting. So the images a second are an upper bound, and a loose one: a depthwise convolution, for instance, never
-reaches the peak. The bytes are those between the chip and its HBM; XLA's own count, which is shown too, counts copies
-into the chip's fast memory several times. Needs the TPU compiler (the extra "plan"), and no TPU.
+without waiting. So the images a second are an upper bound, and a loose one: a depthwise convolution, for instance,
+never reaches the peak. The bytes are those between the chip and its HBM; XLA's own count, which is shown too, counts
+copies into the chip's fast memory several times. Needs the TPU compiler (the extra "plan"), and no TPU.
 """
 
 import dataclasses
@@ -252,8 +252,8 @@ def advice(plan: "Plan") -> str:
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
         f"{plan.title} does not fit: it needs {needed:.2f} GiB or more of the {room:.2f} GiB that a {plan.chip.name} gives, "
-        f"{needed - room:.2f} GiB too much. Fewer images a chip help in proportion (plan --sweep-batch finds how many), "
-        "so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
+        f"{needed - room:.2f} GiB too much. Fewer images a chip help in proportion (plan --sweep-batch finds how "
+        "many), so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
     )
 
 

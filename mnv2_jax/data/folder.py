@@ -274,12 +274,13 @@ def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[li
     if len(found) < 2:
         there = f" and {counted(len(stray), 'image')}" if stray else ""
         raise UserError(
-            f"{printable(folder)} has {counted(len(found), 'subfolder')}{there}; expected one a class, two classes or more"
+            f"{printable(folder)} has {counted(len(found), 'subfolder')}{there}; expected one a class, two classes or "
+            "more"
         )
     if stray:
         raise UserError(
-            f"{printable(folder)} has {counted(len(stray), 'image')} beside its class folders ({printable(stray[0].name)}); move "
-            "them into a class, or away"
+            f"{printable(folder)} has {counted(len(stray), 'image')} beside its class folders "
+            f"({printable(stray[0].name)}); move them into a class, or away"
         )
     classes = tuple(sorted(found))
     return classes, [found[name][1] for name in classes]
@@ -296,8 +297,8 @@ def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None
     if sum(unreadable.values()) > len(images):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in unreadable.items())
         raise UserError(
-            f"of the class folder {printable(folder)} {kinds} cannot be read here and {counted(len(images), 'image')} can: convert "
-            "those to JPEG or PNG, or move them away"
+            f"of the class folder {printable(folder)} {kinds} cannot be read here and "
+            f"{counted(len(images), 'image')} can: convert those to JPEG or PNG, or move them away"
         )
     if not images:
         there = f"but {left}" if str(left) else "and nothing else"
@@ -336,8 +337,8 @@ def _tenths(images: list[list[Path]], test: bool = True) -> dict[str, list[File]
     small = next((paths for paths in images if len(paths) < needed), None)
     if small is not None:
         raise UserError(
-            f"the class folder {printable(small[0].parent)} holds {counted(len(small), 'image')}; expected {needed} or more, to "
-            "train, validate and test on"
+            f"the class folder {printable(small[0].parent)} holds {counted(len(small), 'image')}; expected {needed} or "
+            "more, to train, validate and test on"
         )
     first = ["test" if test else "train", "validation"]
     names = [*first, *["train"] * 8]

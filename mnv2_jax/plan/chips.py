@@ -170,8 +170,8 @@ def find_slice(name: str) -> tuple[Chip, str]:
     chips = [chip for chip in CHIPS.values() if start in (chip.name, chip.rented) and start != name]
     if not chips:
         raise UserError(
-            "--topology must be a slice by the name that it is rented by (v4-8, v5litepod-8, v5p-8, v6e-8) or as CHIP:SHAPE "
-            f"(v5e:2x4) with a chip of {', '.join(CHIPS)}; got {name!r}"
+            "--topology must be a slice by the name that it is rented by (v4-8, v5litepod-8, v5p-8, v6e-8) or as "
+            f"CHIP:SHAPE (v5e:2x4) with a chip of {', '.join(CHIPS)}; got {name!r}"
         )
     (chip,) = chips
     offered = ", ".join(f"{chip.rented_name(shape)} ({chip.name}:{shape})" for shape in chip.slices)
@@ -180,7 +180,7 @@ def find_slice(name: str) -> tuple[Chip, str]:
 
 
 def open_topology(name: str) -> Topology:
-    """A slice by its name, without a TPU. Starts no TPU, here or elsewhere: this process computes on the CPU from now on.
+    """A slice by its name, without a TPU; no TPU is started, and this process computes on the CPU from now on.
 
     Raises:
         UserError: see `find_slice`; or without the compiler that fits.

@@ -27,7 +27,7 @@ class Collective:
     group: int
 
     def sent_bytes(self) -> float:
-        """Bytes that a chip sends at least: an all-reduce sends its data round twice, in shards; everything else once."""
+        """Bytes that a chip sends at least: an all-reduce sends its data twice, in shards; everything else once."""
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * self.bytes * (self.group - 1) / self.group
 
@@ -85,7 +85,7 @@ PARTIAL = {"slice", "dynamic-slice", "gather"}
 
 
 def traffic_bytes(text: str) -> int:
-    """Bytes that a program reads from HBM and writes to it, at least: every instruction's operands and result, once each.
+    """Bytes between a program and HBM, at least: every instruction's operands and result, once each.
 
     XLA's own "bytes accessed" counts a copy into fast memory at its start, at its end, and again where it is used,
     and of a slice the whole that it is cut from; so it is more than what is moved.

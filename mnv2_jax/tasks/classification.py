@@ -95,8 +95,8 @@ class Classification:
 class ConfusionCounts(Classification):
     """Classification that also counts what the images of each class are taken for.
 
-    For the evaluation of one network: no training step has a use for it. The sum "confusion" has a row a true class and a
-    column a predicted one, and adds up to "examples".
+    For the evaluation of one network: no training step has a use for it. The sum "confusion" has a row a true class and
+    a column a predicted one, and adds up to "examples".
     """
 
     def zeros(self) -> dict[str, np.ndarray]:

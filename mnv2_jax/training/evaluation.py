@@ -178,8 +178,8 @@ def evaluate_on(
 
     Args:
         network: the network.
-        dataset, data_files, resolution, on_bad_image, exif_orientation: see `load_stream`; the network's own resolution if
-            None. Classes are matched by their names.
+        dataset, data_files, on_bad_image, exif_orientation: see `load_stream`. Classes are matched by their names.
+        resolution: side of the images in pixels; the network's own if None.
         split: "train", "validation" or "test", or "all" for all images.
         trained_on: fingerprint of the data that the network was trained on, where it should be these.
         named: whether the user has named the data. Else they have to be those that it was trained on.
@@ -213,11 +213,16 @@ def evaluate_on(
             )
         said.append(f"{changed}: images that it trained on may be scored")
     data = data.prepared_as(network.preprocessing, network.image_channels)
-    if type(network.task) is Classification and network.task.num_classes <= MOST_CONFUSED:
-        network = network.replace(task=ConfusionCounts(**dataclasses.asdict(network.task)))
+    if type(network.task) is Classification:
+        if network.task.num_classes <= MOST_CONFUSED:
+            network = network.replace(task=ConfusionCounts(**dataclasses.asdict(network.task)))
+        else:
+            said.append(f"classes are not scored one by one: there are more than {MOST_CONFUSED}")
     metrics, sums = measure_network(network, data, split)
-    # An image without a largest logit is taken for nothing.
-    confusion = None if math.isnan(metrics["loss"]) else sums.get("confusion")
+    confusion = sums.get("confusion")
+    if confusion is not None and math.isnan(metrics["loss"]):
+        said.append("classes are not scored one by one: for some images the network's outputs are not numbers")
+        confusion = None
     names = data.class_names if numbers is None else tuple(network.class_names or ())
     return Evaluation(metrics, sorted(data.skipped), said, names, confusion)
 

@@ -47,7 +47,7 @@ def create_bar(console: Console) -> Progress:
 
 @contextlib.contextmanager
 def timed(console: Console, text: str) -> Iterator[None]:
-    """Show what is being done, and for how long: in a terminal as it passes, else a line at the start and every so often."""
+    """Show what is being done and for how long: in a terminal as time passes, else by a line every 30 s."""
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:

@@ -120,7 +120,8 @@ def test_a_folder_that_is_gone_is_one_line(refused, pets_run, pets):
     pets.rename(pets.with_name("moved"))
     said = refused("evaluate", "--weights", pets_run)
     assert said == (
-        f"{pets_run} was trained on the images in {pets}, which is no folder any more; say where they are with --data-files"
+        f"{pets_run} was trained on the images in {pets}, which is no folder any more; say where they are with "
+        "--data-files"
     )
 
 
@@ -167,8 +168,8 @@ def test_each_class_is_scored_and_the_confusion_matrix_written(run, quick, pets_
 
 def test_of_many_classes_the_worst_are_shown(capsys):
     classes = by_class(np.diag(np.arange(12)) + np.eye(12, k=1), [f"kind {index}" for index in range(12)])
-    content = {"dataset": "x", "split": "test", "examples": 77, "loss": 1.0, "accuracy": 0.9, "classes": classes}
-    print_evaluation({**content, "skipped": []}, ["preprocessing none"])
+    content = {"dataset": "x", "split": "test", "examples": 77, "classes": classes, "skipped": []}
+    print_evaluation(content, {"loss": 1.0, "accuracy": 0.9}, ["preprocessing none"])
     shown = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("kind")]
     assert shown == ["kind 0", "kind 1", "kind 2", "kind 3", "kind 4"]
 

@@ -30,7 +30,7 @@ def test_padding_counts_nowhere():
 
 
 def test_confusions_are_counted_by_true_and_predicted_class():
-    """Of equal logits the lower class is taken; padding counts nowhere, and the other sums are those of classification."""
+    """Of equal logits the lower class is taken; padding counts nowhere; the other sums are those of classification."""
     logits = jnp.array([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0], [0.0, 0.0, 9.0], [1.0, 1.0, 1.0]])
     batch = Batch(jnp.zeros((4, 1, 1, 1)), jnp.array([1, 1, 0, 2]), jnp.array([1.0, 1.0, 0.0, 1.0]), jnp.arange(4))
     found = ConfusionCounts(3).sums(logits, batch, train=False)
