@@ -95,6 +95,7 @@ def draw_confusion(confusion: Num[np.ndarray, "n n"], names: Sequence[str], titl
             )
     _name_confusions(beside, largest_confusions(confusion, names))
     figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.draw_without_rendering()  # laid out once more when it is drawn: labels would be cut beside square axes
     return figure
 
 
@@ -120,4 +121,4 @@ def _name_confusions(axes: Axes, largest: Sequence[dict[str, Any]]) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    return name if len(name) <= 22 else f"{name[:11]}…{name[-10:]}"  # breeds and species differ at their ends
