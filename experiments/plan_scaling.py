@@ -7,7 +7,7 @@ Expect:   operations and bytes of memory are the same; what is sent approaches t
 
 Every chip has the same images in a step, so the work of all grows with the slice (weak scaling). The figures are the
 compiler's own for the training engine's step; the images a second are an upper bound, as in `python -m mnv2_jax plan`.
-What has been compiled is kept: the same command again goes on after it.
+What has been compiled is kept, and the same command resumes after it.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Options:
     out: Path = Path("runs/plan_scaling")
     """Folder for the plans, the figure and the summary."""
     overwrite: bool = False
-    """Begin anew in a folder that holds other plans."""
+    """Start over in a folder that holds other plans."""
 
 
 def figures(found: dict[str, Any]) -> dict[str, Any]:
