@@ -24,10 +24,10 @@ from rich.table import Table
 from mnv2_jax import cli
 from mnv2_jax.commands import plan
 from mnv2_jax.errors import UserError
-from mnv2_jax.plan.chips import open_topology
+from mnv2_jax.plan.chips import count_chips, find_slice, open_topology
 from mnv2_jax.results import FIGURES, SUMMARY, check_folder, open_results, settings_of, write_json, write_results
 from mnv2_jax.settings import NetworkSettings
-from mnv2_jax.training.progress import create_console
+from mnv2_jax.training.progress import create_console, timed
 
 PLANS = "plans.json"
 BOUND = "Images a second: an upper bound, not measured"
@@ -38,7 +38,7 @@ class Options:
     """Flags of this script."""
 
     topologies: tuple[str, ...] = ("v5e:1x1", "v5e:2x4", "v5e:8x8", "v5e:16x16")
-    """Slices, from the smallest to the largest."""
+    """Slices, from the smallest to the largest, as CHIP:SHAPE or as they are rented (v5litepod-8)."""
     batch_per_device: int = 128
     """Images a chip and step."""
     width_multiplier: float = 1.0
@@ -121,7 +121,7 @@ def main(options: Options) -> None:
     wanted = [
         plan.Options(
             topology=topology,
-            batch_per_device=options.batch_per_device,
+            batch_size=options.batch_per_device * count_chips(find_slice(topology)[1]),
             network=NetworkSettings(width_multiplier=options.width_multiplier, dtype="bfloat16"),
             resolution=options.resolution,
         )
@@ -147,13 +147,13 @@ def main(options: Options) -> None:
         ) from error
     for each, topology in zip(wanted, topologies, strict=True):
         if topology.name not in done:
-            console.print(f"Compiling for {topology.name}; one to four minutes.", markup=False)
-            found = plan.plan(each, topology)
+            with timed(console, f"compiling for {topology.name}, one to four minutes"):
+                found = plan.plan(each, topology)
             if not found.fits:
                 raise UserError(plan.advice(found))
             done[topology.name] = found.to_json()
             write_json(file, done)
-    plans = [done[name] for name in options.topologies]
+    plans = [done[topology.name] for topology in topologies]
     rows = [figures(found) for found in plans]
     found = {"experiment": "plan_scaling", "plans": rows}
     if known is not None and known.get("plans") == rows:

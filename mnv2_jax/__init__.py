@@ -31,7 +31,7 @@ __all__ = [
     "unit_strides_for",
 ]
 
-# Names are imported when they are asked for (PEP 562): a command's help, and a process that starts itself anew, do
+# Names are imported when they are asked for (PEP 562): a command's help, and a process that restarts itself, do
 # without JAX.
 _MODULES = {
     "DepthwiseSeparable": "models.blocks",

@@ -1,4 +1,4 @@
-"""`python -m mnv2_jax COMMAND`: what one does with a network that needs no script of its own."""
+"""`python -m mnv2_jax COMMAND`: train, evaluate and use networks without writing a script."""
 
 import importlib
 import sys
@@ -7,13 +7,13 @@ from mnv2_jax import cli
 from mnv2_jax.errors import UserError
 
 COMMANDS = {
-    "train": "one run, on all devices of this host or of several",
-    "evaluate": "loss and accuracy of a trained network on a split of a data set",
-    "datasets": "what data sets are known, and which are prepared; prepare one",
-    "summary": "a network's layers, parameters, multiply-adds and memory",
-    "convert": "weights of another code base into a checkpoint, and back",
-    "predict": "the classes of images",
-    "plan": "what a run needs of TPUs that are not here: memory, time, the largest batch",
+    "train": "train a network, on all devices of this host or of several",
+    "evaluate": "score a trained network on a split of a data set, class by class",
+    "datasets": "list the data sets that are known and prepared; prepare one",
+    "summary": "list a network's layers, parameters, multiply-adds and memory",
+    "convert": "convert weights of another code base into a network, or back",
+    "predict": "predict the classes of images",
+    "plan": "compile a run for TPUs that are not here: memory, time, the largest batch",
 }
 
 

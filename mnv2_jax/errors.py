@@ -1,4 +1,4 @@
-"""How a command ends early: what is the user's to mend, and what time will."""
+"""Errors that end a command early: bad input, and a machine that is taken away."""
 
 
 class UserError(Exception):
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The machine is being taken away (SIGTERM): the run is saved, and the same command goes on with it.
+    """The machine is being taken away (SIGTERM): the run is saved, and the same command resumes it.
 
     Commands print it and exit with code 75, the system's word for "try again" (EX_TEMPFAIL).
     """
@@ -20,7 +20,7 @@ class Diverged(UserError):
 
     Args:
         message: says at which step, and what to do.
-        runs: places of those runs in their group.
+        runs: indices of those runs in their group.
     """
 
     def __init__(self, message: str, runs: tuple[int, ...]):

@@ -30,6 +30,7 @@ from mnv2_jax.models.blocks import Block
 from mnv2_jax.models.create import create_model, model_settings, upgrade_settings
 from mnv2_jax.results import misfit
 from mnv2_jax.tasks.task import TASKS, Task, task_settings
+from mnv2_jax.wording import counted
 
 OWN = "mnv2_jax"
 """The source of networks that were trained here."""
@@ -294,7 +295,7 @@ def check_agrees(network: Network) -> None:
         counts["class_names"] = len(network.class_names)
     for name, count in counts.items():
         if outputs and count != outputs:
-            raise ValueError(f"{name} has {count}, and there are {outputs} outputs")
+            raise ValueError(f"{name} has {count}, and there are {counted(outputs, 'output')}")
     if not 0 < network.resolution < 1 << 15:
         raise ValueError(f"its resolution is {network.resolution}")
 

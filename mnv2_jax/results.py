@@ -388,8 +388,8 @@ def name_results(console: "Console", folder: Path, known: object = None) -> None
         console.print(str(folder / name), markup=False)
 
 
-def save_figure(figure: "Figure", folder: Path, formats: Iterable[str] = ("png", "svg")) -> None:
-    """Write figure.png and figure.svg; the same figure gives the same bytes."""
+def save_figure(figure: "Figure", folder: Path, formats: Iterable[str] = ("png", "svg"), name: str = "figure") -> None:
+    """Write figure.png and figure.svg, or of another name; the same figure gives the same bytes."""
     import matplotlib
     import matplotlib.pyplot as plt
 
@@ -397,7 +397,7 @@ def save_figure(figure: "Figure", folder: Path, formats: Iterable[str] = ("png",
     # SVG ids and dates would otherwise change from one time to the next.
     with matplotlib.rc_context({"svg.hashsalt": "mnv2_jax"}):
         for suffix in formats:
-            temporary = folder / f".figure.new.{suffix}"
+            temporary = folder / f".{name}.new.{suffix}"
             figure.savefig(temporary, dpi=150, metadata=metadata[suffix])
-            temporary.replace(folder / f"figure.{suffix}")
+            temporary.replace(folder / f"{name}.{suffix}")
     plt.close(figure)

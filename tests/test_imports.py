@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mnv2_jax"
 
 LAYERS = (
-    {"errors"},
+    {"errors", "wording"},
     {"environment"},
     {"results"},
     {"models"},
@@ -26,18 +26,20 @@ LAYERS = (
     {"training"},
     {"ablation", "analysis", "export"},
     {"plan"},
+    {"flags"},
     {"cli"},
     {"commands"},
 )
 """From the bottom to the top; those of one layer do not import each other. Scripts stand above all of them."""
 
 ONLY = {
-    "cli": {"errors", "environment"},
+    "flags": {"errors"},
+    "cli": {"errors", "environment", "flags"},
     "settings": {"errors", "models.names", "models.strides", "data.catalog"},
     "models.names": set(),
     "models.strides": set(),
     "data.catalog": set(),
-    "training.config": {"errors", "settings", "models.names", "data.catalog"},
+    "training.config": {"errors", "wording", "settings", "models.names", "data.catalog"},
     "ablation.statistics": set(),
     "ablation.design": {
         *("errors", "settings", "models.names", "models.strides", "data.catalog"),

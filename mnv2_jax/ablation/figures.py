@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from mnv2_jax.ablation.summary import metric_of
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
+from mnv2_jax.wording import counted
 
 # Okabe and Ito's palette, told apart by colour-blind readers; line style and marker serve the grey print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -54,7 +55,7 @@ def _bars(arms: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 def _bounds(summary: Mapping[str, Any]) -> str:
     """What is drawn around a mean."""
     bounded = all(arm["ci95"] is not None for arm in summary["arms"].values())
-    return "95 % interval" if bounded else f"no bound with {len(summary['seeds'])} seeds"
+    return "95 % interval" if bounded else f"no bound with {counted(len(summary['seeds']), 'seed')}"
 
 
 def _draw_difference(axes: Axes, comparison: Mapping[str, Any], metric: Metric, place: float, across: bool) -> None:
@@ -85,7 +86,7 @@ def _explain_differences(axes: Axes, comparisons: Sequence[Mapping[str, Any]]) -
         of_kind = [comparison for comparison in comparisons if comparison["estimand"] == estimand]
         if of_kind:
             none = any(comparison["ci95"] is None for comparison in of_kind)
-            bounds = f" (no bound with {of_kind[0]['n']} seeds)" if none else " and 95 % interval"
+            bounds = f" (no bound with {counted(of_kind[0]['n'], 'seed')})" if none else " and 95 % interval"
             filled = any(comparison["verdict"] != "inconclusive" for comparison in of_kind)
             axes.plot(
                 [], [], SHAPES[estimand], color="black", markerfacecolor="black" if filled else "white", label=label + bounds

@@ -17,12 +17,13 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.results import METRICS, SUMMARY, misfit, read_json, read_lines, save_figure, write_atomically
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record, read_records
+from mnv2_jax.wording import counted
 
 
 def interval(comparison: Mapping[str, Any], metric: Metric) -> str:
     """ "-5.00 to -2.06", "-2.62 to 0", or that there are no bounds."""
     if comparison["ci95"] is None:
-        return f"no bound with {comparison['n']} seeds"
+        return f"no bound with {counted(comparison['n'], 'seed')}"
     return " to ".join(f"{metric.scale * bound:+.2f}" if bound else "0" for bound in comparison["ci95"])
 
 

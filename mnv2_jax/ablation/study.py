@@ -55,6 +55,7 @@ from mnv2_jax.training.progress import Reporter, create_console
 from mnv2_jax.training.run import TENSORBOARD, said_in_one_line
 from mnv2_jax.training.step import TrainState
 from mnv2_jax.training.trainer import Trainer
+from mnv2_jax.wording import counted
 
 RUNNING, TIMINGS, REPORT = "running", "timings.jsonl", "report.html"
 CONTENTS = (METRICS, TIMINGS, tuning.FILE, SUMMARY, *FIGURES, REPORT, CHECKPOINTS, RUNNING, TENSORBOARD)
@@ -177,7 +178,7 @@ def run_study(
         rates = tuning.best_rates(tuning.read_trials(folder, metric), metric) if study.tune else None
         summary = summarize(describe(study, dataset, rates, command, environment or {}), records)
         write_json(folder / SUMMARY, summary)
-    reporter.say(f"{trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
+    reporter.say(f"{counted(trained, 'run')} trained in {time.perf_counter() - began:.0f} s, compilation included.")
     return summary, records
 
 
@@ -316,7 +317,7 @@ class StudyTrainer:
             steps += len(groups) * family.recipe.steps(family.dataset.train_images)
         count, wanted = sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds
         if count < wanted:
-            reporter.say(f"{wanted - count} of {wanted} runs were finished before.")
+            reporter.say(f"{wanted - count} of {counted(wanted, 'run')} were finished before.")
         reporter.expect(steps, study_metric(study), several=True)
         while plan:
             together, plan = plan[: core_count()], plan[core_count() :]

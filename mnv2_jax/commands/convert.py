@@ -1,7 +1,7 @@
-"""Weights of another code base into a network of this one, which loads without further arguments; and back.
+"""Convert weights of another code base into a network of this one, or back.
 
 Into a network: --input takes torchvision's, timm's or Hugging Face's .safetensors or .pth, Keras's .keras,
-.weights.h5 or .h5, or a TF-slim checkpoint; what it is and how wide the network is, is told from the file.
+.weights.h5 or .h5, or a TF-slim checkpoint; which network it is, and its width, are read off the file.
 Back: --target torchvision or keras writes a file that their own loader takes.
 """
 
@@ -15,6 +15,7 @@ from typing import Literal
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.settings import check_resolution
+from mnv2_jax.wording import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +35,11 @@ class Options:
     class_names: Path | None = None
     """Text file with the name of each class, one a line; ImageNet's for 1000 classes if not given."""
     preprocessing: str | None = None
-    """What the images need; told from the source if not given (torchvision_v2 is told from its file's name)."""
+    """What the images need; that of the source if not given (torchvision_v2 is known by its file's name)."""
     resolution: int | None = None
-    """Side of the images in pixels; told from the file if not given, else 224."""
+    """Side of the images in pixels; as in the file if not given, else 224."""
     outputs: Literal["softmax", "sigmoid"] | None = None
-    """What makes probabilities of the outputs: softmax over the classes, or a sigmoid each; told from the file if not
+    """What makes probabilities of the outputs: softmax over the classes, or a sigmoid each; as in the file if not
     given, else softmax."""
     overwrite: bool = False
     """Replace what is at --output."""
@@ -89,7 +90,7 @@ def main(options: Options) -> None:
 
     model = network.model
     name = type(model).__name__
-    print(f"{name}, width {model.width_multiplier:g}, {model.num_classes} classes, of {network.source}")
+    print(f"{name}, width {model.width_multiplier:g}, {counted(model.num_classes, 'class')}, of {network.source}")
     print(f"preprocessing {describe_preprocessing(network.preprocessing, network.resolution)}")
     sigmoids = [SIGMOIDS] if network.task.outputs == "sigmoid" else []  # type: ignore[attr-defined]
     for note in (*network.notes, *sigmoids):
@@ -116,7 +117,10 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
     lines = re.split("\r\n|\r|\n", text.rstrip())
     names = tuple(unicodedata.normalize("NFC", line.strip()) for line in lines)
     if len(names) != classes:
-        raise UserError(f"--class-names {path} has {len(names)} lines, expected one for each of {classes} classes")
+        raise UserError(
+            f"--class-names {path} has {counted(len(names), 'line')}, expected one for each of "
+            f"{counted(classes, 'class')}"
+        )
     if "" in names:
         raise UserError(f"--class-names {path} has no name in line {names.index('') + 1}")
     return names

@@ -1,4 +1,4 @@
-"""Which data sets are known, and which of them are prepared where; `datasets prepare NAME` prepares one.
+"""List the data sets that are known, and where they are prepared; `datasets prepare NAME` prepares one.
 
 A set is prepared once, into TFDS's folder (the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets).
 Your own images need no preparation: train and evaluate take --dataset folder --data-files DIR.

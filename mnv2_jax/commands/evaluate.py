@@ -1,18 +1,36 @@
-"""Loss, top-1 and top-5 accuracy of a trained network over a whole split, every image counted once.
+"""Score a trained network on a whole split, every image counted once: loss, accuracy, and the accuracy of each class.
 
 --weights takes a run's folder (its newest checkpoint if it is not finished), a network of `convert` or of a study, any
-file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE).
+file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). A run is evaluated on
+what it was trained on unless told otherwise. --out writes evaluation.json and the confusion matrix as a picture.
 """
 
 import dataclasses
 import json
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mnv2_jax.data.catalog import FOLDER, ExifOrientation, OnBadImage
+from mnv2_jax.data.folder import printable
 from mnv2_jax.errors import UserError
+from mnv2_jax.results import command_line, save_figure, write_json
 from mnv2_jax.settings import check_resolution
+from mnv2_jax.wording import counted
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mnv2_jax.training.evaluation import Evaluation
+
+EVALUATION, CONFUSION = "evaluation.json", "confusion"
+FILES = (EVALUATION, f"{CONFUSION}.png", f"{CONFUSION}.svg")
+"""What --out holds."""
+
+FEW_CLASSES, WORST = 10, 5
+"""Up to how many classes all are shown, and how many of more: those with the lowest accuracy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +44,7 @@ class Options:
     data_files: Path | None = None
     """As for train; the run's own if not given."""
     split: Literal["train", "validation", "test", "all"] = "test"
-    """The images; all for the whole set, train is evaluated without variation."""
+    """The images; all for the whole set, train is evaluated without augmentation."""
     resolution: int | None = None
     """Side of the square images in pixels; the network's own if not given."""
     ema: bool = True
@@ -35,14 +53,21 @@ class Options:
     """What to do about a damaged image; skipped ones are not counted."""
     exif_orientation: ExifOrientation | None = None
     """Turn photographs upright as their EXIF says (apply), or not (ignore); as the run did if not given."""
+    out: Path | None = None
+    """Folder for evaluation.json, which has all figures, and confusion.png and .svg, the confusion matrix."""
+    overwrite: bool = False
+    """Replace the evaluation that --out holds."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object; the confusion matrix is in --out alone."""
 
 
 def main(options: Options) -> None:
     """Evaluate what the flags name."""
     check_resolution(options.resolution)
+    if options.out is not None:
+        check_out(options.out, options.overwrite)
 
+    from mnv2_jax.analysis.confusion import by_class, largest_confusions
     from mnv2_jax.data.preprocessing import describe_preprocessing
     from mnv2_jax.training.evaluation import evaluate_on
     from mnv2_jax.training.finetune import open_trained
@@ -50,17 +75,10 @@ def main(options: Options) -> None:
     network, settings, said = open_trained(options.weights, options.ema)
     for line in said:
         print(line, file=sys.stderr)
-    name = options.dataset or settings.get("dataset")
-    if name is None:
-        raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
-    data_files = options.data_files
-    if name == FOLDER and data_files is None:
-        if "data_files" not in settings:
-            raise UserError(f"{options.weights} was trained on a folder of images; name one with --data-files")
-        data_files = Path(settings["data_files"])
+    name, data_files = find_images(options, settings)
     own = name == FOLDER and data_files is not None and str(data_files.resolve()) == settings.get("data_files")
     limited = settings.get("train_images") is not None or settings.get("validation_images") is not None
-    metrics, skipped, said = evaluate_on(
+    found = evaluate_on(
         network,
         name,
         options.split,
@@ -69,25 +87,127 @@ def main(options: Options) -> None:
         on_bad_image=options.on_bad_image,
         exif_orientation=options.exif_orientation or settings.get("exif_orientation", "apply"),
         trained_on=settings.get("data_sha256") if own and not limited else None,
+        named=options.data_files is not None,
     )
-    for line in said:
-        print(line, file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        content = {"weights": options.weights, "dataset": name, "split": options.split, **metrics, "skipped": skipped}
-        print(json.dumps(content))
-        return
-    images = metrics.pop("examples")
     how = describe_preprocessing(network.preprocessing, options.resolution or network.resolution)
-    print(f"{name} {options.split}, {images} images, preprocessing {how}")
-    for note in network.notes:
-        print(note)
-    for line in skipped:
-        print(f"skipped: {line}")
-    if network.model.num_classes <= 5:
-        metrics.pop("top5_accuracy", None)  # all of them are right
-    for metric, value in metrics.items():
-        print(
-            f"{metric.replace('_', ' '):14} {value:.4f}"
-            if metric == "loss"
-            else f"{metric.replace('_', ' '):14} {value:.2%}"
+    for line in found.said:
+        print(line, file=sys.stderr if options.json else sys.stdout)
+    content: dict[str, Any] = {"weights": options.weights, "dataset": name, "split": options.split, **found.metrics}
+    if found.confusion is not None:
+        content["classes"] = by_class(found.confusion, found.class_names)
+        content["largest_confusions"] = largest_confusions(found.confusion, found.class_names)
+    content["skipped"] = found.skipped
+    if options.json:
+        print(json.dumps(content))
+    else:
+        print_evaluation(content, found.metrics, [f"preprocessing {how}", *network.notes])
+    if options.out is not None:
+        if data_files is not None:
+            content["data_files"] = printable(data_files.resolve())
+        content |= {"preprocessing": how, "notes": network.notes}
+        for path in write_evaluation(options.out, content, found):
+            print(path, file=sys.stderr if options.json else sys.stdout)
+
+
+def find_images(options: Options, settings: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """(the data set, the user's files) of the flags, or those that a run with these settings was trained on.
+
+    Raises:
+        UserError: where neither says so, or the run's folder of images is gone.
+    """
+    name = options.dataset or settings.get("dataset")
+    if name is None:
+        raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
+    if name != FOLDER or options.data_files is not None:
+        return name, options.data_files
+    if "data_files" not in settings:
+        raise UserError(f"{options.weights} does not say which folder it was trained on; name one with --data-files")
+    data_files = Path(settings["data_files"])
+    if not data_files.is_dir():
+        raise UserError(
+            f"{options.weights} was trained on the images in {printable(data_files)}, which is no folder any more; say "
+            "where they are with --data-files"
         )
+    return name, data_files
+
+
+def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], notes: Sequence[str]) -> None:
+    """Print the metrics, and a table of the classes, or of the worst of many."""
+    from rich.console import Console
+
+    images = counted(content["examples"], "image")
+    print(f"{content['dataset']} {content['split']}, {images}, {notes[0]}")
+    for note in notes[1:]:
+        print(note)
+    for line in content["skipped"]:
+        print(f"skipped: {line}")
+    classes = content.get("classes", [])
+    for metric, value in metrics.items():
+        if metric == "examples" or (metric == "top5_accuracy" and 0 < len(classes) <= 5):  # all of them are right
+            continue
+        print(f"{metric.replace('_', ' '):14} {f'{value:.4f}' if metric == 'loss' else f'{value:.2%}'}")
+    if classes:
+        shown = with_images = [each for each in classes if each["images"]]
+        print()
+        if len(with_images) > FEW_CLASSES:
+            shown = sorted(with_images, key=lambda each: each["accuracy"])[:WORST]
+            print(f"the {WORST} of {len(with_images)} classes with the lowest accuracy:")
+        Console(highlight=False, width=max(120, Console().width)).print(class_table(shown))
+        if len(with_images) < len(classes):
+            print(f"without an image here: {counted(len(classes) - len(with_images), 'class')}")
+
+
+def class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
+    """A row a class."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("class", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("images", justify="right")
+    table.add_column("accuracy", justify="right")
+    table.add_column("most often taken for")
+    for each in classes:
+        other = f"{each['taken_for']} ({each['taken_for_images']:,})" if each["taken_for"] else ""
+        table.add_row(Text(each["name"]), f"{each['images']:,}", f"{each['accuracy']:.2%}", Text(other))
+    return table
+
+
+def check_out(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that the evaluation cannot be written to, before it is made.
+
+    Raises:
+        UserError: says what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder")
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise UserError(f"--out {folder} holds {', '.join(there)} already; name another, or --overwrite it")
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+
+
+def write_evaluation(folder: Path, content: Mapping[str, Any], found: "Evaluation") -> list[Path]:
+    """Write all that was found, with the command and the environment, and the confusion matrix; returns the files."""
+    from mnv2_jax.analysis.confusion import draw_confusion
+    from mnv2_jax.environment import environment
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if found.confusion is None:
+        for name in FILES[1:]:
+            (folder / name).unlink(missing_ok=True)
+    else:
+        data = Path(content.get("data_files", content["dataset"])).name
+        scores = f"{counted(content['examples'], 'image')}, accuracy {100 * content['accuracy']:.2f} %"
+        title = (
+            f"What each class is taken for\n{Path(content['weights']).name} on {data} ({content['split']}): {scores}"
+        )
+        save_figure(draw_confusion(found.confusion, found.class_names, title), folder, name=CONFUSION)
+        content = {**content, "confusion": found.confusion.astype(int).tolist()}
+    write_json(folder / EVALUATION, {**content, "command": command_line(), "environment": environment()})
+    return [folder / name for name in FILES if (folder / name).exists()]

@@ -1,10 +1,9 @@
-"""What a run needs of TPUs that are not here: its own step, compiled for a slice of them.
+"""Plan a run on TPUs that are not here: compile its own step for a slice, and read off what a chip needs.
 
-The times are those of a roofline: what the chip takes at its peak for the operations, for the bytes and for what goes
-to other chips, as if all three were done at once and nothing ever waited. So the images a second are an upper bound,
-and a loose one: a depthwise convolution, for instance, never reaches the peak. The bytes are those between the chip and
-its HBM; XLA's own count, which is shown too, holds copies into the chip's fast memory several times.
-Needs the TPU compiler (the extra "plan"), and no TPU.
+The times are a roofline's: operations, bytes and what goes to other chips, each at the chip's peak, all at once and
+without waiting. So the images a second are an upper bound, and a loose one: a depthwise convolution, for instance,
+never reaches the peak. The bytes are those between the chip and its HBM; XLA's own count, which is shown too, counts
+copies into the chip's fast memory several times. Needs the TPU compiler (the extra "plan"), and no TPU.
 """
 
 import dataclasses
@@ -20,16 +19,20 @@ import tyro
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mnv2_jax import cli
 from mnv2_jax.ablation.design import Study, StudyOptions
 from mnv2_jax.errors import UserError
+from mnv2_jax.flags import parse
 from mnv2_jax.plan import Step
 from mnv2_jax.settings import NetworkSettings, check_num_classes, check_resolution
-from mnv2_jax.training.config import RECIPES, Parallel, RecipeName, Run
+from mnv2_jax.training.config import RECIPES, Parallel, Recipe, RecipeName, Run
+from mnv2_jax.wording import counted
 
 if TYPE_CHECKING:
     from mnv2_jax.plan.chips import Topology
-    from mnv2_jax.plan.plan import Plan
+    from mnv2_jax.plan.plan import Plan, Watch
+
+BATCH_PER_CHIP, LARGEST_BATCH_PER_CHIP = 128, 1 << 16
+"""Images a chip and step: unless others are asked for, and of those that may be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +45,12 @@ class Options:
     """Side of the square images, in pixels."""
     num_classes: int = 1000
     """Outputs of the classifier."""
-    topology: str = "v5e:2x4"
-    """The slice, as CHIP:SHAPE: v4, v5e, v5p or v6e, and the chips along each axis."""
+    topology: str = "v5litepod-8"
+    """The slice as it is rented (v4-8, v5litepod-8, v5p-8, v6e-8), or CHIP:SHAPE: v5e:2x4."""
     step: Step = "train"
-    """Which of the trainer's programs."""
-    batch_per_device: int = 128
-    """Images a chip and step."""
+    """The training step, or that of evaluation."""
+    batch_size: int | None = None
+    """Images a step over all chips, as for `train`; 128 a chip if not given."""
     batch_norm: Literal["global", "replica"] = "replica"
     """Batch statistics over all chips, or of each chip's images alone."""
     accumulation: int = 1
@@ -57,7 +60,7 @@ class Options:
     parallel: Parallel = "jit"
     """How the step is compiled for several chips."""
     sweep_batch: bool = False
-    """Find the largest power-of-two batch a chip that fits."""
+    """Find the largest power of two of images a chip that fits; begins with --batch-size."""
     compare: tuple[str, ...] = ()
     """Settings of a second plan beside the first, as FLAG=VALUE: dtype=float32 batch-norm=global."""
     study: Path | None = None
@@ -87,23 +90,21 @@ def main(options: Options) -> None:
 
     from mnv2_jax.plan.chips import open_topology
     from mnv2_jax.plan.plan import plan_study
-    from mnv2_jax.training.progress import create_console
+    from mnv2_jax.training.progress import create_console, timed
 
     topologies = {each.topology: open_topology(each.topology) for each in (options, *others)}
     console = create_console()
-    report = (lambda text: None) if options.json else (lambda text: console.print(text, markup=False))
-
+    watch = functools.partial(timed, create_console(stderr=options.json))
     if options.study is not None and study is not None:
-        report(f"Compiling the programs of {options.study.stem} for {options.topology}; a minute or so each.")
-        plans = plan_study(study, topologies[options.topology])
+        plans = plan_study(study, topologies[options.topology], watch)
+    elif options.sweep_batch:
+        plans = sweep(options, topologies[options.topology], watch)
     else:
-        report(f"Compiling for {options.topology}; one to four minutes.")
-        plans = [plan(options, topologies[options.topology])]
-        for other in others:
-            report(f"Compiling with {' '.join(options.compare)}.")
-            plans.append(plan(other, topologies[other.topology]))
-        if options.sweep_batch:
-            plans = sweep(options, topologies[options.topology], plans[0], report)
+        plans = []
+        for number, each in enumerate((options, *others), start=1):
+            which = f"plan {number} of {1 + len(others)} " if others else ""
+            with watch(f"compiling {which}for {each.topology}, one to four minutes"):
+                plans.append(plan(each, topologies[each.topology]))
     if options.json:
         described = [each.to_json() for each in plans]
         print(json.dumps({**described[0], "others": described[1:]} if len(plans) > 1 else described[0], indent=2))
@@ -132,17 +133,37 @@ def check(options: Options) -> None:
         UserError: says which.
     """
     check_resolution(options.resolution)
-    if not 1 <= options.batch_per_device <= 1 << 16:
-        raise UserError(f"--batch-per-device must be from 1 to {1 << 16}, got {options.batch_per_device}")
-    if options.accumulation < 1 or options.batch_per_device % options.accumulation:
-        raise UserError(
-            f"--accumulation must divide --batch-per-device {options.batch_per_device}, got {options.accumulation}"
-        )
     check_num_classes(options.num_classes, least=1)  # without a classifier there is nothing to train
+    training_of(options)
+
+
+def training_of(options: Options) -> Recipe:
+    """How a run on the slice trains.
+
+    Raises:
+        UserError: for a slice that is not offered, or a batch that it cannot share out.
+    """
+    from mnv2_jax.plan.chips import count_chips, find_slice
+    from mnv2_jax.training.devices import check_divides
+
+    chips = count_chips(find_slice(options.topology)[1])
+    batch_size = BATCH_PER_CHIP * chips if options.batch_size is None else options.batch_size
+    if batch_size > LARGEST_BATCH_PER_CHIP * chips:
+        raise UserError(
+            f"--batch-size must be {LARGEST_BATCH_PER_CHIP * chips} or less on {options.topology}, got {batch_size}"
+        )
+    training = dataclasses.replace(
+        RECIPES[options.recipe],
+        batch_size=batch_size,
+        batch_norm=options.batch_norm,
+        accumulation=options.accumulation,
+    )
+    check_divides(batch_size, chips, options.accumulation)
+    return training
 
 
 def changed(options: Options, settings: Sequence[str]) -> Options:
-    """The options with some of them set anew, "FLAG=VALUE" each.
+    """The options with some of them changed, "FLAG=VALUE" each.
 
     Raises:
         UserError: for what is no such flag or value.
@@ -154,28 +175,22 @@ def changed(options: Options, settings: Sequence[str]) -> Options:
         if name.replace("_", "-") in ("compare", "study", "json", "sweep-batch"):
             raise UserError(f"--compare changes settings of a plan, and --{name} is none")
     arguments = [f"--{setting.lstrip('-')}" for setting in settings]
-    return cli.parse(Options, "", arguments, "--compare", lambda _: options)
+    return parse(Options, "", arguments, "--compare", lambda _: options)
 
 
-def plan(options: Options, topology: "Topology", batch_per_device: int | None = None) -> "Plan":
-    """Compile what the flags describe, or with another batch."""
+def plan(options: Options, topology: "Topology") -> "Plan":
+    """Compile what the flags describe."""
     from mnv2_jax.plan.plan import imagenet_like, plan_run
 
-    batch = batch_per_device or options.batch_per_device
-    training = dataclasses.replace(
-        RECIPES[options.recipe],
-        batch_size=batch * len(topology.devices),
-        batch_norm=options.batch_norm,
-        accumulation=options.accumulation,
-    )
-    model = options.network.settings()
+    training, model = training_of(options), options.network.settings()
     run = Run("plan", {**model, "unit_strides": model["unit_strides"] or 0}, training, resolution=options.resolution)
     dataset = imagenet_like(options.resolution, options.num_classes, training, model["convention"])
+    batch = training.batch_size // len(topology.devices)
     return plan_run(run, dataset, topology, options.step, options.parallel, title(options, batch))
 
 
 def title(options: Options, batch: int) -> str:
-    """The settings that people compare, and all others that are not the defaults."""
+    """The settings that people compare, and all others that are not the defaults; `batch` is of a chip."""
     usual, own, model = _flat(Options()), _flat(options), options.network.settings()
     names = ("recipe", "accumulation", "num_classes", "expansion", "convention", "output_stride", "unit_strides")
     others = [name for name in names if own[name] != usual[name]]
@@ -193,15 +208,17 @@ def title(options: Options, batch: int) -> str:
     )
 
 
-def sweep(options: Options, topology: "Topology", start: "Plan", report: Callable[[str], None]) -> "list[Plan]":
-    """Plans up to the largest batch that fits."""
+def sweep(options: Options, topology: "Topology", watch: "Watch") -> "list[Plan]":
+    """Plans from the batch of the flags to the largest that fits."""
     from mnv2_jax.plan.plan import largest_batch
 
-    def plan_of(batch: int) -> "Plan":
-        report(f"Compiling with {batch} images a chip.")
-        return plan(options, topology, batch)
+    chips = len(topology.devices)
 
-    return largest_batch(plan_of, start, options.batch_per_device)
+    def plan_of(batch: int) -> "Plan":
+        with watch(f"compiling for {options.topology} with {counted(batch, 'image')} a chip"):
+            return plan(dataclasses.replace(options, batch_size=batch * chips), topology)
+
+    return largest_batch(plan_of, training_of(options).batch_size // chips)
 
 
 def find_study(path: Path) -> Study:
@@ -235,8 +252,8 @@ def advice(plan: "Plan") -> str:
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
         f"{plan.title} does not fit: it needs {needed:.2f} GiB or more of the {room:.2f} GiB that a {plan.chip.name} gives, "
-        f"{needed - room:.2f} GiB too much. A smaller --batch-per-device helps in proportion (--sweep-batch finds it), "
-        "so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
+        f"{needed - room:.2f} GiB too much. Fewer images a chip help in proportion (plan --sweep-batch finds how "
+        "many), so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
     )
 
 
@@ -251,7 +268,8 @@ def table(plans: "Sequence[Plan]") -> Table:
     def row(name: str, cell: "Callable[[Plan], str]", always: bool = False) -> None:
         result.add_row(name, *(cell(each) if each.fits or always else "-" for each in plans))
 
-    row("slice", lambda p: f"{p.topology.name}, {p.chips} chips used", True)
+    row("slice", lambda p: f"{p.topology.name} ({p.topology.chip.rented_name(p.topology.shape)})", True)
+    row("chips used", lambda p: f"{p.chips}", True)
     row("images a step, all chips", lambda p: f"{p.images:,}", True)
     result.add_section()
     for part, name in PARTS.items():

@@ -1,4 +1,4 @@
-"""The classes of images, with the preprocessing that belongs to the weights.
+"""Predict the classes of images, with the preprocessing that belongs to the weights.
 
 --weights takes a run's folder, a network (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED), any file that
 `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). --array takes a preprocessed batch.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnv2_jax.data.catalog import ExifOrientation
-from mnv2_jax.data.folder import LeftOut, list_folder, printable
+from mnv2_jax.data.folder import LeftOut, images_below, printable
 from mnv2_jax.errors import UserError
 from mnv2_jax.settings import check_resolution
 
@@ -33,7 +33,7 @@ class Options:
     weights: str
     """A run's folder, a network's folder, a file of weights, hf://OWNER/NAME, torchvision://FILE."""
     image: tuple[Path, ...] = ()
-    """Images, or folders of images."""
+    """Images, or folders of images, those in folders below included."""
     array: Path | None = None
     """A NumPy file with a preprocessed batch: (images, height, width, channels), float32."""
     top: int = 5
@@ -104,9 +104,9 @@ def as_text(entry: dict) -> str:
 
 
 def find_images(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
-    """The images that paths name, and what was left out, a line a folder.
+    """The images that paths name, and what was left out, a line a path.
 
-    A folder stands for the images in it, in alphabetical order, not for those in its subfolders.
+    A folder stands for the images in it and in the folders below, in alphabetical order.
 
     Raises:
         UserError: for a path that is not there or no file, and a folder without images.
@@ -122,11 +122,10 @@ def find_images(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
         if not path.is_dir():
             raise UserError(f"--image {printable(path)} is a pipe or a device; expected a file or a folder")
         left = LeftOut()
-        folders, images = list_folder(path, left)
-        left.folders += [f"the images in {printable(folder)}" for folder in folders]
+        images = sorted(images_below(path, left))
         if not images:
-            there = f"; it holds {left}" if str(left) else ""
-            raise UserError(f"--image {printable(path)} is a folder without images{there}")
+            there = f"; left out: {left}" if str(left) else ""
+            raise UserError(f"--image {printable(path)} holds no images, in it or in folders below{there}")
         found += images
         if str(left):
             said.append(f"left out of {printable(path)}: {left}")
@@ -202,7 +201,7 @@ def check_predicts(weights: str, network: "Network") -> None:
 def prediction(
     name: str, logits: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...] | None, top: int
 ) -> dict:
-    """What is said of one image."""
+    """The logits and the most probable classes of one image."""
     best = np.argsort(-probabilities, kind="stable")[:top]
     return {
         "input": name,

@@ -1,20 +1,22 @@
-"""A network's layers: as the paper's Table 2 writes them, and one by one with their cost for one image.
+"""List a network's layers: as the paper's Table 2 writes them, and one by one with their cost for one image.
 
-Parameters are the trainable ones. Multiply-adds are counted as in the paper: batch norm and biases are left
-out. Memory is what a layer has to hold at once, its input and its output in float32.
+Parameters are the trainable ones. Multiply-adds are counted as in the paper, without batch norm and biases. Memory is a
+layer's input and output in float32, which it holds at once.
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mnv2_jax.errors import UserError
 from mnv2_jax.settings import NetworkSettings, check_num_classes, check_resolution
+from mnv2_jax.wording import counted
 
 if TYPE_CHECKING:
     from mnv2_jax.models.cost import LayerCost, TableRow
@@ -26,10 +28,13 @@ class Options:
 
     network: Annotated[NetworkSettings, tyro.conf.arg(name="")] = NetworkSettings()
     """The network."""
-    resolution: int = 224
-    """Side of the square images, in pixels."""
-    num_classes: int = 1000
-    """Outputs of the classifier; 0 leaves it out."""
+    weights: str | None = None
+    """Summarize a trained network instead: a run's folder, a network's folder, a file of weights, hf://OWNER/NAME,
+    torchvision://FILE."""
+    resolution: int | None = None
+    """Side of the square images in pixels; 224 if not given, or that of --weights."""
+    num_classes: int | None = None
+    """Outputs of the classifier, 0 for none; 1000 if not given, or those of --weights."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -37,14 +42,15 @@ class Options:
 def main(options: Options) -> None:
     """Print the network that the flags describe."""
     check_resolution(options.resolution)
-    check_num_classes(options.num_classes)
+    if options.num_classes is not None:
+        check_num_classes(options.num_classes)
 
     from mnv2_jax.models.cost import layer_costs, table_rows, units
-    from mnv2_jax.models.create import create_model
+    from mnv2_jax.models.create import model_name
 
-    size, settings = options.resolution, options.network.settings()
-    settings["unit_strides"] = settings["unit_strides"] or 0
-    layers = layer_costs(create_model(**settings, num_classes=options.num_classes), (size, size, 3))
+    model, size, channels = find_model(options)
+    name, width = model_name(model), model.width_multiplier
+    layers = layer_costs(model, (size, size, channels))
     parameters = sum(layer.parameters for layer in layers)
     totals = {
         "parameters": parameters + sum(layer.batch_norm_parameters for layer in layers),
@@ -56,8 +62,9 @@ def main(options: Options) -> None:
     rows = table_rows(layers)
     if options.json:
         described = {
-            "model": settings["name"],
-            "width_multiplier": settings["width_multiplier"],
+            "weights": options.weights,
+            "model": name,
+            "width_multiplier": width,
             "resolution": size,
             **totals,
             "table": [row._asdict() for row in rows],
@@ -67,7 +74,9 @@ def main(options: Options) -> None:
         return
     # Tables take what they need; a narrow terminal breaks lines rather than numbers.
     console = Console(highlight=False, width=max(200, Console().width))
-    console.print(f"{settings['name']}, width {settings['width_multiplier']:g}, {size} pixels\n")
+    of = f" of {options.weights}" if options.weights else ""
+    classes = counted(model.num_classes, "class") if model.num_classes else "no classifier"
+    console.print(f"{name}{of}, width {width:g}, {counted(size, 'pixel')}, {classes}\n", markup=False)
     console.print(paper_table(rows))
     console.print()
     console.print(layer_table(layers))
@@ -77,6 +86,29 @@ def main(options: Options) -> None:
     console.print(f"multiply-adds                  {totals['multiply_adds']:>13,}")
     console.print(f"largest layer, in and out      {totals['peak_activation_bytes'] / 1e3:>13,.1f} KB")
     console.print(f"largest block as one operator  {totals['peak_activation_bytes_by_block'] / 1e3:>13,.1f} KB")
+
+
+def find_model(options: Options) -> "tuple[Any, int, int]":
+    """(the network, the side of its images in pixels, their channels).
+
+    Raises:
+        UserError: for a flag that says what --weights say; or see `load_weights`.
+    """
+    from mnv2_jax.models.create import create_model
+    from mnv2_jax.weights.load import load_weights
+
+    if options.weights is None:
+        settings = options.network.settings()
+        settings["unit_strides"] = settings["unit_strides"] or 0
+        classes = 1000 if options.num_classes is None else options.num_classes
+        return create_model(**settings, num_classes=classes), options.resolution or 224, 3
+    usual, own = (dataclasses.asdict(each) for each in (NetworkSettings(), options.network))
+    given = [name for name, value in own.items() if value != usual[name]]
+    if given := [*given, *(["num_classes"] if options.num_classes is not None else [])]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"--weights says what the network is; leave {flags} out")
+    network = load_weights(options.weights)
+    return network.model, options.resolution or network.resolution, network.image_channels
 
 
 def layer_as_json(layer: "LayerCost") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""One run: train a network on a data set, on all devices of this host or of several.
+"""Train a network on a data set, on all devices of this host or of several.
 
 --recipe sets all settings of the training at once; every other flag then changes one of them. --weights starts from a
 trained network. The same command again resumes where it stopped; SIGTERM saves and ends with exit code 75. Once a run is

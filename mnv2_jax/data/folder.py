@@ -16,6 +16,7 @@ from PIL import Image
 
 from mnv2_jax.errors import UserError
 from mnv2_jax.results import CONFIG, kind_of
+from mnv2_jax.wording import counted
 
 File = tuple[Path, int]
 """An image and the number of its class."""
@@ -104,7 +105,9 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
                 elif entry.is_dir():
                     folders.append(path)
                 elif not entry.is_file():  # to open a pipe is to wait for it
-                    left.counts["links to nothing" if entry.is_symlink() else "pipes, sockets or devices"] += 1
+                    left.counts[
+                        "linking to nothing" if entry.is_symlink() else "special (a pipe, a socket, a device)"
+                    ] += 1
                 elif suffix in image_suffixes():
                     images.append(path)
                 else:
@@ -124,14 +127,22 @@ def _holds_results(folder: Path) -> bool:
         return False
 
 
-def _images_below(folder: Path, left: LeftOut) -> Iterator[Path]:
+def images_below(folder: Path, left: LeftOut, around: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The images in a folder and in those below it, links followed; all else is added to what is left out.
+
+    `around` are the folders that it was reached through, of which a link may lead back to one.
+
+    Raises:
+        UserError: if one cannot be read.
+    """
+    around |= {folder.resolve()}
     folders, images = list_folder(folder, left)
     yield from images
     for path in folders:
-        if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
-            left.counts["links to a folder around them"] += 1
+        if path.is_symlink() and any(above.is_relative_to(path.resolve()) for above in around):
+            left.counts["linking to a folder around it"] += 1
         else:
-            yield from _images_below(path, left)
+            yield from images_below(path, left, around)
 
 
 class Folder(NamedTuple):
@@ -193,7 +204,7 @@ def _describe(
     each = ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts, strict=True))
     if len(classes) > 10:
         each = f"{min(counts):,} to {max(counts):,} each"
-    line = f"{printable(folder)}: {sum(counts):,} images of {len(classes)} classes ({each})"
+    line = f"{printable(folder)}: {counted(sum(counts), 'image')} of {counted(len(classes), 'class')} ({each})"
     if "all" not in files:
         line += ": " + ", ".join(f"{split} {len(inside):,}" for split, inside in files.items())
         if files["train"]:
@@ -228,7 +239,7 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
     if twice:
         raise UserError(f"{printable(folder)} has {' and '.join(path.name for path in twice)}; expected one of them")
     parts = {split: named[split][0] for split in SPLITS if split in named}
-    beside = {path: sum(1 for _ in _images_below(path, LeftOut())) for path in others}
+    beside = {path: sum(1 for _ in images_below(path, LeftOut())) for path in others}
     odd = [path for path, count in beside.items() if count and ("train" not in parts or len(parts) == 1)]
     odd += [path for path, count in beside.items() if count and path.name.casefold() in split_of]
     if odd or images:
@@ -239,7 +250,7 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
             "in train, val and test, each with all of them; or name the folder with the classes alone"
         )
     left.add(own)
-    left.folders += [f"{printable(path)} ({count:,} images)" for path, count in beside.items()]
+    left.folders += [f"{printable(path)} ({counted(count, 'image')})" for path, count in beside.items()]
     return parts
 
 
@@ -249,7 +260,7 @@ def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[li
     found: dict[str, tuple[Path, list[Path]]] = {}
     for path in subfolders:
         inside = LeftOut()
-        images = list(_images_below(path, inside))
+        images = list(images_below(path, inside))
         left.add(inside)
         if inside.results and (not images or path.name == "runs"):
             continue
@@ -261,14 +272,15 @@ def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[li
             )
         found[spelled(path.name)] = path, sorted(images, key=functools.partial(_order, inside=path))
     if len(found) < 2:
-        there = f" and {len(stray)} images" if stray else ""
+        there = f" and {counted(len(stray), 'image')}" if stray else ""
         raise UserError(
-            f"{printable(folder)} has {len(found)} subfolders{there}; expected one a class, two classes or more"
+            f"{printable(folder)} has {counted(len(found), 'subfolder')}{there}; expected one a class, two classes or "
+            "more"
         )
     if stray:
         raise UserError(
-            f"{printable(folder)} has {len(stray)} images beside its class folders ({printable(stray[0].name)}); move "
-            "them into a class, or away"
+            f"{printable(folder)} has {counted(len(stray), 'image')} beside its class folders "
+            f"({printable(stray[0].name)}); move them into a class, or away"
         )
     classes = tuple(sorted(found))
     return classes, [found[name][1] for name in classes]
@@ -285,8 +297,8 @@ def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None
     if sum(unreadable.values()) > len(images):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in unreadable.items())
         raise UserError(
-            f"of the class folder {printable(folder)} {kinds} cannot be read here and {len(images)} images can: convert "
-            "those to JPEG or PNG, or move them away"
+            f"of the class folder {printable(folder)} {kinds} cannot be read here and "
+            f"{counted(len(images), 'image')} can: convert those to JPEG or PNG, or move them away"
         )
     if not images:
         there = f"but {left}" if str(left) else "and nothing else"
@@ -325,8 +337,8 @@ def _tenths(images: list[list[Path]], test: bool = True) -> dict[str, list[File]
     small = next((paths for paths in images if len(paths) < needed), None)
     if small is not None:
         raise UserError(
-            f"the class folder {printable(small[0].parent)} holds {len(small)} images; expected {needed} or more, to "
-            "train, validate and test on"
+            f"the class folder {printable(small[0].parent)} holds {counted(len(small), 'image')}; expected {needed} or "
+            "more, to train, validate and test on"
         )
     first = ["test" if test else "train", "validation"]
     names = [*first, *["train"] * 8]

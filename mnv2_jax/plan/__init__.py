@@ -1,6 +1,6 @@
-"""What a run will need and how long it will take on TPUs that are not here, by compiling its own step for them."""
+"""Plans of runs on TPUs that are not here: their own step is compiled for them, and its needs are read off."""
 
 from typing import Literal
 
 Step = Literal["train", "eval"]
-"""Which of the trainer's programs is planned."""
+"""The program of the trainer that is planned."""

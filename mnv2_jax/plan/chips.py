@@ -17,7 +17,7 @@ GIBIBYTE = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do at most.
+    """The peak figures of a chip.
 
     Attributes:
         name: of the generation.
@@ -28,6 +28,8 @@ class Chip:
         slices: numbers of chips along each axis that are offered, smaller ones first.
         source: of the figures.
         config: the compiler's name for its cores taken as one device, where there are two.
+        rented: how the names begin by which its slices are rented, "v5litepod" of "v5litepod-8"; `name` if None.
+        cores: of a chip, as those names count.
     """
 
     name: str
@@ -38,6 +40,21 @@ class Chip:
     slices: tuple[str, ...]
     source: str
     config: str | None = None
+    rented: str | None = None
+    cores: int = 1
+
+    def units(self, shape: str) -> int:
+        """Of a slice, as the names by which slices are rented count: chips, or cores."""
+        return count_chips(shape) * self.cores
+
+    def rented_name(self, shape: str) -> str:
+        """The name by which a slice is rented: "v5litepod-8" of 2x4, "v4-8" of 2x2x1."""
+        return f"{self.rented or self.name}-{self.units(shape)}"
+
+
+def count_chips(shape: str) -> int:
+    """Of a slice's shape, "2x4"."""
+    return prod(int(side) for side in shape.split("x"))
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -55,6 +72,7 @@ CHIPS = {
             _SOLID,
             "cloud.google.com/tpu/docs/v4; links: jax-ml.github.io/scaling-book/tpus (6 of 45 GB/s)",
             "megacore",
+            cores=2,
         ),
         Chip(
             "v5e",
@@ -64,6 +82,7 @@ CHIPS = {
             2e11,
             _FLAT,
             "cloud.google.com/tpu/docs/v5e (links: 400 GB/s in both directions together)",
+            rented="v5litepod",
         ),
         Chip(
             "v5p",
@@ -73,6 +92,7 @@ CHIPS = {
             6e11,
             _SOLID,
             "cloud.google.com/tpu/docs/v5p (links: 1200 GB/s in both directions together)",
+            cores=2,
         ),
         Chip(
             "v6e",
@@ -92,14 +112,19 @@ class Topology:
     """A slice that programs are compiled for.
 
     Attributes:
-        name: as the user wrote it, "v5e:2x4".
         chip: what it is made of.
+        shape: chips along each axis, "2x4".
         devices: one a chip.
     """
 
-    name: str
     chip: Chip
+    shape: str
     devices: Sequence[jax.Device]
+
+    @property
+    def name(self) -> str:
+        """As the compiler calls it, "v5e:2x4"."""
+        return f"{self.chip.name}:{self.shape}"
 
 
 def required_libtpu() -> str:
@@ -128,20 +153,39 @@ def check_compiler() -> str:
     return installed
 
 
-def open_topology(name: str) -> Topology:
-    """A slice by its name, without a TPU. Starts no TPU, here or elsewhere: this process computes on the CPU from now on.
+def find_slice(name: str) -> tuple[Chip, str]:
+    """(the chip, the shape) of a slice: CHIP:SHAPE, "v5e:2x4", or as it is rented, "v5litepod-8".
+
+    The names for renting count chips of v5e and v6e, and cores of v4 and v5p, of which a chip has two
+    (cloud.google.com/tpu/docs/v4 and the pages of the others).
 
     Raises:
-        UserError: for a slice that is not offered, or without the compiler that fits.
+        UserError: for a slice that is not offered; lists those that are, in both forms.
     """
-    generation, colon, shape = name.partition(":")
-    if generation not in CHIPS or not colon:
+    for chip in CHIPS.values():
+        for shape in chip.slices:
+            if name in (f"{chip.name}:{shape}", chip.rented_name(shape), f"{chip.name}-{chip.units(shape)}"):
+                return chip, shape
+    start = re.split("[:-]", name)[0]
+    chips = [chip for chip in CHIPS.values() if start in (chip.name, chip.rented) and start != name]
+    if not chips:
         raise UserError(
-            f"--topology must be CHIP:SHAPE, v5e:2x4 for instance, with a chip of {', '.join(CHIPS)}; got {name!r}"
+            "--topology must be a slice by the name that it is rented by (v4-8, v5litepod-8, v5p-8, v6e-8) or as "
+            f"CHIP:SHAPE (v5e:2x4) with a chip of {', '.join(CHIPS)}; got {name!r}"
         )
-    chip = CHIPS[generation]
-    if shape not in chip.slices:
-        raise UserError(f"--topology {name} is no slice that is offered; {generation} has {', '.join(chip.slices)}")
+    (chip,) = chips
+    offered = ", ".join(f"{chip.rented_name(shape)} ({chip.name}:{shape})" for shape in chip.slices)
+    counted_in = f"; the first count cores, {chip.cores} a chip" if chip.cores > 1 else ""
+    raise UserError(f"--topology {name} is no slice that is offered; there are {offered}{counted_in}")
+
+
+def open_topology(name: str) -> Topology:
+    """A slice by its name, without a TPU; no TPU is started, and this process computes on the CPU from now on.
+
+    Raises:
+        UserError: see `find_slice`; or without the compiler that fits.
+    """
+    chip, shape = find_slice(name)
     check_compiler()
     jax.config.update("jax_platforms", "cpu")
     for variable, value in {
@@ -157,12 +201,12 @@ def open_topology(name: str) -> Topology:
     from jax.experimental import topologies
 
     options: dict[str, object] = {} if chip.config is None else {"chip_config_name": chip.config}
-    axes = [int(side) for side in shape.split("x")]
-    if prod(axes) == 1:
+    if count_chips(shape) == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
+    name = f"{chip.name}:{shape}"
     try:
         description = topologies.get_topology_desc(name, platform="tpu", **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the TPU compiler does not open {name} ({reason})") from error
-    return Topology(name, chip, description.devices)
+    return Topology(chip, shape, description.devices)

@@ -1,4 +1,4 @@
-"""What a compiled program's text (HLO) says: what it moves between a chip's memories, and to other chips."""
+"""Read off a compiled program's text (HLO): the bytes that it moves between a chip's memories, and to other chips."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ class Collective:
     group: int
 
     def sent_bytes(self) -> float:
-        """What a chip sends at least: a sum goes round twice, in parts; everything else once."""
+        """Bytes that a chip sends at least: an all-reduce sends its data twice, in shards; everything else once."""
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * self.bytes * (self.group - 1) / self.group
 
@@ -85,7 +85,7 @@ PARTIAL = {"slice", "dynamic-slice", "gather"}
 
 
 def traffic_bytes(text: str) -> int:
-    """What a program reads from HBM and writes to it, at least: every instruction's operands and result, once each.
+    """Bytes between a program and HBM, at least: every instruction's operands and result, once each.
 
     XLA's own "bytes accessed" counts a copy into fast memory at its start, at its end, and again where it is used,
     and of a slice the whole that it is cut from; so it is more than what is moved.
@@ -136,9 +136,9 @@ def _instruction_bytes(
     called = re.search(r"calls=%([\w.\-]+)", rest)
     fused = computations.get(called[1], ()) if called else ()
     return _slow_bytes(shape) + sum(
-        _read_bytes(fused, place, _slow_bytes(shapes.get(operand, "")))
-        for place, operand in enumerate(instruction.operands)
-        if operand not in instruction.operands[:place]
+        _read_bytes(fused, index, _slow_bytes(shapes.get(operand, "")))
+        for index, operand in enumerate(instruction.operands)
+        if operand not in instruction.operands[:index]
     )
 
 
@@ -148,9 +148,9 @@ def _slow_bytes(shapes: str) -> int:
     return sum(shape_bytes(array) for array in arrays if FAST_MEMORY not in array)
 
 
-def _read_bytes(fused: Sequence[Instruction], place: int, whole: int) -> int:
-    """What a fused computation reads of its parameter: the parts that are cut out of it, or else the whole."""
-    names = [each.name for each in fused if each.opcode == "parameter" and each.operands == (str(place),)]
+def _read_bytes(fused: Sequence[Instruction], index: int, whole: int) -> int:
+    """Bytes that a fused computation reads of a parameter: of the slices that it takes of it, or else of the whole."""
+    names = [each.name for each in fused if each.opcode == "parameter" and each.operands == (str(index),)]
     users = [each for each in fused if set(names) & set(each.operands)]
     if not users or any(each.opcode not in PARTIAL or each.operands[0] not in names for each in users):
         return whole

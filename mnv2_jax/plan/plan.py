@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
@@ -30,6 +31,9 @@ from mnv2_jax.training.step import Learner
 
 IMAGENET_IMAGES = 1_281_167
 
+Watch = Callable[[str], AbstractContextManager[None]]
+"""From words for what is compiled to what is entered while it is."""
+
 LARGEST_BATCH = 1 << 14
 """Images a chip, beyond which nobody trains."""
 
@@ -49,7 +53,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a program needs of each chip. Bytes, operations and seconds are of one step.
+    """The needs of a program, of each chip. Bytes, operations and seconds are of one step.
 
     Attributes:
         title: what was compiled.
@@ -79,16 +83,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has room for it."""
+        """True if the chip has memory enough."""
         return self.flops is not None
 
     @property
     def chip(self) -> Chip:
-        """What the slice is made of."""
+        """The chip that the slice is made of."""
         return self.topology.chip
 
     def seconds(self) -> dict[str, float]:
-        """What each part of the chip takes at least, at its peak: "compute", "memory" and "links"."""
+        """Seconds that each unit of the chip takes at least, at its peak: "compute", "memory" and "links"."""
         if self.flops is None or self.traffic_bytes is None:
             return {}
         return {
@@ -99,12 +103,12 @@ class Plan:
 
     @property
     def sent_bytes(self) -> float:
-        """What a chip sends to others, at least."""
+        """Bytes that a chip sends to others, at least."""
         return sum(collective.sent_bytes() for collective in self.collectives)
 
     @property
     def bound_by(self) -> str | None:
-        """What takes longest."""
+        """The unit that takes longest."""
         seconds = self.seconds()
         return max(seconds, key=seconds.__getitem__) if seconds else None
 
@@ -115,7 +119,7 @@ class Plan:
         return self.images / max(seconds.values()) if seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All figures as JSON holds them."""
         return {
             "title": self.title,
             "topology": self.topology.name,
@@ -273,35 +277,29 @@ def _memory(sizes: Any, program: Program, devices: Devices, activations: int) ->
     return {**parts, "padding": total - sum(parts.values())}, total
 
 
-def plan_study(study: Study, topology: Topology) -> list[Plan]:
-    """Compile the training programs of a study, its runs spread over the chips as the study spreads them."""
+def plan_study(study: Study, topology: Topology, watch: Watch) -> list[Plan]:
+    """Compile the training programs of a study, its runs spread over the chips as the study spreads them.
+
+    `watch` is entered while each of them is compiled, with the words for that.
+    """
     dataset = create_dataset(study.run(study.baseline))
-    plans = []
-    for family in families(study):
+    plans, every = [], families(study)
+    for number, family in enumerate(every, start=1):
         runs = group_size(study.seeds * len(family), len(topology.devices))
         own = dataset.at(family[0].resolution or dataset.image_shape[0])
-        plans.append(
-            plan_programs(
-                learner_of(study, family, own),
-                own,
-                study.run(family[0]).training,
-                topology,
-                Devices.create(runs, 1, devices=topology.devices),
-                "train",
-                ", ".join(arm.name for arm in family),
-            )
-        )
+        learner, training = learner_of(study, family, own), study.run(family[0]).training
+        devices, names = Devices.create(runs, 1, devices=topology.devices), ", ".join(arm.name for arm in family)
+        with watch(f"compiling program {number} of {len(every)} for {topology.name} ({names}), a minute or so"):
+            plans.append(plan_programs(learner, own, training, topology, devices, "train", names))
     return plans
 
 
-def largest_batch(plan_of: Callable[[int], Plan], start: Plan, batch: int) -> list[Plan]:
-    """Plans of other batches a chip, powers of two, until the largest that fits is among them.
+def largest_batch(plan_of: Callable[[int], Plan], batch: int) -> list[Plan]:
+    """Plans of `batch` images a chip and of powers of two, until the largest that fits is among them.
 
-    Args:
-        plan_of: compiles for a batch a chip.
-        start: of `batch` images a chip.
-        batch: of it.
+    `plan_of` compiles for a batch a chip.
     """
+    start = plan_of(batch)
     plans = {batch: start}
     power = 1 << (batch.bit_length() - 1)
     if start.fits and start.memory["activations"]:
@@ -324,8 +322,8 @@ def _bytes(tree: PyTree) -> int:
 
 
 def activation_bytes(learner: Learner, dataset: Dataset, training: Recipe, chips: int, step: Step) -> int:
-    """What the layers leave behind for one part of a chip's images: of training every convolution's output, which
-    the backward pass needs; of evaluation the largest layer's input and output."""
+    """Activations of a microbatch of a chip's images: in training every convolution's output, which the backward pass
+    needs; in evaluation the largest layer's input and output."""
     layers = layer_costs(learner.model.clone(batch_norm_axis=None), dataset.image_shape)
     values = (
         max(layer.activation_bytes(1) for layer in layers)

@@ -85,7 +85,25 @@ class Classification:
         """
         if not sums["examples"]:
             raise UserError("there is not one image that counts: the split is empty, or none of it can be read")
-        names = {"loss": "loss", "accuracy": "correct", "top5_accuracy": "correct_top5"}
+        summed = {"loss": "loss", "accuracy": "correct", "top5_accuracy": "correct_top5"}
         if self.num_classes <= 5:
-            del names["top5_accuracy"]  # of every image
-        return {name: float(sums[counted] / sums["examples"]) for name, counted in names.items()}
+            del summed["top5_accuracy"]  # of every image
+        return {name: float(sums[key] / sums["examples"]) for name, key in summed.items()}
+
+
+class ConfusionCounts(Classification):
+    """Classification that also counts what the images of each class are taken for.
+
+    For the evaluation of one network: no training step has a use for it. The sum "confusion" has a row a true class and
+    a column a predicted one, and adds up to "examples".
+    """
+
+    def zeros(self) -> dict[str, np.ndarray]:
+        """The sums over no examples."""
+        return {**super().zeros(), "confusion": np.zeros((self.num_classes, self.num_classes), np.float32)}
+
+    def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
+        """Those of classification, and the confusion matrix; of equal logits the lower class is taken."""
+        counts = jnp.zeros((self.num_classes, self.num_classes))
+        cells = jnp.asarray(batch.targets), jnp.argmax(outputs, axis=1)
+        return {**super().sums(outputs, batch, train), "confusion": counts.at[cells].add(batch.weights)}

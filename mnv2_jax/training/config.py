@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnv2_jax.data.catalog import ExifOrientation, OnBadImage
 from mnv2_jax.errors import UserError
+from mnv2_jax.wording import counted
 
 LEAST = 1e-30
 """Of numbers that must not be zero: float32 has it, and what it is multiplied by."""
@@ -163,8 +164,8 @@ class Recipe:
         """
         if self.batch_size > train_images:
             raise UserError(
-                f"--batch-size {self.batch_size} is more than the {train_images} images of the training split; "
-                f"take {train_images} or fewer"
+                f"--batch-size {self.batch_size} is more than the {counted(train_images, 'image')} of the training "
+                f"split; take {train_images} or fewer"
             )
         return train_images // self.batch_size
 
@@ -178,7 +179,7 @@ class Recipe:
         steps = self.epochs * per_epoch if self.images is None else self.images // self.batch_size
         if steps > LARGEST_STEPS:
             length = f"--epochs {self.epochs}" if self.images is None else f"--images {self.images}"
-            raise UserError(f"{length} are {steps:,} steps, and a run has {LARGEST_STEPS:,} at most")
+            raise UserError(f"{length} are {counted(steps, 'step')}, and a run has {LARGEST_STEPS:,} at most")
         return steps
 
     def peak_learning_rate(self) -> float:

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mnv2_jax.errors import UserError
 from mnv2_jax.training.config import Parallel
 from mnv2_jax.training.step import DATA_AXIS
+from mnv2_jax.wording import counted
 
 Run = TypeVar("Run")
 
@@ -41,6 +42,22 @@ def run_groups(runs: Sequence[Run], size: int) -> list[tuple[Run, ...]]:
     """
     groups = [tuple(runs[start : start + size]) for start in range(0, len(runs), max(size, 1))]
     return [group + group[-1:] * (size - len(group)) for group in groups]
+
+
+def check_divides(batch_size: int, devices: int, accumulation: int, mixup: float = 0) -> None:
+    """Refuse a batch that so many devices cannot share equally, or with mixup not in whole pairs.
+
+    Raises:
+        UserError: says which batch would do.
+    """
+    unit = devices * accumulation * (2 if mixup else 1)
+    if batch_size % unit:
+        parts = f" with {accumulation} microbatches each" if accumulation > 1 else ""
+        parts += ", in pairs for --mixup" if mixup else ""
+        near = max(unit, round(batch_size / unit) * unit)
+        raise UserError(
+            f"--batch-size {batch_size} does not divide by {counted(devices, 'device')}{parts}; take {near}"
+        )
 
 
 class Program(NamedTuple):
@@ -108,17 +125,8 @@ class Devices:
         return self.mesh.devices.flat[0].device_kind
 
     def check_divides(self, batch_size: int, accumulation: int, mixup: float = 0) -> None:
-        """Refuse a batch of which the devices' shares are not equal, or with mixup not of whole pairs.
-
-        Raises:
-            UserError: says which batch would do.
-        """
-        unit = self.per_run * accumulation * (2 if mixup else 1)
-        if batch_size % unit:
-            parts = f" with {accumulation} microbatches each" if accumulation > 1 else ""
-            parts += ", in pairs for --mixup" if mixup else ""
-            near = max(unit, round(batch_size / unit) * unit)
-            raise UserError(f"--batch-size {batch_size} does not divide by {self.per_run} devices{parts}; take {near}")
+        """See `check_divides`."""
+        check_divides(batch_size, self.per_run, accumulation, mixup)
 
     # --- Arrays ----------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A split, once: every example counted once, whatever the batch, the devices and the processes."""
 
 import dataclasses
+import math
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,13 +17,19 @@ from mnv2_jax.data.catalog import FOLDER, ExifOrientation, OnBadImage
 from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import Network
+from mnv2_jax.tasks.classification import Classification, ConfusionCounts
 from mnv2_jax.tasks.task import Task
 from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.step import Learner, TrainState, eval_step
 from mnv2_jax.weights.load import SOURCES
+from mnv2_jax.wording import counted
 
 EVALUATION_BATCH = 256
 """Images of a batch of evaluation, or one a device where there are more of them."""
+
+
+MOST_CONFUSED = 4096
+"""Classes, beyond which the matrix of what each is taken for has more cells than a device has room for."""
 
 
 def evaluation_size(devices: Devices) -> int:
@@ -82,7 +89,14 @@ def metrics_of(task: Task, sums: dict[str, Any]) -> dict[str, float]:
 def evaluate(
     program: Callable, state: TrainState, batches: Iterable[Batch], task: Task, devices: Devices
 ) -> list[dict[str, float]]:
-    """Metrics over every example of a split, each counted once; one entry a run.
+    """Metrics over every example of a split, each counted once; one entry a run. See `measure`."""
+    return [metrics for metrics, _ in measure(program, state, batches, task, devices)]
+
+
+def measure(
+    program: Callable, state: TrainState, batches: Iterable[Batch], task: Task, devices: Devices
+) -> list[tuple[dict[str, float], dict[str, Any]]]:
+    """(metrics, the sums that they are made of) over every example of a split, each counted once; one entry a run.
 
     Args:
         program: compiled from `describe_evaluation`.
@@ -97,9 +111,9 @@ def evaluate(
         totals, own = program(state, totals, devices.put(batch, DATA))
         if own is not None:
             asked.append(jax.device_get(own))
-    found = [metrics_of(task, sums) for sums in fetch(totals)]
+    found = [(metrics_of(task, sums), sums) for sums in fetch(totals)]
     if task.evaluator is not None:
-        for run, metrics in enumerate(found):
+        for run, (metrics, _) in enumerate(found):
             own = [jax.tree.map(lambda leaf, run=run: leaf[run], batch) for batch in asked]
             metrics.update(task.evaluator.metrics(own))
     return found
@@ -107,6 +121,11 @@ def evaluate(
 
 def evaluate_network(network: Network, dataset: Dataset, split: str) -> dict[str, float]:
     """Metrics of a network, whoever trained it, over every example of a split."""
+    return measure_network(network, dataset, split)[0]
+
+
+def measure_network(network: Network, dataset: Dataset, split: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """(metrics, sums) of a network over every example of a split."""
     devices = Devices.create()
     learner = Learner(network.model, network.task, optax.identity())
     params, batch_stats = network.variables["params"], network.variables["batch_stats"]
@@ -117,7 +136,7 @@ def evaluate_network(network: Network, dataset: Dataset, split: str) -> dict[str
     if first is None:
         raise UserError(f"the split {split} has no images")
     program = devices.compile(describe_evaluation(learner, state, devices.put(first, DATA), devices))
-    return evaluate(program, state, _chain(first, batches), network.task, devices)[0]
+    return measure(program, state, _chain(first, batches), network.task, devices)[0]
 
 
 def _chain(first: Batch, others: Iterable[Batch]) -> Iterable[Batch]:
@@ -132,11 +151,16 @@ class Evaluation(NamedTuple):
         metrics: and "examples", how many were counted.
         skipped: which images were not, and why.
         said: what was found and how it was read, a line each.
+        class_names: of the data, in the network's order.
+        confusion: how many images of each class (row) were taken for each (column); None where the task has no classes,
+            more than `MOST_CONFUSED`, or the network's outputs are not numbers.
     """
 
     metrics: dict[str, float]
     skipped: list[str]
     said: list[str]
+    class_names: tuple[str, ...]
+    confusion: np.ndarray | None
 
 
 def evaluate_on(
@@ -148,14 +172,20 @@ def evaluate_on(
     on_bad_image: OnBadImage = "stop",
     exif_orientation: ExifOrientation = "apply",
     trained_on: str | None = None,
+    named: bool = True,
 ) -> Evaluation:
     """Evaluate a network on all of a data set's split, with the preprocessing that belongs to it.
 
-    The split is "train", "validation" or "test", or "all" for all images. Classes are matched by their names. `trained_on`
-    is the fingerprint of the data that the network was trained on, where it should be these.
+    Args:
+        network: the network.
+        dataset, data_files, on_bad_image, exif_orientation: see `load_stream`. Classes are matched by their names.
+        resolution: side of the images in pixels; the network's own if None.
+        split: "train", "validation" or "test", or "all" for all images.
+        trained_on: fingerprint of the data that the network was trained on, where it should be these.
+        named: whether the user has named the data. Else they have to be those that it was trained on.
 
     Raises:
-        UserError: if the data are not there, or of other classes than the network.
+        UserError: if the data are not there, or of other classes than the network, or should be the same and are not.
     """
     data = load_stream(
         dataset,
@@ -172,12 +202,29 @@ def evaluate_on(
     said = [*data.said, *said]
     if dataset == FOLDER and split != "all":
         images = sum(map(data.count, data.sources))
-        said.append(f"scores {data.count(split):,} of {images:,} images: the part {split} (--split all: all of them)")
+        said.append(
+            f"scores {data.count(split):,} of {counted(images, 'image')}: the part {split} (--split all: all of them)"
+        )
     if split != "all" and trained_on not in (None, data.fingerprint()):
-        said.append("files were added, removed or renamed since the training: images that it trained on may be scored")
+        changed = "files were added, removed or renamed since the training"
+        if not named:
+            raise UserError(
+                f"{data.name}: {changed}, so its splits are others; --data-files {data.name} scores them as they are"
+            )
+        said.append(f"{changed}: images that it trained on may be scored")
     data = data.prepared_as(network.preprocessing, network.image_channels)
-    metrics = evaluate_network(network, data, split)
-    return Evaluation(metrics, sorted(data.skipped), said)
+    if type(network.task) is Classification:
+        if network.task.num_classes <= MOST_CONFUSED:
+            network = network.replace(task=ConfusionCounts(**dataclasses.asdict(network.task)))
+        else:
+            said.append(f"classes are not scored one by one: there are more than {MOST_CONFUSED}")
+    metrics, sums = measure_network(network, data, split)
+    confusion = sums.get("confusion")
+    if confusion is not None and math.isnan(metrics["loss"]):
+        said.append("classes are not scored one by one: for some images the network's outputs are not numbers")
+        confusion = None
+    names = data.class_names if numbers is None else tuple(network.class_names or ())
+    return Evaluation(metrics, sorted(data.skipped), said, names, confusion)
 
 
 def match_classes(network: Network, names: Sequence[str], dataset: str) -> tuple[tuple[int, ...] | None, list[str]]:

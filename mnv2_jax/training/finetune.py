@@ -24,6 +24,7 @@ from mnv2_jax.training.config import Run
 from mnv2_jax.training.devices import SEED, Devices
 from mnv2_jax.training.step import Learner, TrainState
 from mnv2_jax.weights.load import SOURCES, load_weights
+from mnv2_jax.wording import counted
 
 DECIDED = ("name", "width_multiplier", "expansion", "bottleneck_activation", "convention")
 """Settings of a run's network that its weights decide; flags may repeat them."""
@@ -120,7 +121,9 @@ class Start:
         sigmoids = start.task.outputs == "sigmoid"  # type: ignore[attr-defined]
         anew = theirs != len(class_names) or renamed or sigmoids
         if anew:
-            what = f"{theirs or 'no'} classes" if theirs != len(class_names) else "other classes"
+            what = "other classes"
+            if theirs != len(class_names):
+                what = counted(theirs, "class") if theirs else "no classes"
             why = f"{name} has {what}, the data {len(class_names)}"
             if sigmoids:
                 why = f"the outputs of {name} are a sigmoid each, and training is of one class an image"

@@ -1,13 +1,21 @@
 """What a person sees while runs train: a bar in a terminal, plain lines in a file."""
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 
 import jax
+import rich.markup
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
+from mnv2_jax.wording import counted
+
+TELL_SECONDS = 30.0
+"""Between two lines about work that takes long, where there is no terminal."""
 
 
 def duration(seconds: float) -> str:
@@ -17,10 +25,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def create_console(quiet: bool = False) -> Console:
-    """Standard output; what is no terminal is wide enough for a table in one piece."""
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=120, quiet=quiet)
+def create_console(quiet: bool = False, stderr: bool = False) -> Console:
+    """Standard output, or the standard error; what is no terminal is wide enough for a table in one piece."""
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
+    if not console.is_terminal:
+        console.width = 120
+    return console
 
 
 def create_bar(console: Console) -> Progress:
@@ -33,6 +43,31 @@ def create_bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+@contextlib.contextmanager
+def timed(console: Console, text: str) -> Iterator[None]:
+    """Show what is being done and for how long: in a terminal as time passes, else by a line every 30 s."""
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(rich.markup.escape(text), total=None)
+            yield
+        return
+    console.print(text, markup=False)
+    began, done = time.perf_counter(), threading.Event()
+
+    def tell() -> None:
+        while not done.wait(TELL_SECONDS):
+            console.print(f"{text}: {duration(time.perf_counter() - began)} so far", markup=False)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class Reporter:
@@ -119,7 +154,7 @@ class Reporter:
                 )
         elif not self._several:
             metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
-            self.say(f"step {record.step} {record.split}: {metrics} ({record.images} images)")
+            self.say(f"step {record.step} {record.split}: {metrics} ({counted(record.images, 'image')})")
         elif record.split == "test":
             self.say(f"{who}: test {metric.title} {metric.format(values[metric.name])}, loss {values['loss']:.3f}")
         elif self._bar is None:

@@ -45,6 +45,7 @@ from mnv2_jax.training.programs import Member, Programs, trace_programs
 from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.step import TrainState
 from mnv2_jax.training.trainer import Trainer
+from mnv2_jax.wording import counted
 
 TENSORBOARD, TRACE = "tensorboard", "trace"
 DATA_FILES = "data_files"
@@ -101,7 +102,7 @@ def train_run(
             changes = LENGTH if shorter else ()
             held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, noted, notes, changes))
         wait_for_processes("folder")
-        reporter.say(f"compiling for {devices.mesh.size} devices ({devices.kind})")
+        reporter.say(f"compiling for {counted(devices.mesh.size, 'device')} ({devices.kind})")
         learner = create_learner(run, dataset, devices.per_run)
         programs = trace_programs(learner, dataset, run.training, devices)()
         reporter.say(f"compiled in {programs.compile_seconds:.0f} s")
@@ -133,7 +134,7 @@ def train_to_the_end(
     if earlier := earlier_runs(folder):
         found[SHORTER] = earlier
     if skipped := trainer.skipped():
-        reporter.say(f"{len(skipped)} damaged images were skipped, the first of them: {skipped[0]}")
+        reporter.say(f"{counted(len(skipped), 'damaged image')} skipped, the first of them: {skipped[0]}")
     if best.found is not None:
         value = metric.format(best.found["validation"][metric.name])
         reporter.say(f"best on the validation split: {metric.title} {value} at step {best.found['step']}")

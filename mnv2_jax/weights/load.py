@@ -25,6 +25,7 @@ from mnv2_jax.weights.tf_slim import TF_SLIM
 from mnv2_jax.weights.timm import TIMM
 from mnv2_jax.weights.torchvision import TORCHVISION
 from mnv2_jax.weights.transformers import TRANSFORMERS
+from mnv2_jax.wording import counted
 
 SOURCES: dict[str, Source] = {source.name: source for source in (TORCHVISION, TIMM, TRANSFORMERS, KERAS, TF_SLIM)}
 
@@ -95,7 +96,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
     if not classes:
         notes.append("there is no classifier: the output is the pooled features")
     elif classes not in (1000, 1001) and not any("classifier" in note for note in notes):
-        notes.append(f"the classifier has {classes} classes")
+        notes.append(f"the classifier has {counted(classes, 'class')}")
     resolution = said.resolution or _named_resolution(path) or 224
     network = Network(
         model.clone(**said.settings),
@@ -122,7 +123,7 @@ def _read(path: Path, kind: str, wanted: str | None) -> tuple[Source, str, Tenso
     if kind == "tf":
         tensors, averages = tf_slim.choose_averages(files.read_tensorflow(path))
         if averages:
-            notes.append(f"moving averages are taken for {averages} tensors")
+            notes.append(f"moving averages are taken for {counted(averages, 'tensor')}")
         return *_recognise(tensors, [TF_SLIM], wanted), Said(notes=tuple(notes))
     if kind == "torch":
         tensors, key = files.read_torch(path)
@@ -252,7 +253,7 @@ def with_outputs(network: Network, outputs: Outputs) -> Network:
 def _without_background(path: Path, network: Network) -> Network:
     classes = network.model.num_classes  # type: ignore[attr-defined]
     if classes != 1001:
-        raise UserError(f"{path} has {classes} classes, and only 1001 hold a background to drop")
+        raise UserError(f"{path} has {counted(classes, 'class')}, and only 1001 hold a background to drop")
     classifier = jax.tree.map(lambda leaf: leaf[..., 1:], network.variables["params"]["classifier"])
     params = {**network.variables["params"], "classifier": classifier}
     return network.replace(

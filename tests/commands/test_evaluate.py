@@ -3,9 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from samples import write_folder
 
+from mnv2_jax.analysis.confusion import by_class
+from mnv2_jax.commands.evaluate import print_evaluation
+from mnv2_jax.data.stream import load_stream
 from mnv2_jax.training.metrics import read_records
 
 
@@ -82,16 +86,98 @@ def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_netw
     assert found["examples"] == len(list(pets.rglob("*.jpg"))) * 8 // 10 - 1
 
 
-def test_a_run_knows_the_folder_that_it_was_trained_on(run, quick, saved, pets, tmp_path):
+@pytest.fixture
+def pets_run(saved, pets, tmp_path):
+    """The folder of a run on these images."""
     folder = tmp_path / "run"
     shutil.copytree(saved, folder / "network")
     (folder / "checkpoints").mkdir()
-    (folder / "config.json").write_text(json.dumps({"dataset": "folder", "seed": 0, "data_files": str(pets)}))
-    code, output, _ = run("evaluate", "--weights", folder, "--split", "all", "--on-bad-image", "skip")
+    trained_on = load_stream("folder", data_files=pets).fingerprint()
+    settings = {"dataset": "folder", "seed": 0, "data_files": str(pets), "data_sha256": trained_on}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_run_knows_the_folder_that_it_was_trained_on(run, quick, pets_run, pets):
+    flags = ["evaluate", "--weights", pets_run, "--on-bad-image", "skip"]
+    code, output, _ = run(*flags, "--split", "all")
     assert code == 0
     assert f"{pets}: 30 images of 3 classes" in output
     assert "folder all, 29 images" in output
     assert "top5" not in output  # of three classes
+    assert run(*flags)[0] == 0
+    # Its images are others: the splits are too, unless that is what is wanted.
+    (pets / "cat" / "009.jpg").unlink()
+    code, output, errors = run(*flags)
+    assert (code, output) == (2, "")
+    assert f"error: {pets}: files were added, removed or renamed since the training, so its splits are others" in errors
+    code, output, _ = run(*flags, "--data-files", pets)
+    assert code == 0
+    assert "since the training: images that it trained on may be scored" in output
+
+
+def test_a_folder_that_is_gone_is_one_line(refused, pets_run, pets):
+    pets.rename(pets.with_name("moved"))
+    said = refused("evaluate", "--weights", pets_run)
+    assert said == (
+        f"{pets_run} was trained on the images in {pets}, which is no folder any more; say where they are with "
+        "--data-files"
+    )
+
+
+# --- Class by class --------------------------------------------------------------------------------------
+
+
+def test_each_class_is_scored_and_the_confusion_matrix_written(run, quick, pets_run, pets, tmp_path):
+    flags = [
+        "evaluate",
+        "--weights",
+        pets_run,
+        "--split",
+        "all",
+        "--on-bad-image",
+        "skip",
+        "--out",
+        tmp_path / "scores",
+    ]
+    code, output, _ = run(*flags)
+    assert code == 0
+    assert output.splitlines()[-3:] == [
+        str(tmp_path / "scores" / name) for name in ("evaluation.json", "confusion.png", "confusion.svg")
+    ]
+    found = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
+    assert [each["name"] for each in found["classes"]] == ["cat", "dog", "bird"]  # the network's order
+    assert [each["images"] for each in found["classes"]] == [9, 10, 10]
+    assert [sum(row) for row in found["confusion"]] == [9, 10, 10]
+    right = [found["confusion"][index][index] for index in range(3)]
+    assert [each["correct"] for each in found["classes"]] == right
+    assert sum(right) == round(29 * found["accuracy"])
+    assert found["data_files"] == str(pets)
+    for each in found["classes"]:
+        (line,) = [line.split() for line in output.splitlines() if line.startswith(each["name"])]
+        assert line[1:3] == [str(each["images"]), f"{each['accuracy']:.2%}"]
+    # What was written is not lost.
+    code, output, errors = run(*flags)
+    assert (code, output) == (2, "")
+    assert "holds evaluation.json, confusion.png, confusion.svg already; name another, or --overwrite it" in errors
+    code, output, _ = run(*flags, "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(output)["classes"] == found["classes"]
+    assert "confusion" not in json.loads(output)
+
+
+def test_of_many_classes_the_worst_are_shown(capsys):
+    classes = by_class(np.diag(np.arange(12)) + np.eye(12, k=1), [f"kind {index}" for index in range(12)])
+    content = {"dataset": "x", "split": "test", "examples": 77, "classes": classes, "skipped": []}
+    print_evaluation(content, {"loss": 1.0, "accuracy": 0.9}, ["preprocessing none"])
+    shown = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("kind")]
+    assert shown == ["kind 0", "kind 1", "kind 2", "kind 3", "kind 4"]
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/mine"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(refused, tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    assert f"--out {tmp_path / out} " in refused("evaluate", "--weights", "nowhere", "--out", tmp_path / out)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +195,7 @@ def test_weights_that_are_not_there(refused, arguments, says):
 def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tmp_path):
     assert "name the images with --dataset" in refused("evaluate", "--weights", saved)
     folder = ["evaluate", "--weights", saved, "--dataset", "folder"]
-    assert "was trained on a folder of images; name one with --data-files" in refused(*folder)
+    assert "does not say which folder it was trained on; name one with --data-files" in refused(*folder)
     others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)
     said = refused(*folder, "--data-files", others)
     assert "only it has bird, cat, dog; only the data have cow, hen, pig" in said

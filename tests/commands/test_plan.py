@@ -9,9 +9,10 @@ import pytest
 
 from mnv2_jax.commands import plan as command
 from mnv2_jax.errors import UserError
+from mnv2_jax.flags import parse
 from mnv2_jax.plan import chips
 from mnv2_jax.plan import plan as library
-from mnv2_jax.plan.chips import CHIPS, Topology
+from mnv2_jax.plan.chips import Topology
 from mnv2_jax.plan.compiled import Collective
 from mnv2_jax.plan.plan import Plan
 
@@ -21,10 +22,15 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--topology", "v9:2x4"], "--topology must be CHIP:SHAPE, v5e:2x4 for instance, with a chip of v4, v5e"),
-        (["--topology", "v5e:3x3"], "--topology v5e:3x3 is no slice that is offered; v5e has 1x1, 2x2, 2x4"),
-        (["--batch-per-device", "0"], "--batch-per-device must be from 1 to 65536, got 0"),
-        (["--accumulation", "3"], "--accumulation must divide --batch-per-device 128, got 3"),
+        (["--topology", "v9:2x4"], "--topology must be a slice by the name that it is rented by (v4-8, v5litepod-8, "),
+        (
+            ["--topology", "v5e:3x3"],
+            "is no slice that is offered; there are v5litepod-1 (v5e:1x1), v5litepod-4 (v5e:2x2)",
+        ),
+        (["--batch-size", "0"], "--batch-size must be greater than 0, got 0"),
+        (["--batch-size", "1000000"], "--batch-size must be 524288 or less on v5litepod-8, got 1000000"),
+        (["--batch-size", "100"], "--batch-size 100 does not divide by 8 devices; take 96"),
+        (["--accumulation", "3"], "--batch-size 1024 does not divide by 8 devices with 3 microbatches each; take 1032"),
         (["--width-multiplier", "-1"], "--width-multiplier must be greater than 0"),
         (["--num-classes", "0"], "--num-classes must be from 1 to 10000000, got 0"),
         (["--step", "both"], "there is no --step both; known are train, eval"),
@@ -34,8 +40,8 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
         (["--compare", "dtype=float32", "--sweep-batch"], "do not go together"),
         (["--compare", "study=ablate_bottleneck"], "--compare changes settings of a plan, and --study is none"),
         (["--compare", "=3"], "--compare takes FLAG=VALUE"),
-        (["--topology", "v5e"], "--topology must be CHIP:SHAPE"),
-        (["--sweep-batch", "--batch-per-device", "6", "--accumulation", "3"], "--accumulation 3 does not divide"),
+        (["--topology", "v5e"], "or as CHIP:SHAPE (v5e:2x4) with a chip of v4, v5e, v5p, v6e; got 'v5e'"),
+        (["--sweep-batch", "--batch-size", "48", "--accumulation", "3"], "--accumulation 3 does not divide"),
         (["--study", "ablate_bottleneck", "--sweep-batch", "--dtype", "float32"], "leave --dtype, --sweep-batch out"),
     ],
 )
@@ -68,22 +74,24 @@ def by_hand(title, topology, batch):
 def planned(monkeypatch):
     """The command's compilations, replaced."""
 
-    def plan(options, topology, batch=None):
-        batch = batch or options.batch_per_device
+    def plan(options, topology):
+        batch = command.training_of(options).batch_size // 8
         return by_hand(command.title(options, batch), topology, batch)
 
-    def plan_study(study, topology):
-        return [by_hand(", ".join(arm.name for arm in study.arms), topology, 64)]
+    def plan_study(study, topology, watch):
+        names = ", ".join(arm.name for arm in study.arms)
+        with watch(f"compiling {names}"):
+            return [by_hand(names, topology, 64)]
 
     monkeypatch.setattr(command, "plan", plan)
     monkeypatch.setattr(library, "plan_study", plan_study)
-    monkeypatch.setattr(chips, "open_topology", lambda name: Topology(name, CHIPS[name.split(":")[0]], jax.devices()))
+    monkeypatch.setattr(chips, "open_topology", lambda name: Topology(*chips.find_slice(name), jax.devices()))
 
 
 def test_json_has_what_programs_read(run, planned):
-    code, output, _ = run("plan", "--json")
+    code, output, errors = run("plan", "--json")
     found = json.loads(output)
-    assert code == 0
+    assert (code, errors) == (0, "compiling for v5litepod-8, one to four minutes\n")
     assert {"hbm_bytes", "flops", "bytes_accessed"} <= found["per_chip"].keys()
     assert found["collectives"] == [{"kind": "all-reduce", "count": 1, "bytes": 14_000_000}]
     assert found["fits"] is True
@@ -96,19 +104,30 @@ def test_two_settings_side_by_side(run, planned):
     assert code == 0
     for text in ("bfloat16", "replica", "float32", "global", "bound by", "cloud.google.com/tpu/docs/v5e"):
         assert text in output
-    code, output, _ = run("plan", "--json", "--compare", "topology=v6e:2x4")
+    assert "compiling plan 2 of 2 for v5litepod-8" in output
+    code, output, _ = run("plan", "--json", "--compare", "topology=v6e-8")
     assert [other["topology"] for other in json.loads(output)["others"]] == ["v6e:2x4"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "batch_size"),
+    [([], 1024), (["--batch-size", "256"], 256), (["--topology", "v5p-8"], 512), (["--topology", "v4:2x2x2"], 1024)],
+)
+def test_the_batch_is_that_of_all_chips_as_for_train(flags, batch_size):
+    """128 images a chip if it is not given; v5p-8 has four chips."""
+    training = command.training_of(parse(command.Options, "", flags))
+    assert (training.batch_size, training.batch_norm) == (batch_size, "replica")
+
+
 def test_what_does_not_fit_says_by_how_much_and_what_helps(run, planned):
-    code, output, _ = run("plan", "--batch-per-device", "512")
+    code, output, _ = run("plan", "--batch-size", "4096")
     assert code == 0
     assert "needs 17.00 GiB or more of the 15.75 GiB that a v5e gives, 1.25 GiB too much" in " ".join(output.split())
     assert "--sweep-batch" in output
 
 
 def test_the_sweep_names_the_largest_batch(run, planned):
-    code, output, _ = run("plan", "--sweep-batch", "--batch-per-device", "32")
+    code, output, _ = run("plan", "--sweep-batch", "--batch-size", "256")
     assert code == 0
     assert "The largest power-of-two batch that fits is 256 a chip" in output
 
@@ -143,7 +162,7 @@ if __name__ == "__main__":
 def test_the_programs_of_a_study_are_those_of_its_script(run, planned):
     code, output, errors = run("plan", "--study", SCRIPT, "--topology", "v6e:2x2")
     assert (code, errors) == (0, "")
-    assert "Compiling the programs of ablate_bottleneck for v6e:2x2" in output
+    assert output.startswith("compiling linear, relu6\n")
     assert "linear, relu6" in " ".join(output.split())
     assert json.loads(run("plan", "--study", SCRIPT, "--json")[1])["title"] == "linear, relu6"
 

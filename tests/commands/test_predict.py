@@ -79,6 +79,23 @@ def test_damaged_images_are_named_and_the_others_predicted(run, saved, images):
     assert (code, len(found["predictions"]), found["damaged"]) == (2, 2, [str(images / "b.jpg")])
 
 
+def test_a_folder_of_folders_is_walked_in_the_order_of_names(run, saved, images, monkeypatch):
+    """Hidden folders and those of systems are left out, as of a data set."""
+    for name in ("cat/1.png", "cat/big/2.png", "__MACOSX/3.png", ".thumbnails/4.png", "empty/notes.txt"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / "a.png", images / name)
+    monkeypatch.chdir(images.parent)
+    code, output, errors = run("predict", "--weights", saved, "--image", "images", "--json")
+    assert code == 0
+    assert [entry["input"] for entry in json.loads(output)["predictions"]] == [
+        f"images/{name}" for name in ("a.png", "b.jpg", "c.webp", "cat/1.png", "cat/big/2.png")
+    ]
+    assert errors.startswith("left out of images: 1 .txt, 2 hidden or the system's\n")
+    code, output, errors = run("predict", "--weights", saved, "--image", "images/empty")
+    assert (code, output) == (2, "")
+    assert errors == "error: --image images/empty holds no images, in it or in folders below; left out: 1 .txt\n"
+
+
 def test_an_image_is_turned_as_its_exif_says_unless_told_otherwise(run, saved, images):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -126,7 +143,7 @@ def test_published_weights_by_reference(run, hub_network, images):
         ([], "name the images with --image, or a preprocessed batch with --array"),
         (["--image", "a.png", "--array", "a.npy"], "one of the two"),
         (["--image", "nowhere.png"], "--image nowhere.png does not exist"),
-        (["--image", "."], "--image . is a folder without images"),
+        (["--image", "."], "--image . holds no images, in it or in folders below"),
         (["--array", "a.npy", "--top", "0"], "--top must be 1 or more, got 0"),
         (["--image", ".", "--resolution", "99999"], "--resolution must be from 1 to 4096 pixels"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 
 
@@ -45,3 +46,26 @@ def test_tables_of_operators_and_layers(run, model):
 )
 def test_a_network_that_there_is_not(refused, arguments, says):
     assert says in refused("summary", *arguments)
+
+
+def test_a_trained_network_is_summarized(run, saved, network):
+    code, output, errors = run("summary", "--weights", saved, "--json")
+    assert (code, errors) == (0, "")
+    found = json.loads(output)
+    assert (found["model"], found["width_multiplier"], found["resolution"]) == ("mobilenet_v2", 0.1, 32)
+    assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
+    assert found["layers"][-1]["output_shape"] == [3]
+    output = run("summary", "--weights", saved, "--resolution", "64")[1]
+    assert output.startswith(f"mobilenet_v2 of {saved}, width 0.1, 64 pixels, 3 classes\n")
+
+
+def test_what_weights_say_no_flag_says(refused, saved):
+    says = "--weights says what the network is; leave --width-multiplier, --expansion, --num-classes out"
+    flags = ["--expansion", "3", "--width-multiplier", "0.5", "--num-classes", "3"]
+    assert refused("summary", "--weights", saved, *flags) == says
+    assert "nowhere does not exist" in refused("summary", "--weights", "nowhere")
+
+
+def test_the_expansion_is_seen(run):
+    blocks = json.loads(run("summary", "--expansion", "3", "--resolution", "32", "--json")[1])["table"]
+    assert {row["expansion"] for row in blocks if row["operator"] == "bottleneck"} == {1, 3}

@@ -138,7 +138,7 @@ def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
     assert errors.count("\n") == 1
     code, output, errors = run(*flags, "--on-bad-image", "skip")
     assert (code, errors) == (0, "")
-    assert "1 damaged images were skipped" in output
+    assert "1 damaged image skipped" in output
     assert "007.jpg" in output
 
 
@@ -206,7 +206,7 @@ def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digi
         (["--momentum", "1"], "--momentum must be from 0 to below 1, got 1.0"),
         (["--weight-decay", "-1"], "--weight-decay must be 0 or more"),
         (["--batch-size", "20"], "--batch-size 20 does not divide by 8 devices; take 16"),
-        (["--batch-size", "2000"], "--batch-size 2000 is more than the 1209 images of the training split"),
+        (["--batch-size", "2000"], "--batch-size 2000 is more than the 1,209 images of the training split"),
         (["--train-images", "9999"], "--train-images must be between 1 and the 1209 of digits"),
         (["--dataset", "nothing"], "unknown data set 'nothing'; known are digits"),
         (["--dataset", "a b"], "unknown data set 'a b'"),

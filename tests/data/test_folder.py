@@ -114,15 +114,22 @@ def test_whatever_is_left_out_is_said_with_its_number(tmp_path):
     # Links to files and folders are followed.
     write_folder(tmp_path / "elsewhere", images=5)
     (folder / "dog" / "linked").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "elsewhere" / "dog" / "back").symlink_to(folder / "dog")
     (folder / "dog" / "linked.jpg").symlink_to(tmp_path / "elsewhere" / "cat" / "000.jpg")
     readable = sum(suffix in image_suffixes() for suffix in (".jfif", ".jpe", ".jp2", ".avif"))
     assert readable >= 3
     found, left = read_folder(folder).said
     assert found.startswith(f"{folder}: {14 + readable} images of 2 classes (cat {4 + readable}, dog 10): ")
-    for what in ("2 .heic", "1 .txt", "1 without a suffix", "6 hidden or the system's", "1 pipes, sockets or devices"):
+    for what in (
+        "2 .heic",
+        "1 .txt",
+        "1 without a suffix",
+        "6 hidden or the system's",
+        "1 special (a pipe, a socket, a device)",
+    ):
         assert what in left
-    assert "1 links to nothing" in left
-    assert "1 links to a folder around them" in left
+    assert "1 linking to nothing" in left
+    assert "2 linking to a folder around it" in left
 
 
 def test_results_inside_the_data_are_no_class(tmp_path):
@@ -168,7 +175,7 @@ def test_what_is_surely_a_mistake_is_refused(tmp_path):
     refused(nested, "a holds one folder, .*/a/pets, with the classes in it; name that one")
     stray = write_folder(tmp_path / "b", images=3)
     (stray / "x.png").write_bytes(b"")
-    refused(stray, r"b has 1 images beside its class folders \(x.png\)")
+    refused(stray, r"b has 1 image beside its class folders \(x.png\)")
     for part, classes in (("train", ("cat", "dog", "cow")), ("test", ("cat", "dog"))):
         write_folder(tmp_path / "c" / part, classes, images=3)
     refused(tmp_path / "c", "test and .*train hold other classes: cow")

@@ -176,7 +176,7 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
         (["--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
         (["--validation-images", "0"], "--validation-images must be between 1 and the 134 of digits, got 0"),
         (["--learning-rate", "nan"], "--learning-rate must be greater than 0, got nan"),
-        (["--batch-size", "5000"], "--batch-size 5000 is more than the 1209 images of the training split; take 1209 or fewer"),
+        (["--batch-size", "5000"], "--batch-size 5000 is more than the 1,209 images of the training split; take 1209 or fewer"),
         (["--freeze", "backbone"], "--freeze is for a run that starts from trained weights"),
         (["--dataset", "fashion_mnist", "--data-files", "nowhere"], "nowhere is not a folder; expected the four IDX files"),
         (["--out", "/proc/mine"], "--out /proc/mine cannot be written"),
@@ -191,7 +191,9 @@ def test_a_process_of_bad_input_ends_the_same_way(start, digits, tmp_path):
     process = start("--batch-size", "5000", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert errors == "error: --batch-size 5000 is more than the 1209 images of the training split; take 1209 or fewer\n"
+    assert (
+        errors == "error: --batch-size 5000 is more than the 1,209 images of the training split; take 1209 or fewer\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Plans: bounds and sweeps by hand-made figures, and (marked) small networks compiled for TPUs."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -25,7 +26,7 @@ V5E = CHIPS["v5e"]
 def by_hand(batch=128, fits=True, **changes):
     figures = dict(
         title="by hand",
-        topology=Topology("v5e:2x4", V5E, []),
+        topology=Topology(V5E, "2x4", []),
         chips=8,
         images=8 * batch,
         memory={"activations": batch * 10_000_000, "temporary": 0, "batch": 0} if fits else {},
@@ -59,7 +60,7 @@ def test_the_largest_batch_is_found_with_few_compilations(start, largest):
         asked.append(batch)
         return by_hand(batch, batch <= largest)
 
-    plans = largest_batch(plan_of, plan_of(start), start)
+    plans = largest_batch(plan_of, start)
     fitting = [batch for batch in asked if batch <= largest and batch & (batch - 1) == 0]
     assert max(fitting) == largest
     assert largest * 2 in asked
@@ -69,14 +70,14 @@ def test_the_largest_batch_is_found_with_few_compilations(start, largest):
 
 
 def test_where_nothing_fits_the_sweep_ends():
-    plans = largest_batch(lambda batch: by_hand(batch, False), by_hand(4, False), 4)
+    plans = largest_batch(lambda batch: by_hand(batch, False), 4)
     assert [found.images // 8 for found in plans] == [1, 2, 4]
 
 
 # --- What is compiled ------------------------------------------------------------------------------------
 
 SIDE, BATCH = 32, 16
-HERE = Topology("the devices that are here", V5E, jax.devices())
+HERE = Topology(V5E, "2x4", jax.devices())
 """Eight CPU devices in the place of eight chips."""
 
 
@@ -136,7 +137,9 @@ def test_the_programs_of_a_study_are_planned_with_its_runs_side_by_side(monkeypa
     )
     recipe = Recipe(epochs=3, batch_size=16, learning_rate=0.02)
     study = Study("test", "?", "Yes.", "digits", arms, model={"width_multiplier": 0.1}, training=recipe, seeds=2)
-    plan_study(study, HERE)
+    compiled = []
+    plan_study(study, HERE, lambda words: contextlib.nullcontext(compiled.append(words)))
+    assert compiled[0] == "compiling program 1 of 3 for v5e:2x4 (linear, relu6), a minute or so"
     # Two seeds of two arms that share a program, and twice two seeds.
     assert asked == [
         ("linear, relu6", 4, 0.1, (28, 28, 1), 3, "train"),

@@ -6,7 +6,7 @@ import pytest
 
 from mnv2_jax.data.batch import Batch
 from mnv2_jax.errors import UserError
-from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.tasks.classification import Classification, ConfusionCounts
 
 
 def sums(logits, labels, weights=None, **task):
@@ -27,6 +27,17 @@ def test_constant_logits_score_exactly_the_share_of_their_class():
 def test_padding_counts_nowhere():
     found = sums([[0.0, 9.0], [9.0, 0.0], [0.0, 9.0]], [1, 1, 1], [1.0, 1.0, 0.0])
     assert (float(found["correct"]), float(found["examples"])) == (1, 2)
+
+
+def test_confusions_are_counted_by_true_and_predicted_class():
+    """Of equal logits the lower class is taken; padding counts nowhere; the other sums are those of classification."""
+    logits = jnp.array([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0], [0.0, 0.0, 9.0], [1.0, 1.0, 1.0]])
+    batch = Batch(jnp.zeros((4, 1, 1, 1)), jnp.array([1, 1, 0, 2]), jnp.array([1.0, 1.0, 0.0, 1.0]), jnp.arange(4))
+    found = ConfusionCounts(3).sums(logits, batch, train=False)
+    np.testing.assert_array_equal(found.pop("confusion"), [[0, 0, 0], [1, 1, 0], [1, 0, 0]])
+    assert {name: float(value) for name, value in found.items()} == {
+        name: float(value) for name, value in sums(logits, [1, 1, 0, 2], [1.0, 1.0, 0.0, 1.0]).items()
+    }
 
 
 def test_logits_that_are_no_numbers_are_never_right():

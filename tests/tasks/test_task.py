@@ -5,12 +5,13 @@ import pytest
 from toy import Pointing, bright_images
 
 from mnv2_jax.data.batch import Batch
-from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.tasks.classification import Classification, ConfusionCounts
 from mnv2_jax.tasks.metric import Metric
 from mnv2_jax.tasks.task import TASKS, Task, task_settings
 
 BATCHES = {
     "classification": (Classification(4), jnp.zeros((3, 4)), jnp.array([0, 1, 3])),
+    "confusions": (ConfusionCounts(4), jnp.zeros((3, 4)), jnp.array([0, 1, 3])),
     "pointing": (Pointing(), jnp.zeros((3, 2)), jnp.ones((3, 2))),
 }
 

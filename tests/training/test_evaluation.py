@@ -10,7 +10,7 @@ from toy import Pointing, pointing_dataset
 from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import OWN, Network
-from mnv2_jax.tasks.classification import Classification
+from mnv2_jax.tasks.classification import Classification, ConfusionCounts
 from mnv2_jax.training import evaluation
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.evaluation import (
@@ -19,6 +19,7 @@ from mnv2_jax.training.evaluation import (
     evaluation_shapes,
     evaluation_size,
     fetch,
+    measure_network,
     metrics_of,
 )
 
@@ -67,6 +68,27 @@ def test_a_task_of_any_kind_is_evaluated(monkeypatch):
         "column_error": 2.0,
         "median_distance": 2.0,
     }
+
+
+def test_every_image_is_in_the_confusion_matrix_once_on_eight_devices(tiny, monkeypatch):
+    """50 images in batches of 16: padding is in no cell."""
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 16)
+    metrics, sums = measure_network(network_of(ConstantLogits(), ConfusionCounts(10)), tiny, "test")
+    expected = np.zeros((10, 10))
+    expected[:, 3] = np.bincount(tiny.test.targets, minlength=10)
+    np.testing.assert_array_equal(sums["confusion"], expected)
+    assert metrics == evaluate_network(network_of(ConstantLogits(), Classification(10)), tiny, "test")
+
+
+def test_outputs_that_are_not_numbers_have_no_confusion_matrix(folder):
+    class Broken(ConstantLogits):
+        def __call__(self, images, train=False, index=None):
+            return jnp.full((len(images), 2), jnp.nan)
+
+    network = network_of(Broken(2), Classification(2), class_names=("cat", "dog"))
+    found = evaluate_on(network, "folder", "all", folder)
+    assert found.confusion is None
+    assert "the network's outputs are not numbers" in found.said[-1]
 
 
 def test_a_split_without_images_is_refused():
@@ -127,7 +149,7 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
             return jnp.zeros((len(images), 2)).at[:, 1].set(1.0)
 
     network = network_of(Second(2), Classification(2), resolution=20, class_names=("cat", "dog"))
-    metrics, skipped, said = evaluate_on(network, "folder", "train", folder)
+    metrics, skipped, said, names, confusion = evaluate_on(network, "folder", "train", folder)
     assert skipped == []
     assert (
         f"{folder}: 12 images of 2 classes (cat 6, dog 6): train 8, validation 2, test 2, split by their names" in said
@@ -138,6 +160,9 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
     for trained_on, warned in ((known, False), ("other", True)):
         said = evaluate_on(network, "folder", "test", folder, trained_on=trained_on).said
         assert any("images that it trained on may be scored" in line for line in said) == warned
+    with pytest.raises(UserError, match=f"^{folder}: files were .* so its splits are others; --data-files {folder} "):
+        evaluate_on(network, "folder", "test", folder, trained_on="other", named=False)
+    assert (names, confusion.sum()) == (("cat", "dog"), 8)
     assert metrics["examples"] > 0
     assert 0 < metrics["accuracy"] < 1
 
@@ -161,16 +186,18 @@ def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
     write_folder(tmp_path / "pets", ("dog",), images=9)
     write_folder(tmp_path / "pets", ("cat",), images=3)
     changes = {"resolution": 20, "class_names": ("dog", "cat")}
-    metrics, _, said = evaluate_on(
+    metrics, _, said, names, confusion = evaluate_on(
         network_of(ConstantLogits(2, 0), Classification(2), **changes), "folder", "all", tmp_path / "pets"
     )
+    assert names == ("dog", "cat")
+    np.testing.assert_array_equal(confusion, [[9, 0], [3, 0]])
     assert (metrics["accuracy"], metrics["examples"]) == (0.75, 12)
     assert "the network has the classes in another order; matched by name" in said
 
 
 def test_names_in_other_words_are_matched_by_their_order_which_is_said(folder):
     network = network_of(ConstantLogits(2, 0), Classification(2), resolution=20, class_names=("tabby", "terrier"))
-    metrics, _, said = evaluate_on(network._replace(source="timm"), "folder", "all", folder)
+    metrics, _, said, *_ = evaluate_on(network._replace(source="timm"), "folder", "all", folder)
     assert metrics["accuracy"] == 0.5
     assert "the network's classes are matched by their order: its first is 'tabby', the first here is 'cat'" in said
     with pytest.raises(UserError, match="only it has tabby; only the data have dog"):
@@ -178,5 +205,5 @@ def test_names_in_other_words_are_matched_by_their_order_which_is_said(folder):
 
 
 def test_all_of_a_set_is_all_of_its_splits(data_dir, digits):
-    metrics, _, _ = evaluate_on(network_of(ConstantLogits(), Classification(10)), "digits", "all")
+    metrics = evaluate_on(network_of(ConstantLogits(), Classification(10)), "digits", "all").metrics
     assert metrics["examples"] == sum(map(digits.count, ("train", "validation", "test")))

@@ -1,0 +1,124 @@
+"""Confusion matrices: accuracy class by class, the largest confusions, and the matrix as a picture.
+
+A confusion matrix has a row a true class and a column a predicted one; its cells count images.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Num
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mnv2_jax.wording import counted
+
+MOST_NAMED, MOST_COUNTED = 100, 20
+"""Classes, up to which the picture names them, and writes the counts into its cells."""
+LARGEST = 8
+"""Confusions that the picture names."""
+
+
+def by_class(confusion: Num[np.ndarray, "n n"], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each class, in order: how many images it has, how many are right, and what most of the others are taken for.
+
+    "accuracy" and "taken_for" are None of a class without images, or without mistakes.
+    """
+    found = []
+    for index, name in enumerate(names):
+        row = confusion[index].astype(int)
+        images, correct = int(row.sum()), int(row[index])
+        wrong = row.copy()
+        wrong[index] = 0
+        other = int(wrong.argmax())
+        found.append(
+            {
+                "class": index,
+                "name": name,
+                "images": images,
+                "correct": correct,
+                "accuracy": correct / images if images else None,
+                "taken_for": names[other] if wrong[other] else None,
+                "taken_for_images": int(wrong[other]),
+            }
+        )
+    return found
+
+
+def largest_confusions(
+    confusion: Num[np.ndarray, "n n"], names: Sequence[str], most: int = LARGEST
+) -> list[dict[str, Any]]:
+    """The pairs of classes that most images are confused between, and of how many images of the true class."""
+    wrong = confusion * (1 - np.eye(len(confusion)))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(cell), len(confusion)) for cell in order]
+    return [
+        {
+            "true": names[row],
+            "predicted": names[column],
+            "images": int(wrong[row, column]),
+            "of": int(confusion[row].sum()),
+        }
+        for row, column in pairs
+        if wrong[row, column]
+    ]
+
+
+def draw_confusion(confusion: Num[np.ndarray, "n n"], names: Sequence[str], title: str) -> Figure:
+    """The matrix, each row in shares of its class, and beside it the largest confusions by name."""
+    count, images = len(names), confusion.sum(axis=1)
+    side = float(np.clip(count * (0.12 if count > MOST_COUNTED else 0.45), 4.5, 11))
+    figure, (axes, beside) = plt.subplots(
+        1, 2, figsize=(side + 4.8, side + 1.2), width_ratios=(side + 1.6, 3.2), layout="constrained"
+    )
+    shares = confusion / np.maximum(images, 1)[:, None]
+    # Single images of many classes would be too pale to see.
+    norm = PowerNorm(1 if count <= MOST_COUNTED else 0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
+    bar = figure.colorbar(picture, ax=axes, format=PercentFormatter(1), shrink=0.6, aspect=30, anchor=(0, 1))
+    bar.set_label("share of the class's images")
+    axes.set(anchor="NW", xlabel="taken for", ylabel="class" if count > MOST_NAMED else "class (images)")
+    if count <= MOST_NAMED:
+        _name_classes(axes, names, images.astype(int).tolist())
+    if count <= MOST_COUNTED:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(
+                column, row, f"{int(confusion[row, column]):,}", ha="center", va="center", color=color, fontsize=9
+            )
+    _name_confusions(beside, largest_confusions(confusion, names))
+    figure.suptitle(title, fontsize=12, parse_math=False)
+    figure.draw_without_rendering()  # laid out once more when it is drawn: labels would be cut beside square axes
+    return figure
+
+
+def _name_classes(axes: Axes, names: Sequence[str], images: Sequence[int]) -> None:
+    size = 9 if len(names) <= 30 else 6
+    rows = [f"{_short(name)} ({count:,})" for name, count in zip(names, images, strict=True)]
+    axes.set_yticks(range(len(names)), rows, fontsize=size, parse_math=False)
+    axes.set_xticks(range(len(names)), list(map(_short, names)), fontsize=size, rotation=90, parse_math=False)
+
+
+def _name_confusions(axes: Axes, largest: Sequence[dict[str, Any]]) -> None:
+    heading = "Largest confusions" if largest else "No image is taken for another class."
+    axes.text(0, 1, heading, va="top", fontsize=10, weight="bold")
+    lines = [
+        f"{_short(each['true'])}\n    taken for {_short(each['predicted'])}\n    {each['images']:,} of "
+        f"{counted(each['of'], 'image')} ({100 * each['images'] / each['of']:.0f} %)"
+        for each in largest
+    ]
+    axes.annotate(
+        "\n".join(lines), (0, 1), (0, -20), textcoords="offset points", va="top", fontsize=9, parse_math=False
+    )
+    axes.axis("off")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:11]}…{name[-10:]}"  # breeds and species differ at their ends
