@@ -74,6 +74,7 @@ def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, 
     shape = image_shape(arm, dataset)
     network, training = network_of_arm(study, arm, dataset), study.run(arm).training
     described: dict[str, Any] = {
+        "network": type(network).__name__,
         "parameters": count_parameters(network, shape),
         "multiply_adds": count_multiply_adds(network, shape),
         "resolution": shape[0],
@@ -119,8 +120,17 @@ DESCRIBED = {
 
 
 def metric_of(described: Mapping[str, Any]) -> Metric:
-    """The metric that decides a study. Summaries of version 0.1.0, which knew classification only, do not name their task."""
-    return TASKS[described.get("task", "classification")].metric
+    """The metric that a study is judged by: its task's, or another that was chosen to look at it by.
+
+    Summaries of version 0.1.0, which knew classification only, do not name their task.
+    """
+    task = TASKS[described.get("task", "classification")]
+    return {metric.name: metric for metric in (task.metric, *task.others)}[described.get("metric", task.metric.name)]
+
+
+def comparison_count(summary: Mapping[str, Any]) -> int:
+    """For how many comparisons the study's p-values and intervals are corrected, also where not all of them are shown."""
+    return summary.get("compared", len(summary["comparisons"]))
 
 
 def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
