@@ -4,8 +4,8 @@ Question: what do all claims look like together?
 Command:  python experiments/report.py experiments/results/*_digits
           with --arms, --metric or --title for another view, --markdown - for a table
 Cost:     seconds.
-Expect:   summary.json, figure.png, figure.svg and report.html of every folder made again, with the same numbers; of several
-          folders, one page with the table of all claims. Nothing is trained.
+Expect:   summary.json, figure.png, figure.svg and report.html of every folder made again, with the same numbers; of
+          several folders, one page with the table of all claims. Nothing is trained.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ class Options:
     metric: str | None = None
     """Judge studies by another metric that they recorded, loss for instance; by default the task's."""
     markdown: Path | None = None
-    """Write only a table in Markdown, to this file or with - to the terminal: of one study its arms, of several the claims."""
+    """Write only a Markdown table, to this file or to the terminal (-): the arms of one study, the claims of several."""
     refresh: tuple[Path, ...] = ()
-    """Pages in Markdown whose tables between <!-- report.py --markdown FOLDERS --> and <!-- end --> are made again, in place."""
+    """Make again, in place, the tables of these pages between <!-- report.py --markdown FOLDERS --> and <!-- end -->."""
     out: Path | None = None
     """The page, where one is made beside those in the folders; report.html if not given."""
 

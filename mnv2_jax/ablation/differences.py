@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mnv2_jax.ablation.style import dot_style, wrapped
-from mnv2_jax.ablation.summary import comparison_count, metric_of
+from mnv2_jax.ablation.style import draw_runs, explain_runs, wrapped
+from mnv2_jax.ablation.summary import comparison_count, failed_of, metric_of
 from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_difference, verdict
 from mnv2_jax.tasks.task import Metric
 
 SHAPES = {"mean": "o", "median": "D"}
 """Of what a verdict is about."""
-ROW = 0.58
+ROW = 0.66
 """Inches that a comparison takes."""
 
 
@@ -30,6 +30,7 @@ def draw_differences(axes: Axes, summary: Mapping[str, Any], styles: Mapping[str
     comparisons = sorted(summary["comparisons"], key=lambda comparison: order.index(comparison["arm"]))
     for height, comparison in enumerate(reversed(comparisons)):
         _draw_comparison(axes, summary, comparison, height, styles[comparison["arm"]])
+    explain_runs(axes, summary)
     _explain(axes, comparisons, comparison_count(summary))
     axes.margins(x=0.08)
     axes.axvline(0, color="0.4", linewidth=1)
@@ -37,7 +38,8 @@ def draw_differences(axes: Axes, summary: Mapping[str, Any], styles: Mapping[str
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
     p = "p" if comparison_count(summary) == 1 else "Holm's p"
     header: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 9, "color": "0.35", "va": "bottom"}
-    axes.text(1.02, 1.0, f"verdict, difference (95 % interval), {p}", **header)
+    interval_too = any(comparison["ci95"] is not None for comparison in comparisons)
+    axes.text(1.02, 1.0, f"verdict, difference{' (95 % interval)' if interval_too else ''}, {p}", **header)
     left, right = ("worse", "better") if metric.higher_is_better else ("better", "worse")
     axes.set(
         title=f"Difference from {summary['baseline']} in test {metric.title}, paired by seed",
@@ -52,7 +54,9 @@ def _draw_comparison(
     arms, metric = summary["arms"], metric_of(summary)
     tested, scale = f"test_{metric.name}", metric.scale
     differences = scale * (np.array(arms[comparison["arm"]][tested]) - arms[comparison["baseline"]][tested])
-    axes.scatter(differences, height + np.linspace(-0.13, 0.13, len(differences)), **dot_style(style))
+    failed = failed_of(summary)
+    bad = failed[comparison["arm"]] | failed[comparison["baseline"]]
+    draw_runs(axes, differences, height + np.linspace(-0.13, 0.13, len(differences)), bad, style)
     _draw_estimate(axes, comparison, metric, height - 0.28)
     if comparison["estimand"] == "median":
         axes.plot(scale * comparison["mean_difference"], height - 0.28, "|", color="black", markersize=11)

@@ -14,27 +14,26 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from mnv2_jax.ablation.differences import ROW, draw_differences
-from mnv2_jax.ablation.statistics import failed_runs
 from mnv2_jax.ablation.style import (
     COLORS,
     LINES,
     MARKERS,
     WIDTH,
-    dot_style,
     draw_legend,
     draw_metric_axis,
+    draw_runs,
+    explain_runs,
     line_style,
     short,
     wrapped,
 )
-from mnv2_jax.ablation.summary import metric_of
+from mnv2_jax.ablation.summary import failed_of, metric_of
 from mnv2_jax.ablation.verdicts import peak_memory, untrained
 from mnv2_jax.models.names import MODELS
 from mnv2_jax.training.metrics import Record
 
 __all__ = ["COLORS", "LINES", "MARKERS", "draw", "pareto", "plt"]
 
-FAILED: dict[str, Any] = {"marker": "x", "s": 45, "linewidths": 1.6, "zorder": 2}
 TOP = 3.7
 """Height in inches of a row of panels."""
 
@@ -50,7 +49,7 @@ def draw(summary: Mapping[str, Any], records: Sequence[Record]) -> Figure:
     order, styles = _order(summary), _styles(summary)
     top = max(TOP, 1.2 + 0.42 * len(order)) if kind in ("arms", "grid", "memory") else TOP
     heights = top * (2 if kind == "memory" else 1), 1.1 + ROW * max(len(order) - 1, 2)
-    figure = plt.figure(figsize=(WIDTH, 1.6 + sum(heights)), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 0.8 + sum(heights)), layout="constrained")
     evidence, effects = _rows(_titled(figure, summary), heights)
     kinds = {
         "arms": _draw_arms,
@@ -105,7 +104,7 @@ def _order(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _styles(summary: Mapping[str, Any]) -> dict[str, int]:
-    """Index of each arm's color and marker: its own; its series' in a sweep; its network's where it is joined with others."""
+    """Index of each arm's color and marker: its own, its series' in a sweep, or its network's in a trade-off."""
     arms, kind = summary["arms"], summary["figure"]
     if kind in ("arms", "memory"):
         return {name: index for index, name in enumerate(arms)}
@@ -187,21 +186,23 @@ def _learning_curves(axes: Axes, summary: Mapping[str, Any], records: Sequence[R
 def _every_run(axes: Axes, summary: Mapping[str, Any]) -> None:
     """A row an arm, the first on top: every run, their mean, and where runs failed their median."""
     metric, styles = metric_of(summary), _styles(summary)
-    values = [np.array(arm[f"test_{metric.name}"]) for arm in summary["arms"].values()]
-    failed = failed_runs(values, metric.higher_is_better, summary.get("chance"))
+    values, failed = (
+        {name: np.array(arm[f"test_{metric.name}"]) for name, arm in summary["arms"].items()},
+        failed_of(summary),
+    )
     heights = range(len(values))[::-1]
-    axes.plot(np.array(values), heights, color="0.82", linewidth=0.8, zorder=1)
-    for height, name, row, bad in zip(heights, summary["arms"], values, failed, strict=True):
-        axes.scatter(row[~bad], np.full((~bad).sum(), height), **dot_style(styles[name]))
-        axes.scatter(row[bad], np.full(bad.sum(), height), **{**FAILED, "color": dot_style(styles[name])["color"]})
-        axes.vlines(row.mean(), height - 0.3, height + 0.3, color="black", linewidth=2, zorder=3)
-        if bad.any():
-            axes.vlines(np.median(row), height - 0.3, height + 0.3, color="black", linestyle=(0, (1, 1)), linewidth=2, zorder=3)  # fmt: skip
-    axes.plot([], [], "o", color="0.5", label="one seed")
-    axes.plot([], [], color="black", linewidth=2, label=f"mean test {metric.title}")
-    if any(bad.any() for bad in failed):
-        axes.plot([], [], color="black", linestyle=(0, (1, 1)), linewidth=2, label="median (runs failed)")
-        axes.scatter([], [], **FAILED, color="0.4", label="failed run: nearer to chance than to the median")
+    axes.plot(np.array(list(values.values())), heights, color="0.82", linewidth=0.8, zorder=1)
+    mean: dict[str, Any] = {"color": "black", "linewidth": 2}
+    median = {**mean, "linestyle": (0, (1, 1))}
+    for height, (name, row) in zip(heights, values.items(), strict=True):
+        draw_runs(axes, row, np.full(len(row), height), failed[name], styles[name])
+        axes.vlines(row.mean(), height - 0.3, height + 0.3, zorder=3, **mean)
+        if failed[name].any():
+            axes.vlines(np.median(row), height - 0.3, height + 0.3, zorder=3, **median)
+    explain_runs(axes, summary)
+    axes.plot([], [], label=f"mean test {metric.title}", **mean)
+    if any(bad.any() for bad in failed.values()):
+        axes.plot([], [], label="median (runs failed)", **median)
     axes.set_yticks(heights, [wrapped(name) for name in summary["arms"]])
     axes.set_ylim(-0.5, len(values) - 0.5)
     axes.set(title="At the end: every run, a line per seed", xlabel=f"test {metric.title}")
@@ -212,27 +213,28 @@ def _draw_sweep(figure: SubFigure, summary: Mapping[str, Any], records: Sequence
     """The test metric against what is swept, and against a cost."""
     swept, costs = figure.subplots(1, 2, sharey=True)
     metric, styles = metric_of(summary), _styles(summary)
-    arms = {name: summary["arms"][name] for name in _order(summary)}
+    arms, failed = {name: summary["arms"][name] for name in _order(summary)}, failed_of(summary)
     # Where multiply-adds were matched, parameters are what differs.
     multiply_adds = [arm["multiply_adds"] for arm in arms.values()]
     cost = "multiply_adds" if max(multiply_adds) > 1.05 * min(multiply_adds) else "parameters"
     for axes, at in ((swept, "value"), (costs, cost)):
         for name, arm in arms.items():
             place = arm[at] / (1 if at == "value" else 1e6)
-            axes.scatter(np.full(len(summary["seeds"]), place), arm[f"test_{metric.name}"], **{**dot_style(styles[name]), "s": 18})  # fmt: skip
+            values = np.array(arm[f"test_{metric.name}"])
+            draw_runs(axes, np.full(len(values), place), values, failed[name], styles[name], size=18)
         draw_metric_axis(axes, summary)
     # Arms of another series are another kind of network: no line leads to them.
     for index, series in enumerate(dict.fromkeys(arm["series"] for arm in arms.values())):
         own = [arm for arm in arms.values() if arm["series"] == series]
         bar = {"color": "black", "capsize": 3, "markersize": 5, "linewidth": 1.4, "zorder": 3, "yerr": _bars(own)}
         label, marker = series or f"mean, {_bounds(summary)}", MARKERS[index % len(MARKERS)]
-        means, values = [arm["mean"] for arm in own], [arm["value"] for arm in own]
-        swept.errorbar(values, means, fmt=f"-{marker}", label=label, **bar)
+        means = [arm["mean"] for arm in own]
+        swept.errorbar([arm["value"] for arm in own], means, fmt=f"-{marker}", label=label, **bar)
         costs.errorbar([arm[cost] / 1e6 for arm in own], means, fmt=marker, **bar)
-    swept.scatter([], [], **{**dot_style(0), "s": 18}, label="one seed")
+    explain_runs(swept, summary)
     swept.set_xscale("log", base=2)
-    values = [arm["value"] for arm in arms.values()]
-    swept.set_xticks(values, [f"{value:g}" for value in values])
+    ticks = [arm["value"] for arm in arms.values()]
+    swept.set_xticks(ticks, [f"{value:g}" for value in ticks])
     swept.minorticks_off()
     if summary["paper_range"]:
         low, high, says = summary["paper_range"]
@@ -240,12 +242,14 @@ def _draw_sweep(figure: SubFigure, summary: Mapping[str, Any], records: Sequence
     swept.set(title=f"Against {summary['axis']}", xlabel=summary["axis"], ylabel=f"test {metric.title}")
     symbol = summary["axis"].split(",")[0]
     costs.set(title=f"Against {cost.replace('_', '-')}", xlabel=f"million {cost.replace('_', '-')}")
-    _label_above(costs, [(arm[cost] / 1e6, max(arm[f"test_{metric.name}"]), arm["value"]) for arm in arms.values()], symbol)  # fmt: skip
+    tops = [(arm[cost] / 1e6, max(arm[f"test_{metric.name}"]), arm["value"]) for arm in arms.values()]
+    _label_above(costs, tops, symbol)
 
 
 def _label_above(axes: Axes, points: list[tuple[float, float, float]], symbol: str) -> None:
-    """Write the number of each point (x, y, number) in a row above all, with lines down to the points that never cross."""
+    """Write the number of each point (x, y, number) in a row above all, with a line down to it; no two lines cross."""
     bottom, top = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= top])
     axes.set_ylim(bottom, top + 0.22 * (top - bottom))
     for index, (x, y, number) in enumerate(sorted(points)):
         axes.annotate(
@@ -268,12 +272,12 @@ def _draw_tradeoff(figure: SubFigure, summary: Mapping[str, Any], records: Seque
     panels = figure.subplots(1, 3 if published else 2)
     arms, metric = summary["arms"], metric_of(summary)
     series = list(dict.fromkeys(arm["series"] for arm in arms.values()))
-    networks = list(dict.fromkeys(map(_network, series)))
+    networks = list(dict.fromkeys([*map(_network, series), *(point[0] for point in published)]))
     sizes = list(dict.fromkeys(name.removeprefix(_network(name)) for name in series))
 
     def marker(name: str, size: int = 0) -> dict[str, Any]:
         """Of a network, in all panels; filled or not, and joined by another line, by the size of its images."""
-        index = networks.index(name) if name in networks else len(networks)
+        index = networks.index(name)
         fill = ("full", "none", "left", "top", "right", "bottom")[size % 6]
         kept = {"color": line_style(index)["color"], "linestyle": line_style(size)["linestyle"]}
         return {**kept, "marker": MARKERS[index % len(MARKERS)], "markersize": 6, "fillstyle": fill}
@@ -282,9 +286,10 @@ def _draw_tradeoff(figure: SubFigure, summary: Mapping[str, Any], records: Seque
         for name in series:
             own = sorted((arm for arm in arms.values() if arm["series"] == name), key=lambda arm: arm[cost])
             style = marker(_network(name), sizes.index(name.removeprefix(_network(name))))
-            panel.errorbar([arm[cost] / 1e6 for arm in own], [arm["mean"] for arm in own], yerr=_bars(own), capsize=3, linewidth=1.2, label=name, **style)  # fmt: skip
-        front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()], metric.higher_is_better)
-        panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.8", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
+            costs, means = [arm[cost] / 1e6 for arm in own], [arm["mean"] for arm in own]
+            panel.errorbar(costs, means, yerr=_bars(own), capsize=3, linewidth=1.2, label=name, **style)
+        front = pareto([(arm[cost] / 1e6, arm["mean"]) for arm in arms.values()], metric.higher_is_better)
+        panel.plot(*zip(*front, strict=True), color="0.8", linewidth=6, zorder=0, label="Pareto front")
         unit = cost.replace("_", "-")
         panel.set(title=f"Against {unit}", xlabel=f"million {unit}")
         draw_metric_axis(panel, summary)
@@ -329,10 +334,11 @@ def _draw_grid(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[
     )
     for name, arm in inside.items():
         color = "black" if sum(image.cmap(image.norm(arm["mean"]))[:3]) > 1.3 else "white"
-        interval = "\n" + " to ".join(short(bound, metric) for bound in arm["ci95"]) if arm["ci95"] else ""
+        bounds = [short(bound, metric).removesuffix(" %") for bound in arm["ci95"] or ()]
+        interval = "\n" + " to ".join(bounds) if bounds else ""
         text = f"{short(arm['mean'], metric)}{interval}" + ("\n(baseline)" if name == summary["baseline"] else "")
         place = columns.index(arm["value"]), rows.index(arm["series"])
-        heat.text(*place, text, ha="center", va="center", color=color, fontsize=10)
+        heat.text(*place, text, ha="center", va="center", color=color, fontsize=10 if len(columns) < 4 else 8)
     heat.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     heat.set_yticks(range(len(rows)), rows)
     across, up = summary["axis"].split("|")

@@ -1,4 +1,4 @@
-"""A study as a page: `report.html`, one file that opens without a network; and several, and training runs, joined on one."""
+"""A study as a page: `report.html`, which opens without a network; several studies and training runs joined on one."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def draw_study(summary: Mapping[str, Any], records: Sequence[Record], folder: Pa
 
 
 def write_page(sections: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Write a page of sections, which `study_section` and `run_section` make; of several studies, with a table of all."""
+    """Write a page of what `study_section` and `run_section` make; of several studies, with a table of all."""
     sections = [{**section, "id": f"section-{index}"} for index, section in enumerate(sections)]
     studies = [section for section in sections if "comparisons" in section["summary"]]
     page = _template("report.html.jinja").render(sections=sections, studies=studies, title=title)

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
+import numpy as np
+
 from mnv2_jax.ablation.arms import image_shape, network_of_arm
 from mnv2_jax.ablation.design import Arm, Study, named
-from mnv2_jax.ablation.statistics import compare_all, mean_interval
+from mnv2_jax.ablation.statistics import compare_all, failed_runs, mean_interval
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.errors import UserError
@@ -126,6 +128,13 @@ def metric_of(described: Mapping[str, Any]) -> Metric:
     """
     task = TASKS[described.get("task", "classification")]
     return {metric.name: metric for metric in (task.metric, *task.others)}[described.get("metric", task.metric.name)]
+
+
+def failed_of(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Which runs of each arm failed, a bool a seed."""
+    metric = metric_of(summary)
+    values = [arm[f"test_{metric.name}"] for arm in summary["arms"].values()]
+    return dict(zip(summary["arms"], failed_runs(values, metric.higher_is_better, summary.get("chance")), strict=True))
 
 
 def comparison_count(summary: Mapping[str, Any]) -> int:

@@ -96,7 +96,7 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 def refresh(page: str, root: Path) -> str:
     """A page of Markdown with each table between its markers made again from the records.
 
-    A table stands between `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`, a line each; folders may have `*`.
+    A table stands between the lines `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`; folders may have `*`.
 
     Args:
         page: its text.

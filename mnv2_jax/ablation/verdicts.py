@@ -97,7 +97,8 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
     failed = failures(comparison)
     numbers = (
         f"over {n} pairs of runs {arm} scored {points:+.2f} {metric.difference_unit} against {baseline} "
-        f"{'in the median ' if failed else ''}(95 % interval: {interval(comparison, metric)}, {p}; seeds alone spread {baseline} by {spread:.2f})"
+        f"{'in the median ' if failed else ''}(95 % interval: {interval(comparison, metric)}, {p}; "
+        f"seeds alone spread {baseline} by {spread:.2f})"
     )
     if comparison["verdict"] == "inconclusive":
         needed = seeds_needed(comparisons)
@@ -112,7 +113,8 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
         )
     paper = comparison["paper"]
     if paper is not None:
-        text += f" The paper's difference on ImageNet is {scale * paper['difference']:+.1f} ({paper['where']}, {paper['how']})."
+        theirs = f"{scale * paper['difference']:+.1f} ({paper['where']}, {paper['how']})"
+        text += f" The paper's difference on ImageNet is {theirs}."
         same = same_direction(comparison)
         if same is not None:
             text += " The direction is the same." if same else " The direction is the opposite."

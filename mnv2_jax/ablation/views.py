@@ -13,8 +13,8 @@ from mnv2_jax.training.metrics import Record
 def judged_by(summary: Mapping[str, Any], records: Sequence[Record], name: str) -> dict[str, Any]:
     """The summary of the same study by another metric that its runs recorded.
 
-    What chance gives is known for the task's own metric alone, so that by another no run counts as failed; whether the arms
-    are trained is still told by the task's own. The paper's numbers are of accuracy, and left out.
+    What chance gives is known for the task's own metric alone: by another no run counts as failed, and whether the arms
+    are trained is still told by the task's own. The paper's numbers are of top-1 accuracy, and left out.
 
     Raises:
         UserError: for a metric that was not recorded; says which there are.
