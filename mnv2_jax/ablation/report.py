@@ -13,7 +13,7 @@ from mnv2_jax.ablation import figures
 from mnv2_jax.ablation.design import FigureKind
 from mnv2_jax.ablation.statistics import seeds_needed
 from mnv2_jax.ablation.summary import DESCRIBED, TIMING, comparison_count, metric_of, speeds, summarize
-from mnv2_jax.ablation.verdicts import difference, failures, interval, p_value, paper_difference, sentences, verdict
+from mnv2_jax.ablation.verdicts import difference, failures, interval, p_value, paper_difference, sentences, verdict_in
 from mnv2_jax.ablation.views import judged_by
 from mnv2_jax.errors import UserError
 from mnv2_jax.results import FIGURES, METRICS, SUMMARY, misfit, read_json, read_lines, save_figure, write_atomically
@@ -145,6 +145,6 @@ def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    words = (difference, interval, p_value, paper_difference, verdict)
+    words = (difference, interval, p_value, paper_difference, verdict_in)
     environment.globals |= {function.__name__: function for function in words} | {"mean": fmean, "unique_ids": _unique}
     return environment.from_string(source)

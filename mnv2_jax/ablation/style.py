@@ -85,6 +85,14 @@ def draw_legend(figure: Figure) -> None:
     for axes in (axes for axes in figure.axes if axes.get_legend() is None):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    columns = min(4, max(1, int(72 * WIDTH / (45 + 5.2 * max(map(len, entries))))))
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
+    columns = min(4, max(1, int(72 * WIDTH / (55 + 5.2 * max(map(len, entries))))))
+    figure.legend(
+        entries.values(),
+        entries,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9.5,
+        handlelength=3.2,
+    )
     figure.set_figheight(figure.get_figheight() + 0.21 * math.ceil(len(entries) / columns))

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from mnv2_jax.ablation.summary import comparison_count, metric_of
-from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_difference, untrained, verdict
+from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_difference, verdict_in
 from mnv2_jax.errors import UserError
 
 WORDS = ("arm", "claim", "data", "verdict")
@@ -43,7 +43,7 @@ def arm_rows(summary: Mapping[str, Any]) -> Rows:
         if name in comparisons:
             comparison = comparisons[name]
             numbers = f"{difference(comparison, metric):+.2f}", interval(comparison, metric), p_value(comparison)
-            row += [*numbers, _verdict(summary, comparison)]
+            row += [*numbers, verdict_in(summary, comparison)]
         else:
             row += ["", "", "", "baseline"]
         rows.append(row)
@@ -54,24 +54,20 @@ def claim_rows(summaries: Sequence[Mapping[str, Any]]) -> Rows:
     """The paper's claims beside ours, a comparison a row."""
     titles = list(dict.fromkeys(summary["title"] for summary in summaries))
     units = " or ".join(dict.fromkeys(metric_of(summary).difference_unit for summary in summaries))
-    columns = ["claim", "paper, on ImageNet", f"ours, on {titles[0]}" if len(titles) == 1 else "ours", "verdict"]
-    columns[2] += f" ({units})"
+    ours = f"ours on {titles[0]}" if len(titles) == 1 else "ours"
+    columns = ["claim", "paper on ImageNet", f"{ours}, {units}", "verdict"]
     rows = []
     for summary in summaries:
         metric, topic = metric_of(summary), summary["experiment"].removeprefix("ablate_").replace("_", " ")
         for comparison in summary["comparisons"]:
             claim = f"{topic}: {comparison['arm']} against {comparison['baseline']}"
             ours = f"{difference(comparison, metric):+.2f} ({interval(comparison, metric)})"
-            rows.append([claim, paper_difference(comparison, metric), ours, _verdict(summary, comparison)])
+            rows.append([claim, paper_difference(comparison, metric), ours, verdict_in(summary, comparison)])
             if len(titles) > 1:
                 rows[-1].insert(1, summary["title"])
     if len(titles) > 1:
         columns.insert(1, "data")
     return columns, rows
-
-
-def _verdict(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    return verdict(comparison) + ("; not trained" if untrained(summary) else "")
 
 
 def arms_table(summary: Mapping[str, Any]) -> Table:

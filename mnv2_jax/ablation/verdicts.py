@@ -53,6 +53,11 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     return text
 
 
+def verdict_in(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """The verdict of one of a study's comparisons, and that the study is not trained if it is so."""
+    return verdict(comparison) + ("; not trained" if untrained(summary) else "")
+
+
 def p_value(comparison: Mapping[str, Any]) -> str:
     """ "0.031", corrected."""
     return f"{comparison['p_holm']:.2g}"

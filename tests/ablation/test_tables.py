@@ -56,8 +56,8 @@ def test_several_studies_in_markdown_are_the_claims(finished):
     columns, _, *rows = cells(markdown([finished.summary] * 2))
     assert columns == [
         "claim",
-        "paper, on ImageNet",
-        "ours, on handwritten digits (scikit-learn) (percentage points)",
+        "paper on ImageNet",
+        "ours on handwritten digits (scikit-learn), percentage points",
         "verdict",
     ]
     assert rows[0][:2] == ["test: relu6 against linear", "-0.6 (Fig. 6a)"]

@@ -60,7 +60,7 @@ def test_a_verdict_in_few_words(given, expected):
 def test_a_study_of_arms_near_chance_is_said_to_be_untrained_first_of_all(finished):
     summary = with_accuracies(finished.summary, linear=[0.1, 0.12], relu6=[0.11, 0.1])
     assert untrained(summary) == "not trained: arms are near chance"
-    assert sentences(summary)[0].startswith("Not trained: arms are near chance. Their differences say how soon")
+    assert sentences(summary)[0].startswith("Not trained: arms are near chance: their medians")
     # Half of the arms are not most of them: that one does not learn may be what there is to find.
     assert untrained(with_accuracies(finished.summary, linear=[0.9, 0.8], relu6=[0.11, 0.1])) == ""
 

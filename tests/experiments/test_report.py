@@ -75,7 +75,7 @@ def test_tables_go_to_the_terminal_or_to_a_file_and_nowhere_else(command, tmp_pa
     assert command("report", FOLDERS[0], "--markdown", "-") == 0
     assert capsys.readouterr().out.startswith("| arm | parameters |")
     assert command("report", *FOLDERS, "--markdown", "claims.md") == 0
-    assert (tmp_path / "claims.md").read_text().startswith("| claim | paper, on ImageNet |")
+    assert (tmp_path / "claims.md").read_text().startswith("| claim | paper on ImageNet |")
     (tmp_path / "claims.md").unlink()
     assert contents(tmp_path) == before
 
