@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from mnv2_jax.ablation.style import draw_runs, explain_runs, wrapped
 from mnv2_jax.ablation.summary import comparison_count, failed_of, metric_of
-from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_difference, verdict
+from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_difference, verdict_in
 from mnv2_jax.tasks.task import Metric
 
 SHAPES = {"mean": "o", "median": "D"}
@@ -67,7 +67,7 @@ def _draw_comparison(
     if comparison["paper"] is not None:
         numbers += f"\npaper: {paper_difference(comparison, metric)}"
     beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": 10}
-    axes.text(1.02, height + 0.05, verdict(comparison), va="bottom", fontweight="bold", **beside)
+    axes.text(1.02, height + 0.05, verdict_in(summary, comparison), va="bottom", fontweight="bold", **beside)
     axes.text(1.02, height, numbers.replace("-", "−"), va="top", **beside)
 
 

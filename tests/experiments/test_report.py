@@ -57,7 +57,8 @@ def test_another_view_is_a_page_with_its_picture_and_leaves_the_study_as_it_is(c
     page = (tmp_path / "view.html").read_text()
     assert "Are shortcuts needed?</h1>" in page
     assert "test loss" in page
-    assert "expansion" not in page.split("<figure>")[0]
+    assert "<td>none</td>" in page
+    assert "<td>expansion</td>" not in page
     assert "corrected by Holm's procedure for 2 comparisons" in page
 
 
