@@ -91,21 +91,20 @@ def _draw_estimate(axes: Axes, comparison: Mapping[str, Any], metric: Metric, he
 
 def _explain(axes: Axes, comparisons: Sequence[Mapping[str, Any]], count: int) -> None:
     """Put into the legend what the rows show."""
-    bounds = "95 % interval" if count == 1 else "95 % simultaneous interval"
-    if any(comparison["ci95"] is None for comparison in comparisons):
-        bounds = f"no bound with {comparisons[0]['n']} seeds"
+    whole = "95 % interval" if count == 1 else "95 % simultaneous interval"
     for estimand, label in (("mean", "mean difference"), ("median", "median difference (runs failed)")):
-        verdicts = [comparison["verdict"] for comparison in comparisons if comparison["estimand"] == estimand]
-        if verdicts:
-            filled = "white" if set(verdicts) == {"inconclusive"} else "black"
-            axes.plot(
-                [], [], SHAPES[estimand], color="black", markerfacecolor=filled, label=f"{label}, {bounds}"
-            )  # fmt: skip
+        of_kind = [comparison for comparison in comparisons if comparison["estimand"] == estimand]
+        if of_kind:
+            unbounded = any(comparison["ci95"] is None for comparison in of_kind)
+            bounds = f"no bound with {of_kind[0]['n']} seeds" if unbounded else whole
+            filled = any(comparison["verdict"] != "inconclusive" for comparison in of_kind)
+            style: dict[str, Any] = {"color": "black", "markerfacecolor": "black" if filled else "white"}
+            axes.plot([], [], SHAPES[estimand], label=f"{label}, {bounds}", **style)
     if any(comparison["estimand"] == "median" for comparison in comparisons):
         axes.plot([], [], "|", color="black", markersize=11, label="mean difference, failed runs included")
     if any(comparison["verdict"] == "inconclusive" for comparison in comparisons):
         axes.plot([], [], "o", color="black", markerfacecolor="white", label="hollow: inconclusive")
-    papers = {f"{paper['how']}" for comparison in comparisons if (paper := comparison["paper"])}
+    papers = {comparison["paper"]["how"] for comparison in comparisons if comparison["paper"]}
     if papers:
         label = f"paper's difference on ImageNet ({', '.join(sorted(papers))})"
         axes.plot([], [], "*", markersize=12, color="black", markerfacecolor="white", label=label)

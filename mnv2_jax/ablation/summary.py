@@ -131,7 +131,9 @@ def metric_of(described: Mapping[str, Any]) -> Metric:
 
 
 def failed_of(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Which runs of each arm failed, a bool a seed."""
+    """Which runs of each arm failed, a bool a seed; told of the whole study, also where not all arms are shown."""
+    if "failed_runs" in summary:
+        return summary["failed_runs"]
     metric = metric_of(summary)
     values = [arm[f"test_{metric.name}"] for arm in summary["arms"].values()]
     return dict(zip(summary["arms"], failed_runs(values, metric.higher_is_better, summary.get("chance")), strict=True))

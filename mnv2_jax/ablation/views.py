@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mnv2_jax.ablation.summary import comparison_count, summarize
+from mnv2_jax.ablation.summary import comparison_count, failed_of, summarize
 from mnv2_jax.ablation.verdicts import untrained
 from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.task import TASKS
@@ -43,5 +43,6 @@ def with_arms(summary: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
     if len(arms) < 2:
         raise UserError(f"--arms: {summary['experiment']} has none of them; its arms are {', '.join(summary['arms'])}")
     comparisons = [comparison for comparison in summary["comparisons"] if comparison["arm"] in arms]
-    kept = {"compared": comparison_count(summary), "untrained": untrained(summary)}
+    failed = {name: runs for name, runs in failed_of(summary).items() if name in arms}
+    kept = {"compared": comparison_count(summary), "untrained": untrained(summary), "failed_runs": failed}
     return {**summary, "arms": arms, "comparisons": comparisons, **kept}

@@ -3,7 +3,7 @@
 import pytest
 
 from ablation.studies import with_accuracies
-from mnv2_jax.ablation.summary import comparison_count, metric_of
+from mnv2_jax.ablation.summary import comparison_count, failed_of, metric_of
 from mnv2_jax.ablation.verdicts import untrained
 from mnv2_jax.ablation.views import judged_by, with_arms
 from mnv2_jax.errors import UserError
@@ -42,3 +42,11 @@ def test_fewer_arms_keep_what_all_comparisons_were_corrected_for(finished):
     assert untrained(few) == untrained(all_arms)
     with pytest.raises(UserError, match="--arms: test has none of them; its arms are linear, b, c, d"):
         with_arms(all_arms, ["e"])
+
+
+def test_fewer_arms_have_the_failed_runs_of_the_whole_study(finished):
+    """Without the best arm the others would be measured by each other."""
+    arms = dict.fromkeys(("linear", "c", "best"), finished.summary["arms"]["relu6"])
+    values = {"linear": [0.4, 0.4, 0.4], "c": [0.4, 0.4, 0.15], "best": [0.9, 0.9, 0.9]}
+    few = with_arms(with_accuracies({**finished.summary, "arms": arms}, **values), ["c"])
+    assert {name: runs.sum() for name, runs in failed_of(few).items()} == {"linear": 0, "c": 0}
