@@ -131,9 +131,9 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     metric, stamp, peak = metric_of(summary), untrained(summary), peak_memory(summary)
     found = [sentence(comparison, metric, comparison_count(summary)) for comparison in summary["comparisons"]]
     if stamp:
-        found.insert(
-            0, f"{stamp.capitalize()}. Their differences say how soon each begins to learn, not what it can learn."
-        )
+        rule = "their medians have gone less than a tenth of the way from chance to perfect"
+        told = "The differences say how soon each begins to learn, not what it can learn."
+        found.insert(0, f"{stamp.capitalize()}: {rule}. {told}")
     if peak:
         found.append(f"{peak} (the input and output of one layer, one image, float32).")
     return found
