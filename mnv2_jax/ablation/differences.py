@@ -37,7 +37,7 @@ def draw_differences(axes: Axes, summary: Mapping[str, Any], styles: Mapping[str
     axes.set_yticks(range(len(comparisons))[::-1], [wrapped(comparison["arm"]) for comparison in comparisons])
     axes.set_ylim(-0.6, len(comparisons) - 0.4)
     p = "p" if comparison_count(summary) == 1 else "Holm's p"
-    header: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 9, "color": "0.35", "va": "bottom"}
+    header: dict[str, Any] = {"transform": axes.transAxes, "fontsize": 9, "color": "0.35", "va": "top"}
     interval_too = any(comparison["ci95"] is not None for comparison in comparisons)
     axes.text(1.02, 1.0, f"verdict, difference{' (95 % interval)' if interval_too else ''}, {p}", **header)
     left, right = ("worse", "better") if metric.higher_is_better else ("better", "worse")
