@@ -38,10 +38,12 @@ def create(options: Options) -> Study:
     for t in options.expansions:
         check_size("expansions", t)
     base = options.network.expansion
-    arms = [Arm(f"t={base:g}", {"expansion": base}, value=base)]
+    # Without an expansion layer it is another architecture, which no line leads to.
+    series = {1: "t=1: no expansion layer"}
+    arms = [Arm(f"t={base:g}", {"expansion": base}, value=base, series=series.get(base, ""))]
     others = [t for t in dict.fromkeys(options.expansions) if t != base]
     if options.at == "width":
-        arms += [Arm(f"t={t:g}", {"expansion": t}, value=t) for t in others]
+        arms += [Arm(f"t={t:g}", {"expansion": t}, value=t, series=series.get(t, "")) for t in others]
     else:
         from mnv2_jax.ablation.matching import Matching
 
@@ -54,7 +56,7 @@ def create(options: Options) -> Study:
                 f"t={t:g}: width {matched['width_multiplier']}, channels in single steps, has {found:,} multiply-adds, "
                 f"{found / target - 1:+.2%} of the baseline's {target:,}."
             )
-            arms.append(Arm(f"t={t:g}", matched, value=t, note=note))
+            arms.append(Arm(f"t={t:g}", matched, value=t, note=note, series=series.get(t, "")))
     shared = "width" if options.at == "width" else "cost"
     return create_study(
         options,

@@ -1,53 +1,155 @@
-"""Draw finished studies again from their records, and join several on one page. Nothing is trained.
+"""Draw finished studies again from their records, join them and training runs on one page, or write them as tables.
 
 Question: what do all claims look like together?
 Command:  python experiments/report.py experiments/results/*_digits
+          with --arms, --metric or --title for another view, --markdown - for a table
 Cost:     seconds.
-Expect:   summary.json, figure.png, figure.svg and report.html of every folder made again, with the same numbers; of several
-          folders, one page with the table of all claims.
+Expect:   summary.json, figure.png, figure.svg and report.html of every folder made again, with the same numbers; of
+          several folders, one page with the table of all claims. Nothing is trained.
 """
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from mnv2_jax import cli
+from mnv2_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+"""What the folders between a page's markers are relative to."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Flags of this script."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of finished studies."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders of finished studies and training runs."""
+    title: str | None = None
+    """Heading of the page, and of the figure if there is one study; by default its question."""
+    arms: tuple[str, ...] = ()
+    """Show only these arms and the baseline; p-values and intervals stay corrected for all comparisons of the study."""
+    metric: str | None = None
+    """Judge studies by another metric that they recorded, loss for instance; by default the task's."""
+    markdown: Path | None = None
+    """Write only a Markdown table, to this file or to the terminal (-): the arms of one study, the claims of several."""
+    refresh: tuple[Path, ...] = ()
+    """Make again, in place, the tables of these pages between <!-- report.py --markdown FOLDERS --> and <!-- end -->."""
     out: Path | None = None
-    """The joined page, of several studies; report.html if not given."""
+    """The page, where one is made beside those in the folders; report.html if not given."""
+
+    @property
+    def view(self) -> bool:
+        """Whether something else is shown than the studies as they are, so that their own files stay."""
+        return bool(self.title is not None or self.arms or self.metric is not None)
 
 
 def main(options: Options) -> None:
-    """Make every study's files again, then the page of all."""
-    from mnv2_jax.ablation.report import read_study, write_files, write_joined
-    from mnv2_jax.errors import UserError
+    """Make every study's files again, then the page of all; or a page of another view; or tables."""
+    if options.refresh:
+        refresh_pages(options)
+        return
+    if not options.folders:
+        raise UserError("name the folder of a finished study or training run, or several")
+    for flag, path in (("out", options.out), ("markdown", options.markdown)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"--{flag} {path} must be a file, in a folder that there is")
+    from mnv2_jax.ablation.report import is_run
+
+    runs = [folder for folder in options.folders if is_run(folder)]
+    if options.markdown is not None:
+        write_markdown(options, runs)
+        return
+    if options.out is not None and len(options.folders) == 1 and not runs and not options.view:
+        raise UserError("--out is the page of several studies; that of one is in its folder")
+    write_pages(options, runs)
+
+
+def open_studies(options: Options, runs: list[Path]) -> dict[Path, tuple[dict[str, Any], list[Any]]]:
+    """Summary and records of each study, as the flags ask for it.
+
+    Raises:
+        UserError: for arms or a metric that they do not have.
+    """
+    from mnv2_jax.ablation.report import read_study
+    from mnv2_jax.ablation.views import with_arms
+
+    studies = {folder: read_study(folder, options.metric) for folder in options.folders if folder not in runs}
+    if not studies and (options.arms or options.metric is not None):
+        raise UserError("--arms and --metric are of studies, and there are only training runs")
+    known = list(dict.fromkeys(name for summary, _ in studies.values() for name in summary["arms"]))
+    unknown = [name for name in options.arms if name not in known]
+    if unknown:
+        raise UserError(f"--arms: there is no arm {unknown[0]!r}; there are {', '.join(known)}")
+    if options.arms:
+        studies = {folder: (with_arms(summary, options.arms), found) for folder, (summary, found) in studies.items()}
+    if options.title is not None and len(options.folders) == 1:
+        studies = {
+            folder: ({**summary, "question": options.title}, found) for folder, (summary, found) in studies.items()
+        }
+    return studies
+
+
+def write_pages(options: Options, runs: list[Path]) -> None:
+    """The files of each study, and a page of all; of another view the page and its pictures alone."""
+    from mnv2_jax.ablation.report import CLAIMS, draw_study, run_section, study_section, write_files, write_page
+    from mnv2_jax.results import FIGURES, write_atomically
+
+    page, studies, sections = options.out or Path("report.html"), open_studies(options, runs), []
+    trained = {folder: run_section(folder) for folder in runs}
+    for index, folder in enumerate(options.folders, start=1):
+        if folder in runs:
+            sections.append(trained[folder])
+            continue
+        summary, records = studies[folder]
+        if not options.view:
+            write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_files(summary, records, folder)
+            sections.append(study_section(summary, records, folder, folder))
+            print(folder / "report.html")
+            continue
+        with tempfile.TemporaryDirectory(dir=page.parent, prefix=".figure-") as drawn:
+            draw_study(summary, records, Path(drawn))
+            sections.append(study_section(summary, records, folder, Path(drawn)))
+            number = "" if len(options.folders) == 1 else f"-{index}"
+            print((Path(drawn) / FIGURES[0]).replace(page.with_name(f"{page.stem}{number}.png")))
+    if len(options.folders) > 1 or runs or options.view:
+        own = studies[options.folders[0]][0]["question"] if len(studies) == len(options.folders) == 1 else CLAIMS
+        write_page(sections, page, options.title or ("Training runs" if not studies else own))
+        print(page)
+
+
+def write_markdown(options: Options, runs: list[Path]) -> None:
+    """The table of one study, or of several."""
+    from mnv2_jax.ablation.tables import markdown
     from mnv2_jax.results import write_atomically
 
-    if not options.folders:
-        raise UserError("name the folder of a finished study, or several")
-    page = options.out or Path("report.html")
-    if options.out is not None and len(options.folders) == 1:
-        raise UserError("--out is the page of several studies; that of one is in its folder")
-    if page.is_dir() or not page.parent.is_dir():
-        raise UserError(f"--out {page} must be a file, in a folder that there is")
-    studies = [(folder, *read_study(folder)) for folder in options.folders]
-    for folder, summary, records in studies:
-        write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        write_files(summary, records, folder)
-        print(folder / "report.html")
-    if len(options.folders) > 1:
-        write_joined(options.folders, page)
-        print(page)
+    if runs:
+        raise UserError(f"--markdown writes tables of studies, and {runs[0]} holds a training run")
+    table = markdown([summary for summary, _ in open_studies(options, runs).values()])
+    if str(options.markdown) == "-":
+        print(table, end="")
+    elif options.markdown is not None:
+        write_atomically(options.markdown, table)
+
+
+def refresh_pages(options: Options) -> None:
+    """Make the tables of pages again from the committed records."""
+    from mnv2_jax.ablation.tables import refresh
+    from mnv2_jax.results import read_text, write_atomically
+
+    if options != Options(refresh=options.refresh):
+        raise UserError("--refresh takes pages alone: their markers name the folders")
+    pages = {page: read_text(page) for page in options.refresh}
+    made = {page: refresh(text, ROOT) for page, text in pages.items()}
+    for page, text in made.items():
+        if text != pages[page]:
+            write_atomically(page, text)
+            print(page)
 
 
 if __name__ == "__main__":

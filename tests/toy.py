@@ -13,7 +13,7 @@ from mnv2_jax.data.sources import FolderSource
 from mnv2_jax.data.stream import StreamedDataset
 from mnv2_jax.data.transforms import RandomShift
 from mnv2_jax.errors import UserError
-from mnv2_jax.tasks.metric import Metric
+from mnv2_jax.tasks.metric import LOSS, Metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Pointing:
     targets = PointTargets()
     normalizer = "coordinates"
     metric = Metric("distance", "distance in pixels", higher_is_better=False, percent=False)
+    others = (LOSS,)
     evaluator = MedianDistance()
 
     def zeros(self):

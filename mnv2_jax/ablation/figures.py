@@ -1,4 +1,4 @@
-"""The figure of a study: how every run learnt, where it ended, what the arms differ by, and what they cost.
+"""The figure of a study: how every run learnt, where it ended, what the arms cost and differ by, and the verdicts.
 
 What is drawn is the metric that decides, whichever the task's is.
 """
@@ -7,42 +7,117 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from mnv2_jax.ablation.summary import metric_of
-from mnv2_jax.tasks.task import Metric
+from mnv2_jax.ablation.differences import ROW, draw_differences
+from mnv2_jax.ablation.style import (
+    COLORS,
+    LINES,
+    MARKERS,
+    WIDTH,
+    draw_legend,
+    draw_metric_axis,
+    draw_runs,
+    explain_runs,
+    line_style,
+    short,
+    wrapped,
+)
+from mnv2_jax.ablation.summary import failed_of, metric_of
+from mnv2_jax.ablation.verdicts import peak_memory, untrained
+from mnv2_jax.models.names import MODELS
 from mnv2_jax.training.metrics import Record
-from mnv2_jax.wording import counted
 
-# Okabe and Ito's palette, told apart by colour-blind readers; line style and marker serve the grey print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Of lengths without a common factor, so that more arms than colours still differ.
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
-MARKERS = "osD^vPX<"
-SHAPES = {"mean": "o", "median": "D"}
-"""Of what a verdict is about."""
+__all__ = ["COLORS", "LINES", "MARKERS", "draw", "pareto", "plt"]
+
+TOP = 3.7
+"""Height in inches of a row of panels."""
 
 
-def _format_values(axes: Axes, metric: Metric, decimals: int | None = None) -> None:
-    if metric.percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=decimals))
+def draw(summary: Mapping[str, Any], records: Sequence[Record]) -> Figure:
+    """Draw a study as its kind is drawn: its question, the evidence, and below it what the arms differ by.
+
+    Args:
+        summary: as in summary.json.
+        records: of all its runs.
+    """
+    kind = summary["figure"]
+    order, styles = _order(summary), _styles(summary)
+    top = max(TOP, 1.2 + 0.42 * len(order)) if kind in ("arms", "grid", "memory") else TOP
+    heights = top * (2 if kind == "memory" else 1), 1.1 + ROW * max(len(order) - 1, 2)
+    figure = plt.figure(figsize=(WIDTH, 0.8 + sum(heights)), layout="constrained")
+    evidence, effects = _rows(_titled(figure, summary), heights)
+    kinds = {
+        "arms": _draw_arms,
+        "sweep": _draw_sweep,
+        "tradeoff": _draw_tradeoff,
+        "memory": _draw_memory,
+        "grid": _draw_grid,
+    }
+    kinds[kind](evidence, summary, records)
+    draw_differences(effects.subplots(), summary, styles, order)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+    draw_legend(figure)
+    return figure
 
 
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
+def _rows(figure: SubFigure, heights: Sequence[float]) -> Any:
+    """Parts of a figure, one below the other."""
+    return figure.subfigures(len(heights), 1, height_ratios=heights)
 
 
-def _dots(index: int) -> dict[str, Any]:
-    marker, color = MARKERS[index % len(MARKERS)], COLORS[index % len(COLORS)]
-    return {"s": 30, "color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.6, "zorder": 2}
+def _titled(figure: Figure, summary: Mapping[str, Any]) -> SubFigure:
+    """Put the question above the figure, and what was tried below it, apart from it; returns where the panels go."""
+
+    def put(part: Any, text: str, width: int, **style: Any) -> SubFigure:
+        part.suptitle(textwrap.fill(text, width, break_on_hyphens=False), x=0.01, ha="left", **style)
+        body: SubFigure = part.subfigures()
+        return body
+
+    body = put(figure, summary["question"], 82, fontsize=14, fontweight="bold")
+    body = put(body, subtitle(summary), 110, fontsize=10.5, color="0.25")
+    stamp = untrained(summary)
+    return put(body, stamp.upper(), 90, fontsize=12, fontweight="bold", color="#B00000") if stamp else body
+
+
+def subtitle(summary: Mapping[str, Any]) -> str:
+    """Data set, baseline network and number of seeds, in a line."""
+    settings, baseline = summary["model"], summary["arms"][summary["baseline"]]
+    # Summaries of earlier versions do not say the network of each arm.
+    name = settings.get("name", "mobilenet_v2")
+    network = baseline.get("network", str(MODELS.get(name, name)).rpartition(".")[2])
+    width = settings.get("width_multiplier")
+    parts = [network, *([f"width {width:g}"] if width is not None else []), f"{baseline['resolution']} pixels"]
+    return f"Data: {summary['title']}.  Baseline: {', '.join(parts)}.  n = {len(summary['seeds'])} seeds per arm."
+
+
+def _order(summary: Mapping[str, Any]) -> list[str]:
+    """The arms as rows show them: those of a sweep by their value, others as they were listed."""
+    arms = summary["arms"]
+    return sorted(arms, key=lambda name: arms[name]["value"]) if summary["figure"] == "sweep" else list(arms)
+
+
+def _styles(summary: Mapping[str, Any]) -> dict[str, int]:
+    """Index of each arm's color and marker: its own, its series' in a sweep, or its network's in a trade-off."""
+    arms, kind = summary["arms"], summary["figure"]
+    if kind in ("arms", "memory"):
+        return {name: index for index, name in enumerate(arms)}
+    if kind == "grid":
+        return dict.fromkeys(arms, 0)
+    groups = {name: arm["series"] if kind == "sweep" else _network(arm["series"]) for name, arm in arms.items()}
+    known = list(dict.fromkeys(groups.values()))
+    return {name: known.index(group) for name, group in groups.items()}
+
+
+def _network(series: str) -> str:
+    """ "MobileNetV2" of "MobileNetV2, 28 pixels"."""
+    return series.split(", ")[0]
 
 
 def _bars(arms: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
@@ -55,115 +130,43 @@ def _bars(arms: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
 def _bounds(summary: Mapping[str, Any]) -> str:
     """What is drawn around a mean."""
     bounded = all(arm["ci95"] is not None for arm in summary["arms"].values())
-    return "95 % interval" if bounded else f"no bound with {counted(len(summary['seeds']), 'seed')}"
+    return "95 % interval" if bounded else f"no bound with {len(summary['seeds'])} seeds"
 
 
-def _draw_difference(axes: Axes, comparison: Mapping[str, Any], metric: Metric, place: float, across: bool) -> None:
-    """What a verdict is about, with its interval as far as it has bounds: filled if decided, a diamond for a median.
-
-    Args:
-        place: on the axis of arms.
-        across: whether differences run along x.
-    """
-    value, bars = metric.scale * comparison[f"{comparison['estimand']}_difference"], None
-    if comparison["ci95"] is not None:
-        low, high = (metric.scale * bound for bound in comparison["ci95"])
-        bars = [[value - low], [high - value]]
-    style: dict[str, Any] = {
-        "xerr" if across else "yerr": bars,
-        "fmt": SHAPES[comparison["estimand"]],
-        "color": "black",
-        "markerfacecolor": "white" if comparison["verdict"] == "inconclusive" else "black",
-        "capsize": 4,
-        "zorder": 3,
-    }
-    axes.errorbar(*((value, place) if across else (place, value)), **style)
+# --- The kinds of figures --------------------------------------------------------------------------------
 
 
-def _explain_differences(axes: Axes, comparisons: Sequence[Mapping[str, Any]]) -> None:
-    """Put into the legend what `_draw_difference` draws."""
-    for estimand, label in (("mean", "mean"), ("median", "median (runs failed)")):
-        of_kind = [comparison for comparison in comparisons if comparison["estimand"] == estimand]
-        if of_kind:
-            none = any(comparison["ci95"] is None for comparison in of_kind)
-            bounds = f" (no bound with {counted(of_kind[0]['n'], 'seed')})" if none else " and 95 % interval"
-            filled = any(comparison["verdict"] != "inconclusive" for comparison in of_kind)
-            axes.plot(
-                [], [], SHAPES[estimand], color="black", markerfacecolor="black" if filled else "white", label=label + bounds
-            )  # fmt: skip
-    if any(comparison["verdict"] == "inconclusive" for comparison in comparisons):
-        axes.plot([], [], "o", color="black", markerfacecolor="white", label="hollow: inconclusive")
+def _draw_arms(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
+    """Learning curves, and where every run ended."""
+    curves, runs = figure.subplots(1, 2)
+    _learning_curves(curves, summary, records)
+    _every_run(runs, summary)
 
 
-def draw(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Draw a study as its kind is drawn.
-
-    Args:
-        summary: as in summary.json.
-        records: of all its runs.
-    """
-    kinds = {
-        "arms": _draw_arms,
-        "sweep": _draw_sweep,
-        "tradeoff": _draw_tradeoff,
-        "memory": _draw_memory,
-        "grid": _draw_grid,
-    }
-    figure = kinds[summary["figure"]](summary, records)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-    title = f"{summary['question']}   {summary['title']}"
-    figure.suptitle("\n".join(textwrap.wrap(title, 120, break_on_hyphens=False)), fontsize=12)
-    return figure
-
-
-def _draw_arms(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Three panels: learning curves, the test metric of every run, paired differences with the paper's own."""
-    height = max(4.4, 2.4 + 0.55 * len(summary["arms"]))
-    figure, axes = plt.subplots(1, 3, figsize=(13, height), width_ratios=(1.4, 1.1, 1.3), layout="constrained")
-    _learning_curves(axes[0], summary, records)
-    _every_run(axes[1], summary)
-    _differences(axes[2], summary)
-    return figure
-
-
-def _draw_memory(summary: dict[str, Any], records: list[Record]) -> Figure:
+def _draw_memory(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
     """The panels of `_draw_arms`, and below them what each layer holds at once."""
-    figure = plt.figure(figsize=(13, 8.6), layout="constrained")
-    grid = figure.add_gridspec(2, 3, width_ratios=(1.4, 1.1, 1.3))
-    _learning_curves(figure.add_subplot(grid[0, 0]), summary, records)
-    _every_run(figure.add_subplot(grid[0, 1]), summary)
-    _differences(figure.add_subplot(grid[0, 2]), summary)
-    axes = figure.add_subplot(grid[1, :])
+    above, below = _rows(figure, (1, 1))
+    _draw_arms(above, summary, records)
+    axes = below.subplots()
     for index, (name, arm) in enumerate(summary["arms"].items()):
         kilobytes = [size / 1000 for _, size in arm["activation_bytes"]]
-        place = np.linspace(0, 1, len(kilobytes))
-        label = f"{name}: {len(kilobytes)} layers, at most {max(kilobytes):,.0f} kB"
-        axes.plot(
-            place,
-            kilobytes,
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=4,
-            linewidth=1.4,
-            label=label,
-            **_style(index),
-        )
+        label, depth = f"{name}: peak {max(kilobytes):,.0f} kB", np.linspace(0, 1, len(kilobytes))
+        marker = {"marker": MARKERS[index % len(MARKERS)], "markersize": 4}
+        axes.plot(depth, kilobytes, linewidth=1.4, label=label, **marker, **line_style(index))
+    axes.legend(loc="upper right", frameon=False)
     axes.set(
-        title="Memory of each layer: its input and its output, one image, float32",
-        xlabel="place in the network, from its first layer (0) to its last (1)",
-        ylabel="kB",
+        title=textwrap.fill(peak_memory(summary), 84),
+        xlabel="depth: from the first layer (0) to the last (1)",
+        ylabel="input + output of a layer, kB\n(one image, float32)",
         ylim=(0, None),
     )
     axes.grid(axis="y", color="0.9", linewidth=0.7)
-    axes.legend(frameon=False)
-    return figure
 
 
-def _learning_curves(axes: Axes, summary: dict[str, Any], records: list[Record]) -> None:
+def _learning_curves(axes: Axes, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
     seeds, metric = summary["seeds"], metric_of(summary)
     for index, arm in enumerate(summary["arms"]):
-        style = _style(index)
+        style = line_style(index)
         points = [record for record in records if record.arm == arm and record.split == "validation"]
         by_seed = [[r for r in points if r.seed == seed] for seed in seeds]
         batch_size = {**summary["training"], **summary["arms"][arm].get("training", {})}["batch_size"]
@@ -172,178 +175,142 @@ def _learning_curves(axes: Axes, summary: dict[str, Any], records: list[Record])
         axes.plot(images, values.T, linewidth=0.6, alpha=0.35, **style)
         axes.plot(images, values.mean(axis=0), linewidth=2.4, label=arm, **style)
     axes.set(
-        title=f"Validation {metric.title} in training (bold: mean of {len(seeds)})",
+        title=f"Training: a line per run, bold the mean of {len(seeds)}",
         xlabel="training images seen",
         ylabel=f"validation {metric.title}",
         ylim=(0, 1) if metric.percent else None,
     )
-    _format_values(axes, metric, decimals=0)
-    axes.grid(axis="y", color="0.9", linewidth=0.7)
-    axes.legend(loc="best", frameon=False)
+    draw_metric_axis(axes, summary)
 
 
-def _every_run(axes: Axes, summary: dict[str, Any]) -> None:
-    metric = metric_of(summary)
-    values = np.array([arm[f"test_{metric.name}"] for arm in summary["arms"].values()])
-    for column in values.T:
-        axes.plot(range(len(values)), column, color="0.8", linewidth=0.8, zorder=1)
-    for index, row in enumerate(values):
-        axes.scatter(np.full(len(row), index), row, **_dots(index))
-        axes.hlines(row.mean(), index - 0.2, index + 0.2, color="black", linewidth=1.6, zorder=3)
-    long = max(map(len, summary["arms"])) > 10 or len(values) > 4
-    axes.set_xticks(
-        range(len(values)), list(summary["arms"]), rotation=30 if long else 0, ha="right" if long else "center"
+def _every_run(axes: Axes, summary: Mapping[str, Any]) -> None:
+    """A row an arm, the first on top: every run, their mean, and where runs failed their median."""
+    metric, styles = metric_of(summary), _styles(summary)
+    values, failed = (
+        {name: np.array(arm[f"test_{metric.name}"]) for name, arm in summary["arms"].items()},
+        failed_of(summary),
     )
-    axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set(title=f"Test {metric.title}, a line a seed", ylabel=f"test {metric.title}")
-    _format_values(axes, metric)
-    axes.grid(axis="y", color="0.9", linewidth=0.7)
+    heights = range(len(values))[::-1]
+    axes.plot(np.array(list(values.values())), heights, color="0.82", linewidth=0.8, zorder=1)
+    mean: dict[str, Any] = {"color": "black", "linewidth": 2}
+    median = {**mean, "linestyle": (0, (1, 1))}
+    for height, (name, row) in zip(heights, values.items(), strict=True):
+        draw_runs(axes, row, np.full(len(row), height), failed[name], styles[name])
+        axes.vlines(row.mean(), height - 0.3, height + 0.3, zorder=3, **mean)
+        if failed[name].any():
+            axes.vlines(np.median(row), height - 0.3, height + 0.3, zorder=3, **median)
+    explain_runs(axes, summary)
+    axes.plot([], [], label=f"mean test {metric.title}", **mean)
+    if any(bad.any() for bad in failed.values()):
+        axes.plot([], [], label="median (runs failed)", **median)
+    axes.set_yticks(heights, [wrapped(name) for name in summary["arms"]])
+    axes.set_ylim(-0.5, len(values) - 0.5)
+    axes.set(title="At the end: every run, a line per seed", xlabel=f"test {metric.title}")
+    draw_metric_axis(axes, summary, along="x")
 
 
-def _differences(axes: Axes, summary: dict[str, Any]) -> None:
-    arms, comparisons, metric = summary["arms"], summary["comparisons"], metric_of(summary)
-    order, tested, scale = list(arms), f"test_{metric.name}", metric.scale
-    baseline = np.array(arms[summary["baseline"]][tested])
-    labelled = False
-    for index, comparison in enumerate(comparisons):
-        # The first comparison on top, in the order of the legend and of the table.
-        height, color_index = len(comparisons) - 1 - index, order.index(comparison["arm"])
-        differences = (np.array(arms[comparison["arm"]][tested]) - baseline) * scale
-        spread = np.linspace(-0.13, 0.13, len(differences))
-        axes.scatter(differences, height + spread, label="a seed" if index == 0 else None, **_dots(color_index))
-        _draw_difference(axes, comparison, metric, height - 0.28, across=True)
-        paper = comparison["paper"]
-        if paper is not None:
-            axes.plot(
-                scale * paper["difference"],
-                height + 0.28,
-                marker="*",
-                markersize=13,
-                color="black",
-                markerfacecolor="white",
-                linestyle="none",
-                label=None if labelled else f"paper, {paper['where']} ({paper['how']}), ImageNet",
-                zorder=4,
-            )
-            difference = f"{scale * paper['difference']:+.1f}".replace("-", "−")
-            place = scale * paper["difference"], height + 0.28
-            axes.annotate(difference, place, (-8, 5), textcoords="offset points", fontsize=9, ha="right")
-            labelled = True
-    _explain_differences(axes, comparisons)
-    axes.margins(x=0.08)
-    axes.axvline(0, color="0.4", linewidth=1, linestyle=":")
-    axes.set_yticks(range(len(comparisons))[::-1], [f"{c['arm']}\n− {c['baseline']}" for c in comparisons])
-    axes.set_ylim(-0.6, len(comparisons) - 0.4)
-    axes.set(title=f"Difference in test {metric.title}", xlabel=metric.difference_unit)
-    axes.grid(axis="x", color="0.9", linewidth=0.7)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
-
-
-def _draw_sweep(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """Three panels: the test metric against what is swept, against a cost, and differences to the baseline."""
-    figure, (swept, costs, effects) = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
-    metric = metric_of(summary)
-    tested = f"test_{metric.name}"
-    names = sorted(summary["arms"], key=lambda name: summary["arms"][name]["value"])
-    arms = [summary["arms"][name] for name in names]
-    values = [arm["value"] for arm in arms]
-    means = np.array([arm["mean"] for arm in arms])
-    bars = _bars(arms)
-    bar = {"fmt": "-o", "color": "black", "capsize": 3, "markersize": 4, "linewidth": 1.4, "zorder": 3}
+def _draw_sweep(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
+    """The test metric against what is swept, and against a cost."""
+    swept, costs = figure.subplots(1, 2, sharey=True)
+    metric, styles = metric_of(summary), _styles(summary)
+    arms, failed = {name: summary["arms"][name] for name in _order(summary)}, failed_of(summary)
     # Where multiply-adds were matched, parameters are what differs.
-    multiply_adds = [arm["multiply_adds"] for arm in arms]
+    multiply_adds = [arm["multiply_adds"] for arm in arms.values()]
     cost = "multiply_adds" if max(multiply_adds) > 1.05 * min(multiply_adds) else "parameters"
-    for axes, places in ((swept, values), (costs, [arm[cost] / 1e6 for arm in arms])):
-        for place, arm in zip(places, arms, strict=True):
-            axes.scatter(np.full(len(arm[tested]), place), arm[tested], **{**_dots(0), "s": 16})
-        if axes is costs:
-            axes.errorbar(places, means, yerr=bars, **{**bar, "fmt": "o"})
-            for place, value, mean in zip(places, values, means, strict=True):
-                axes.annotate(f"{value:g}", (place, mean), (7, 3), textcoords="offset points", fontsize=9)
-        else:
-            axes.errorbar(places, means, yerr=bars, **bar, label=f"mean, {_bounds(summary)}")
-            axes.scatter([], [], **{**_dots(0), "s": 16}, label="a run")
-        _format_values(axes, metric)
-        axes.grid(axis="y", color="0.9", linewidth=0.7)
+    for axes, at in ((swept, "value"), (costs, cost)):
+        for name, arm in arms.items():
+            place = arm[at] / (1 if at == "value" else 1e6)
+            values = np.array(arm[f"test_{metric.name}"])
+            draw_runs(axes, np.full(len(values), place), values, failed[name], styles[name], size=18)
+        draw_metric_axis(axes, summary)
+    # Arms of another series are another kind of network: no line leads to them.
+    for index, series in enumerate(dict.fromkeys(arm["series"] for arm in arms.values())):
+        own = [arm for arm in arms.values() if arm["series"] == series]
+        bar = {"color": "black", "capsize": 3, "markersize": 5, "linewidth": 1.4, "zorder": 3, "yerr": _bars(own)}
+        label, marker = series or f"mean, {_bounds(summary)}", MARKERS[index % len(MARKERS)]
+        means = [arm["mean"] for arm in own]
+        swept.errorbar([arm["value"] for arm in own], means, fmt=f"-{marker}", label=label, **bar)
+        costs.errorbar([arm[cost] / 1e6 for arm in own], means, fmt=marker, **bar)
+    explain_runs(swept, summary)
     swept.set_xscale("log", base=2)
-    swept.set_xticks(values, [f"{value:g}" for value in values])
+    ticks = [arm["value"] for arm in arms.values()]
+    swept.set_xticks(ticks, [f"{value:g}" for value in ticks])
     swept.minorticks_off()
     if summary["paper_range"]:
         low, high, says = summary["paper_range"]
         swept.axvspan(low, high, color="0.92", zorder=0, label=f"paper: {says}")
-    swept.set(title=f"Test {metric.title}", xlabel=summary["axis"], ylabel=f"test {metric.title}")
-    swept.legend(loc="lower right", frameon=False, fontsize=9)
-    costs.set(
-        title=f"Against cost (labels: {summary['axis'].split(',')[0]})", xlabel=f"million {cost.replace('_', '-')}"
-    )
-    _swept_differences(effects, summary, names, values)
-    return figure
+    swept.set(title=f"Against {summary['axis']}", xlabel=summary["axis"], ylabel=f"test {metric.title}")
+    symbol = summary["axis"].split(",")[0]
+    costs.set(title=f"Against {cost.replace('_', '-')}", xlabel=f"million {cost.replace('_', '-')}")
+    tops = [(arm[cost] / 1e6, max(arm[f"test_{metric.name}"]), arm["value"]) for arm in arms.values()]
+    _label_above(costs, tops, symbol)
 
 
-def _swept_differences(effects: Axes, summary: dict[str, Any], names: list[str], values: list[float]) -> None:
-    """Mean differences to the baseline of the arms of a sweep, in their order."""
-    metric = metric_of(summary)
-    comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
-    for place, name in enumerate(names):
-        if name in comparisons:
-            _draw_difference(effects, comparisons[name], metric, place, across=False)
-    _explain_differences(effects, summary["comparisons"])
-    effects.axhline(0, color="0.4", linewidth=1, linestyle=":")
-    effects.set_xticks(range(len(names)), [f"{value:g}" for value in values])
-    effects.set_xlim(-0.5, len(names) - 0.5)
-    effects.set(
-        title=f"Difference to {summary['baseline']}",
-        xlabel=summary["axis"],
-        ylabel=metric.difference_unit,
-    )
-    effects.grid(axis="y", color="0.9", linewidth=0.7)
-    effects.legend(loc="lower right", frameon=False, fontsize=9)
+def _label_above(axes: Axes, points: list[tuple[float, float, float]], symbol: str) -> None:
+    """Write the number of each point (x, y, number) in a row above all, with a line down to it; no two lines cross."""
+    bottom, top = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= top])
+    axes.set_ylim(bottom, top + 0.22 * (top - bottom))
+    for index, (x, y, number) in enumerate(sorted(points)):
+        axes.annotate(
+            f"{symbol}={number:g}" if len(points) < 6 else f"{number:g}",
+            (x, y),
+            ((index + 0.5) / len(points), 0.97),
+            textcoords="axes fraction",
+            ha="center",
+            va="top",
+            fontsize=10,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkB": 3},
+        )
+    if len(points) >= 6:
+        axes.set_title(f"{axes.get_title()} (numbers: {symbol})")
 
 
-def _draw_tradeoff(summary: dict[str, Any], records: list[Record]) -> Figure:
+def _draw_tradeoff(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
     """Panels of the test metric against multiply-adds and against parameters, and of the paper's own networks."""
-    panels = 3 if summary["published"] else 2
-    figure, axes = plt.subplots(1, panels, figsize=(4.9 * panels, 5.0), layout="constrained")
+    published = summary["published"]
+    panels = figure.subplots(1, 3 if published else 2)
     arms, metric = summary["arms"], metric_of(summary)
     series = list(dict.fromkeys(arm["series"] for arm in arms.values()))
-    for panel, cost, unit in ((axes[0], "multiply_adds", "multiply-adds"), (axes[1], "parameters", "parameters")):
-        for index, name in enumerate(series):
+    networks = list(dict.fromkeys([*map(_network, series), *(point[0] for point in published)]))
+    sizes = list(dict.fromkeys(name.removeprefix(_network(name)) for name in series))
+
+    def marker(name: str, size: int = 0) -> dict[str, Any]:
+        """Of a network, in all panels; filled or not, and joined by another line, by the size of its images."""
+        index = networks.index(name)
+        fill = ("full", "none", "left", "top", "right", "bottom")[size % 6]
+        kept = {"color": line_style(index)["color"], "linestyle": line_style(size)["linestyle"]}
+        return {**kept, "marker": MARKERS[index % len(MARKERS)], "markersize": 6, "fillstyle": fill}
+
+    for panel, cost in zip(panels, ("multiply_adds", "parameters"), strict=False):
+        for name in series:
             own = sorted((arm for arm in arms.values() if arm["series"] == name), key=lambda arm: arm[cost])
-            means = np.array([arm["mean"] for arm in own])
-            places = [arm[cost] / 1e6 for arm in own]
-            style = {**_style(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            panel.errorbar(places, means, yerr=_bars(own), capsize=3, linewidth=1.2, label=name, **style)
-        front = pareto([(arm[cost], arm["mean"]) for arm in arms.values()], metric.higher_is_better)
-        panel.plot([x / 1e6 for x, _ in front], [y for _, y in front], color="0.75", linewidth=6, zorder=0, label="Pareto front")  # fmt: skip
-        panel.set(
-            title=f"Test {metric.title} against {unit}",
-            xlabel=f"million {unit}",
-            ylabel=f"mean test {metric.title}, {_bounds(summary)}",
-        )
-    axes[0].legend(loc="lower right", frameon=False, fontsize=9)
-    if summary["published"]:
-        # In colours of their own: they are at other resolutions than ours.
-        for index, name in enumerate(dict.fromkeys(point[0] for point in summary["published"]), start=len(series)):
-            points = sorted((cost / 1e6, top1) for own, cost, top1 in summary["published"] if own == name)
-            style = {**_style(index), "linestyle": "none", "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
-            axes[2].plot([x for x, _ in points], [y for _, y in points], label=name, **style)
-        axes[2].set(title="The paper's (Fig. 5), ImageNet", xlabel="million multiply-adds", ylabel="top-1 accuracy")
-        axes[2].legend(loc="lower right", frameon=False, fontsize=9)
-    for panel in axes:
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
-        _format_values(panel, metric, decimals=0)
-        panel.grid(axis="both", color="0.9", linewidth=0.7)
-    for panel, cost in ((axes[0], "multiply_adds"), (axes[1], "parameters")):
-        _ticks(panel, [arm[cost] / 1e6 for arm in arms.values()])
-    if summary["published"]:
-        _ticks(axes[2], [cost / 1e6 for _, cost, _ in summary["published"]])
-    return figure
+            style = marker(_network(name), sizes.index(name.removeprefix(_network(name))))
+            costs, means = [arm[cost] / 1e6 for arm in own], [arm["mean"] for arm in own]
+            panel.errorbar(costs, means, yerr=_bars(own), capsize=3, linewidth=1.2, label=name, **style)
+        front = pareto([(arm[cost] / 1e6, arm["mean"]) for arm in arms.values()], metric.higher_is_better)
+        panel.plot(*zip(*front, strict=True), color="0.8", linewidth=6, zorder=0, label="Pareto front")
+        unit = cost.replace("_", "-")
+        panel.set(title=f"Against {unit}", xlabel=f"million {unit}")
+        draw_metric_axis(panel, summary)
+        _log_ticks(panel, [arm[cost] / 1e6 for arm in arms.values()])
+    panels[0].set_ylabel(f"mean test {metric.title}, {_bounds(summary)}")
+    if published:
+        for name in dict.fromkeys(point[0] for point in published):
+            points = [(cost / 1e6, top1) for own, cost, top1 in published if own == name]
+            panels[2].plot(
+                *zip(*points, strict=True), label=f"{name} in the paper", **{**marker(name), "linestyle": "none"}
+            )
+        panels[2].set(title="The paper, on ImageNet", xlabel="million multiply-adds", ylabel="top-1 accuracy")
+        draw_metric_axis(panels[2], {**summary, "chance": None})
+        _log_ticks(panels[2], [cost / 1e6 for _, cost, _ in published])
 
 
-def _ticks(axes: Axes, values: list[float]) -> None:
-    """A logarithmic axis with round numbers, some five of them."""
+def _log_ticks(axes: Axes, values: list[float]) -> None:
+    """Make the axis of costs logarithmic, with some five round numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = min(values), max(values)
     steps = [m * 10.0**e for e in range(-3, 5) for m in ((1, 2, 5) if high / low < 100 else (1, 3))]
     if high / low < 4:
@@ -351,40 +318,33 @@ def _ticks(axes: Axes, values: list[float]) -> None:
     axes.set_xticks([step for step in steps if low / 1.5 <= step <= high * 1.5])
 
 
-def _draw_grid(summary: dict[str, Any], records: list[Record]) -> Figure:
-    """A heat map of the test metric, and every arm's difference to the baseline."""
-    arms = summary["arms"]
-    height = max(4.8, 2.0 + 0.5 * len(arms))
-    figure, (heat, effects) = plt.subplots(1, 2, figsize=(13, height), width_ratios=(1.1, 1), layout="constrained")
-    inside = {name: arm for name, arm in arms.items() if arm["value"] is not None}
-    rows = list(dict.fromkeys(arm["series"] for arm in inside.values()))
-    rows.sort(key=float)
+def _draw_grid(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
+    """A heat map of the test metric, the best brightest, and where every run ended."""
+    heat, runs = figure.subplots(1, 2)
+    metric = metric_of(summary)
+    inside = {name: arm for name, arm in summary["arms"].items() if arm["value"] is not None}
+    rows = sorted({arm["series"] for arm in inside.values()}, key=float)
     columns = sorted({arm["value"] for arm in inside.values()})
     means = np.full((len(rows), len(columns)), np.nan)
     for arm in inside.values():
-        row, column = rows.index(arm["series"]), columns.index(arm["value"])
-        means[row, column] = arm["mean"]
-    metric = metric_of(summary)
-
-    def write(value: float) -> str:
-        return f"{value:.1%}" if metric.percent else metric.format(value)
-
-    # From light to dark, in grey as well.
-    image = heat.imshow(means, cmap="cividis_r", origin="lower", aspect="auto")
+        means[rows.index(arm["series"]), columns.index(arm["value"])] = arm["mean"]
+    # From dark to bright, in grey as well.
+    image = heat.imshow(
+        means, cmap="cividis" if metric.higher_is_better else "cividis_r", origin="lower", aspect="auto"
+    )
     for name, arm in inside.items():
-        row, column = rows.index(arm["series"]), columns.index(arm["value"])
-        dark = image.norm(arm["mean"]) > 0.5
-        baseline = "\n(baseline)" if name == summary["baseline"] else ""
-        interval = "\n" + " to ".join(map(write, arm["ci95"])) if arm["ci95"] else ""
-        text = f"{write(arm['mean'])}{interval}{baseline}"
-        heat.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=10)
+        color = "black" if sum(image.cmap(image.norm(arm["mean"]))[:3]) > 1.3 else "white"
+        bounds = [short(bound, metric).removesuffix(" %") for bound in arm["ci95"] or ()]
+        interval = "\n" + " to ".join(bounds) if bounds else ""
+        text = f"{short(arm['mean'], metric)}{interval}" + ("\n(baseline)" if name == summary["baseline"] else "")
+        place = columns.index(arm["value"]), rows.index(arm["series"])
+        heat.text(*place, text, ha="center", va="center", color=color, fontsize=10 if len(columns) < 4 else 8)
     heat.set_xticks(range(len(columns)), [f"{column:g}" for column in columns])
     heat.set_yticks(range(len(rows)), rows)
     across, up = summary["axis"].split("|")
-    heat.set(title=f"Test {metric.title}, mean, {_bounds(summary)}", xlabel=across, ylabel=up)
+    heat.set(title=f"Mean test {metric.title}, {_bounds(summary)}\n(brighter is better)", xlabel=across, ylabel=up)
     heat.tick_params(length=0)
-    _differences(effects, summary)
-    return figure
+    _every_run(runs, summary)
 
 
 def pareto(points: list[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:

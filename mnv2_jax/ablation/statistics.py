@@ -105,7 +105,8 @@ def compare_all(
             raise ValueError(
                 f"a paired comparison needs two or more pairs, got {len(values)} and {len(baseline)} values"
             )
-    of_baseline, *of_arms = count_failed([baseline, *arms.values()], higher_is_better, chance)
+    runs = failed_runs([baseline, *arms.values()], higher_is_better, chance)
+    of_baseline, *of_arms = (int(np.count_nonzero(failed)) for failed in runs)
     found = {
         name: _compare(values, baseline, {"arm": failed, "baseline": of_baseline}, LEVEL / len(arms))
         for (name, values), failed in zip(arms.items(), of_arms, strict=True)
@@ -144,10 +145,10 @@ def _decide(comparison: PairedComparison, p_holm: float, higher_is_better: bool)
     return dataclasses.replace(comparison, p_holm=p_holm, verdict=verdict, ci95=interval)
 
 
-def count_failed(
+def failed_runs(
     arms: Sequence[Sequence[float] | np.ndarray], higher_is_better: bool, chance: float | None
-) -> list[int]:
-    """How many runs of each arm failed: they ended nearer to chance than to the median of their arm.
+) -> list[np.ndarray]:
+    """Which runs of each arm failed, a bool a run: they ended nearer to chance than to the median of their arm.
 
     An arm whose median is itself nearer to chance than to the best arm's has none: not a few of its runs
     did not learn, but the arm as a whole learns less.
@@ -156,13 +157,32 @@ def count_failed(
     best = max(medians) if higher_is_better else min(medians)
     # Nothing to fail at, where not even the best arm is better than chance.
     if chance is None or best == chance or (best > chance) != higher_is_better:
-        return [0] * len(arms)
+        return [np.zeros(len(values), bool) for values in arms]
     return [
-        int(np.count_nonzero((np.asarray(values) - chance) / (median - chance) < 0.5))
+        (np.asarray(values) - chance) / (median - chance) < 0.5
         if (median - chance) / (best - chance) >= 0.5
-        else 0
+        else np.zeros(len(values), bool)
         for values, median in zip(arms, medians, strict=True)
     ]
+
+
+NEAR_CHANCE = 0.1
+"""Of the way from chance to perfect: an arm whose median has gone less of it has hardly begun to learn."""
+
+
+def near_chance(
+    arms: Sequence[Sequence[float] | np.ndarray], higher_is_better: bool, chance: float | None
+) -> list[bool]:
+    """Tell which arms are near chance: (median - chance) / (perfect - chance) < 0.1, as in Cohen's kappa.
+
+    Like a failed run an arm is judged by how far it is from chance, but measured from what is perfect (1 of a share, 0 of
+    an error or a loss): arms that have all learnt nothing have no good one among them to be measured by.
+    Without a known chance level no arm is called so.
+    """
+    if chance is None:
+        return [False] * len(arms)
+    perfect = float(higher_is_better)
+    return [bool((np.median(values) - chance) / (perfect - chance) < NEAR_CHANCE) for values in arms]
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:

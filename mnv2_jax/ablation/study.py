@@ -24,9 +24,10 @@ import jax
 from mnv2_jax.ablation import tuning
 from mnv2_jax.ablation.arms import batch_norm_notes, check_arms, families, learner_of, network_of_arm, trained_network
 from mnv2_jax.ablation.design import ARM, Arm, Study, StudyOptions, identity
-from mnv2_jax.ablation.report import arms_table, write_files
+from mnv2_jax.ablation.report import write_files
 from mnv2_jax.ablation.statistics import seeds_needed
 from mnv2_jax.ablation.summary import describe, summarize
+from mnv2_jax.ablation.tables import arms_table
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.environment import core_count, environment

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
+import numpy as np
+
 from mnv2_jax.ablation.arms import image_shape, network_of_arm
 from mnv2_jax.ablation.design import Arm, Study, named
-from mnv2_jax.ablation.statistics import compare_all, mean_interval
+from mnv2_jax.ablation.statistics import compare_all, failed_runs, mean_interval
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.errors import UserError
@@ -74,6 +76,7 @@ def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, 
     shape = image_shape(arm, dataset)
     network, training = network_of_arm(study, arm, dataset), study.run(arm).training
     described: dict[str, Any] = {
+        "network": type(network).__name__,
         "parameters": count_parameters(network, shape),
         "multiply_adds": count_multiply_adds(network, shape),
         "resolution": shape[0],
@@ -119,8 +122,26 @@ DESCRIBED = {
 
 
 def metric_of(described: Mapping[str, Any]) -> Metric:
-    """The metric that decides a study. Summaries of version 0.1.0, which knew classification only, do not name their task."""
-    return TASKS[described.get("task", "classification")].metric
+    """The metric that a study is judged by: its task's, or another that was chosen to look at it by.
+
+    Summaries of version 0.1.0, which knew classification only, do not name their task.
+    """
+    task = TASKS[described.get("task", "classification")]
+    return {metric.name: metric for metric in (task.metric, *task.others)}[described.get("metric", task.metric.name)]
+
+
+def failed_of(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Which runs of each arm failed, a bool a seed; told of the whole study, also where not all arms are shown."""
+    if "failed_runs" in summary:
+        return summary["failed_runs"]
+    metric = metric_of(summary)
+    values = [arm[f"test_{metric.name}"] for arm in summary["arms"].values()]
+    return dict(zip(summary["arms"], failed_runs(values, metric.higher_is_better, summary.get("chance")), strict=True))
+
+
+def comparison_count(summary: Mapping[str, Any]) -> int:
+    """For how many comparisons the study's p-values and intervals are corrected, also where not all of them are shown."""
+    return summary.get("compared", len(summary["comparisons"]))
 
 
 def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mnv2_jax.data.batch import CLASSES, Batch
 from mnv2_jax.errors import UserError
-from mnv2_jax.tasks.metric import Metric, Sums
+from mnv2_jax.tasks.metric import LOSS, Metric, Sums
 
 Outputs = Literal["softmax", "sigmoid"]
 """What makes probabilities of a classifier's outputs."""
@@ -38,6 +38,7 @@ class Classification:
     targets = CLASSES
     normalizer = "examples"
     metric = Metric("accuracy", "accuracy", chance=lambda classes: 1 / classes)
+    others = (LOSS, Metric("top5_accuracy", "top-5 accuracy"))
     evaluator = None
     names = ("examples", "loss", "correct", "correct_top5")
 

@@ -55,6 +55,10 @@ class Metric:
         return f"{100 * value:.2f} %" if self.percent else f"{value:.3f}"
 
 
+LOSS = Metric("loss", "loss", higher_is_better=False, percent=False)
+"""Every task has it."""
+
+
 @runtime_checkable
 class Evaluator(Protocol):
     """Metrics that are no function of sums, such as average precision: made on the host of every prediction."""

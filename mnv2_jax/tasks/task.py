@@ -20,6 +20,7 @@ class Task(Protocol):
         targets: from what is known of an image to the targets in a batch.
         normalizer: name of the sum that the loss is divided by.
         metric: the one that decides.
+        others: further ones that it measures, for figures and tables.
         evaluator: for metrics that are no function of sums; None where there are none.
     """
 
@@ -34,6 +35,9 @@ class Task(Protocol):
 
     @property
     def metric(self) -> Metric: ...  # noqa: D102
+
+    @property
+    def others(self) -> tuple[Metric, ...]: ...  # noqa: D102
 
     @property
     def evaluator(self) -> Evaluator | None: ...  # noqa: D102

@@ -18,6 +18,7 @@ from rich.console import Console
 from mnv2_jax.ablation import study as study_module
 from mnv2_jax.ablation.design import Arm, PaperResult, Study
 from mnv2_jax.ablation.study import run_study
+from mnv2_jax.ablation.summary import summarize
 from mnv2_jax.training import evaluation, trainer
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices, group_size
@@ -44,6 +45,25 @@ ALONE = dataclasses.replace(STUDY, arms=(Arm("base"),))
 """A baseline without other arms."""
 
 ENVIRONMENT = {"jax": "0", "device": "cpu", "device_count": 8, "git": "abc"}
+
+
+def with_accuracies(described, **accuracies):
+    """A summary of the same study with these test accuracies."""
+    records = [
+        Record(arm, seed, 4, "test", 0.0, {"accuracy": value, "loss": 1.0}, 50)
+        for arm, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    return summarize({**described, "seeds": list(range(len(records) // len(accuracies)))}, records)
+
+
+def comparison(difference, verdict, n=6, **changed):
+    """One of a summary."""
+    return {
+        "arm": "relu6", "baseline": "linear", "n": n, "mean_difference": difference, "ci95": [-0.1, 0.1], "p_value": 0.03,
+        "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper),
+        "estimand": "mean", "median_difference": -0.02, "failed": {"arm": 0, "baseline": 0}, **changed,
+    }  # fmt: skip
 
 
 # --- Trained in seconds ----------------------------------------------------------------------------------

@@ -1,27 +1,17 @@
 """What people read of a study: a page, a table, sentences. All made from its files."""
 
-import dataclasses
-import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from ablation.studies import STUDY
 from mnv2_jax.ablation import report
-from mnv2_jax.ablation.report import arms_table, read_study, sentence, write_files, write_joined
+from mnv2_jax.ablation.report import is_run, read_study, run_section, study_section, write_files, write_page
 from mnv2_jax.errors import UserError
-from mnv2_jax.tasks.classification import Classification
 
+RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 FILES = ("summary.json", "figure.png", "figure.svg", "report.html")
-
-
-def comparison(difference, verdict, n=6, **changed):
-    return {
-        "arm": "relu6", "baseline": "linear", "n": n, "mean_difference": difference, "ci95": [-0.1, 0.1], "p_value": 0.03,
-        "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper),
-        "estimand": "mean", "median_difference": -0.02, "failed": {"arm": 0, "baseline": 0}, **changed,
-    }  # fmt: skip
 
 
 def test_everything_is_made_again_from_the_records_byte_for_byte(copy):
@@ -63,10 +53,11 @@ def test_a_report_says_which_arms_were_trained_otherwise_and_which_runs_failed(c
 
 def test_several_studies_on_one_page(finished_folder, tmp_path):
     folder = finished_folder[0]
-    write_joined([folder, folder], tmp_path / "all.html")
+    sections = [study_section(*read_study(folder), folder, folder)] * 2
+    write_page(sections, tmp_path / "all.html", "All of them")
     page = (tmp_path / "all.html").read_text()
     assert page.count("<svg") == 2
-    assert 'href="#study-1"' in page
+    assert 'href="#section-1"' in page
     assert "differences\nare of accuracy, in percentage points" in page
     # Parts of the figures are told apart.
     ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
@@ -97,48 +88,20 @@ def test_a_damaged_summary_is_named(copy, change, says):
         read_study(copy)
 
 
-@pytest.mark.parametrize(
-    ("difference", "verdict", "expected"),
-    [(-0.05, "worse", "relu6 is worse than linear"), (-0.05, "worse", "direction is the same"),
-     (0.05, "better", "direction is the opposite"), (0.001, "inconclusive", "Inconclusive"),
-     (-0.05, "worse", "over 6 pairs of runs relu6 scored -5.00 percentage points against linear")],
-)  # fmt: skip
-def test_plain_words(difference, verdict, expected):
-    assert expected in sentence(comparison(difference, verdict), Classification.metric)
+def test_a_training_run_is_a_section_with_its_curve_and_its_numbers(tmp_path, finished_folder):
+    run = RESULTS / "train_fashion_mnist"
+    assert is_run(run)
+    assert not is_run(finished_folder[0])
+    assert not is_run(tmp_path)
+    write_page([run_section(run)], tmp_path / "run.html", "A run")
+    page = (tmp_path / "run.html").read_text()
+    assert '<h1 id="section-0">A run</h1>' in page
+    assert "<th>top-5 accuracy</th>" in page
+    assert "<td>91.23 %</td>" in page
+    assert page.count('src="data:image/png;base64,') == 1
 
 
-def test_failed_runs_stand_before_the_typical_difference():
-    failed = comparison(-0.05, "worse", estimand="median", failed={"arm": 2, "baseline": 1})
-    text = sentence(failed, Classification.metric)
-    assert text.startswith(
-        "2 of 6 runs of relu6 and 1 of 6 runs of linear failed: nearer to chance than to the median of the arm. Typically, relu6 is "
-        "worse than linear: over 6 pairs of runs relu6 scored -2.00 percentage points against linear in the median"
-    )
-
-
-@pytest.mark.parametrize(
-    ("bounds", "expected"),
-    [(None, "no bound with 6 seeds"), ([-0.1, 0.0], "-10.00 to 0"), ([0.01, 0.02], "+1.00 to +2.00")],
-)
-def test_an_interval_in_words(bounds, expected):
-    text = sentence(comparison(-0.05, "worse", ci95=bounds), Classification.metric)
-    assert f"95 % interval: {expected}, p = 0.03" in text
-
-
-def test_too_few_seeds_are_said_and_so_is_holms_correction():
-    text = sentence(comparison(0.001, "inconclusive", n=3), Classification.metric, comparisons=2)
-    assert "Fewer than 7 seeds cannot reach p < 0.05 here" in text
-    assert "after Holm's correction" in text
-
-
-def test_the_table_that_ends_a_study(finished):
-    output = io.StringIO()
-    Console(file=output, width=160).print(arms_table(finished.summary))
-    text = output.getvalue()
-    for arm in finished.summary["arms"].values():
-        assert f"{arm['parameters']:,}" in text
-        assert f"{100 * arm['mean']:.2f} %" in text
-    assert "test accuracy" in text
-    assert "no bound with 2 seeds" in text
-    assert "inconclusive" in text
-    assert "baseline" in text
+def test_a_training_run_without_its_figure_is_named(tmp_path):
+    shutil.copy(RESULTS / "train_fashion_mnist" / "summary.json", tmp_path)
+    with pytest.raises(UserError, match="figure.png is missing; put back a copy of it, or train it again"):
+        run_section(tmp_path)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mnv2_jax.ablation.statistics import compare_all, compare_paired, count_failed, mean_interval, seeds_needed
+from mnv2_jax.ablation.statistics import (
+    compare_all,
+    compare_paired,
+    failed_runs,
+    mean_interval,
+    near_chance,
+    seeds_needed,
+)
 
 
 def test_six_pairs_of_one_sign_are_the_smallest_p_that_six_can_reach():
@@ -184,7 +191,29 @@ def test_differences_of_zero_count_for_neither_side():
     ],
 )
 def test_a_failed_run_is_nearer_to_chance_than_to_its_arms_median(arms, higher, chance, failed):
-    assert count_failed(arms, higher, chance) == failed
+    assert [int(of_arm.sum()) for of_arm in failed_runs(arms, higher, chance)] == failed
+
+
+def test_the_runs_that_failed_are_named():
+    assert failed_runs(([0.8, 0.44, 0.8], [0.7, 0.7, 0.7]), True, 0.1)[0].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("medians", "higher", "chance", "near"),
+    [
+        # A tenth of the way from chance to perfect is at 0.19.
+        ((0.9, 0.18, 0.2), True, 0.1, [False, True, False]),
+        # None has learnt, so that no arm is there to be measured by.
+        ((0.1, 0.12, 0.05), True, 0.1, [True, True, True]),
+        # Of two classes.
+        ((0.54, 0.56), True, 0.5, [True, False]),
+        # An error, whose perfect value is 0.
+        ((0.85, 0.3), False, 0.9, [True, False]),
+        ((0.1, 0.1), True, None, [False, False]),
+    ],
+)
+def test_an_arm_near_chance_has_gone_less_than_a_tenth_of_the_way_to_perfect(medians, higher, chance, near):
+    assert near_chance([[median] * 3 for median in medians], higher, chance) == near
 
 
 def test_twice_the_same():

@@ -8,11 +8,13 @@ import pytest
 import toy
 
 import mnv2_jax.ablation
-from ablation.studies import ENVIRONMENT, STUDY, run
+from ablation.studies import ENVIRONMENT, STUDY, run, with_accuracies
 from mnv2_jax.ablation.design import Arm, PaperResult
-from mnv2_jax.ablation.report import arms_table, read_study, sentence, write_files
+from mnv2_jax.ablation.report import read_study, write_files
 from mnv2_jax.ablation.study import study_metric
 from mnv2_jax.ablation.summary import describe, metric_of, speeds, summarize
+from mnv2_jax.ablation.tables import arms_table
+from mnv2_jax.ablation.verdicts import sentence
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import open_network
 from mnv2_jax.tasks.task import TASKS
@@ -26,6 +28,7 @@ def test_a_summary_has_what_the_readers_of_it_expect(finished_folder):
     assert (summary["dataset"], summary["baseline"], summary["seeds"]) == ("digits", "linear", [0, 1])
     assert set(summary["arms"]) == {"linear", "relu6"}
     for arm in summary["arms"].values():
+        assert arm["network"] == "MobileNetV2"
         assert arm["parameters"] == summary["arms"]["linear"]["parameters"] > 1000
         assert arm["multiply_adds"] > 0
         # Fractions of 50 images
@@ -62,16 +65,6 @@ def test_a_run_without_a_test_is_named(finished):
 
 def test_a_summary_is_made_again_of_itself_and_the_records(finished):
     assert summarize(finished.summary, finished.records) == finished.summary
-
-
-def with_accuracies(described, **accuracies):
-    """A summary of the same study with these test accuracies."""
-    records = [
-        Record(arm, seed, 4, "test", 0.0, {"accuracy": value, "loss": 1.0}, 50)
-        for arm, values in accuracies.items()
-        for seed, value in enumerate(values)
-    ]
-    return summarize({**described, "seeds": list(range(len(records) // len(accuracies)))}, records)
 
 
 def test_failed_runs_are_counted_and_the_verdict_is_of_the_others(finished):
@@ -176,7 +169,7 @@ def test_figure_and_report_speak_of_another_tasks_metric(pointing):
 @pytest.mark.parametrize(("higher", "verdict"), [(True, "better"), (False, "worse")])
 def test_the_verdict_goes_by_which_way_is_better(finished, monkeypatch, higher, verdict):
     metric = dataclasses.replace(Pointing.metric, higher_is_better=higher)
-    monkeypatch.setitem(TASKS, "pointing", type("Task", (), {"metric": metric}))
+    monkeypatch.setitem(TASKS, "pointing", type("Task", (), {"metric": metric, "others": ()}))
     described = {**finished.summary, "task": "pointing", "seeds": list(range(6))}
     records = [
         Record(arm, seed, 4, "test", 0.0, {"distance": seed / 10 + (arm == "relu6"), "loss": 1.0}, 50)

@@ -22,3 +22,9 @@ def test_expansions_at_one_cost(digits, few_blocks):
 def test_an_expansion_that_no_network_has():
     with pytest.raises(UserError, match="--expansions must be greater than 0 and below 100, got -1"):
         study_of("ablate_expansion", expansions=(1, -1))
+
+
+@pytest.mark.parametrize("at", ["width", "multiply_adds"])
+def test_without_an_expansion_layer_an_arm_is_a_series_of_its_own(at, few_blocks):
+    study = study_of("ablate_expansion", at=at, expansions=(1, 2))
+    assert {arm.name: arm.series for arm in study.arms} == {"t=6": "", "t=1": "t=1: no expansion layer", "t=2": ""}

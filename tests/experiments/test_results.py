@@ -24,3 +24,12 @@ def test_a_summary_is_made_again_from_its_records(folder):
     assert summary == json.loads((folder / "summary.json").read_text())
     assert len(summary["seeds"]) >= seeds_needed(len(summary["comparisons"]))
     assert (folder / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_no_interval_contradicts_its_verdict(folder):
+    """A hollow dot stands beside an interval that holds zero, a filled one beside one that does not reach across it."""
+    for comparison in json.loads((folder / "summary.json").read_text())["comparisons"]:
+        low, high = comparison["ci95"]
+        across = low < 0 < high
+        assert (low <= 0 <= high) if comparison["verdict"] == "inconclusive" else not across

@@ -1,0 +1,121 @@
+"""Studies as tables: in the terminal, and in Markdown for pages that repeat committed records."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mnv2_jax.ablation.summary import comparison_count, metric_of
+from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_difference, verdict_in
+from mnv2_jax.errors import UserError
+
+WORDS = ("arm", "claim", "data", "verdict")
+"""Columns of words; the others are of numbers, and written to the right."""
+
+BEGIN, END = "<!-- report.py --markdown ", "<!-- end -->"
+MARKED = re.compile(rf"^{BEGIN}(?P<folders>.+?) -->\n(?P<table>.*?)^{END}$", re.MULTILINE | re.DOTALL)
+"""A table on a page, with the folders, relative to the repository's root, of the studies that it is made of."""
+
+Rows = tuple[list[str], list[list[str]]]
+"""The names of the columns, and the rows."""
+
+
+def arm_rows(summary: Mapping[str, Any]) -> Rows:
+    """The study's numbers, an arm a row."""
+    metric = metric_of(summary)
+    p = "p (Holm)" if comparison_count(summary) > 1 else "p"
+    columns = [
+        "arm",
+        "parameters",
+        "multiply-adds",
+        f"test {metric.title}",
+        "difference",
+        "95 % interval",
+        p,
+        "verdict",
+    ]
+    comparisons = {comparison["arm"]: comparison for comparison in summary["comparisons"]}
+    rows = []
+    for name, arm in summary["arms"].items():
+        row = [name, f"{arm['parameters']:,}", f"{arm['multiply_adds'] / 1e6:.2f} M", metric.format(arm["mean"])]
+        if name in comparisons:
+            comparison = comparisons[name]
+            numbers = f"{difference(comparison, metric):+.2f}", interval(comparison, metric), p_value(comparison)
+            row += [*numbers, verdict_in(summary, comparison)]
+        else:
+            row += ["", "", "", "baseline"]
+        rows.append(row)
+    return columns, rows
+
+
+def claim_rows(summaries: Sequence[Mapping[str, Any]]) -> Rows:
+    """The paper's claims beside ours, a comparison a row."""
+    titles = list(dict.fromkeys(summary["title"] for summary in summaries))
+    units = " or ".join(dict.fromkeys(metric_of(summary).difference_unit for summary in summaries))
+    ours = f"ours on {titles[0]}" if len(titles) == 1 else "ours"
+    columns = ["claim", "paper on ImageNet", f"{ours}, {units}", "verdict"]
+    rows = []
+    for summary in summaries:
+        metric, topic = metric_of(summary), summary["experiment"].removeprefix("ablate_").replace("_", " ")
+        for comparison in summary["comparisons"]:
+            claim = f"{topic}: {comparison['arm']} against {comparison['baseline']}"
+            ours = f"{difference(comparison, metric):+.2f} ({interval(comparison, metric)})"
+            rows.append([claim, paper_difference(comparison, metric), ours, verdict_in(summary, comparison)])
+            if len(titles) > 1:
+                rows[-1].insert(1, summary["title"])
+    if len(titles) > 1:
+        columns.insert(1, "data")
+    return columns, rows
+
+
+def arms_table(summary: Mapping[str, Any]) -> Table:
+    """The study's numbers for the terminal."""
+    table = Table(title=summary["question"], title_justify="left")
+    columns, rows = arm_rows(summary)
+    for column in columns:
+        table.add_column(column, justify="left" if column in WORDS else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The table of one study's arms, or of the claims of several, in Markdown."""
+    columns, rows = arm_rows(summaries[0]) if len(summaries) == 1 else claim_rows(summaries)
+    rule = [":--" if column in WORDS else "--:" for column in columns]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (columns, rule, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def refresh(page: str, root: Path) -> str:
+    """A page of Markdown with each table between its markers made again from the records.
+
+    A table stands between the lines `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`; folders may have `*`.
+
+    Args:
+        page: its text.
+        root: what the folders are relative to.
+
+    Raises:
+        UserError: for a marker without an end, or a folder that holds no finished study.
+    """
+    from mnv2_jax.ablation.report import read_study
+
+    def again(found: re.Match[str]) -> str:
+        if BEGIN in found["table"]:
+            raise UserError(f"{BEGIN}{found['folders']} --> has no {END} before the next table")
+        folders: list[Path] = []
+        for name in found["folders"].split():
+            folders += sorted(root.glob(name)) if "*" in name else [root / name]
+        if not folders:
+            raise UserError(f"{BEGIN}{found['folders']} --> names no folder that there is")
+        table = markdown([read_study(folder)[0] for folder in folders])
+        return f"{BEGIN}{found['folders']} -->\n\n{table}\n{END}"
+
+    made = MARKED.sub(again, page)
+    begun, ended = (len(re.findall(rf"^{mark}", page, re.MULTILINE)) for mark in (BEGIN, rf"{END}$"))
+    if begun != ended:
+        raise UserError(f"there are {begun} lines {BEGIN}... --> and {ended} lines {END}; each table needs both")
+    return made

@@ -1,0 +1,139 @@
+"""Comparisons of a study in words: for sentences, tables and figures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mnv2_jax.ablation.statistics import near_chance, seeds_needed
+from mnv2_jax.ablation.summary import comparison_count, metric_of
+from mnv2_jax.tasks.task import Metric
+
+
+def interval(comparison: Mapping[str, Any], metric: Metric) -> str:
+    """ "-5.00 to -2.06", "-2.62 to 0", or that there are no bounds."""
+    if comparison["ci95"] is None:
+        return f"no bound with {comparison['n']} seeds"
+    return " to ".join(f"{metric.scale * bound:+.2f}" if bound else "0" for bound in comparison["ci95"])
+
+
+def difference(comparison: Mapping[str, Any], metric: Metric) -> float:
+    """The one that the verdict is about, in the unit that people read."""
+    return metric.scale * comparison[f"{comparison['estimand']}_difference"]
+
+
+def paper_difference(comparison: Mapping[str, Any], metric: Metric) -> str:
+    """ "-0.6 (Fig. 6a)"; nothing where the paper has none."""
+    paper = comparison["paper"]
+    return f"{metric.scale * paper['difference']:+.1f} ({paper['where']})" if paper else ""
+
+
+def same_direction(comparison: Mapping[str, Any]) -> bool | None:
+    """Tell whether arm and baseline differ as in the paper; None where it has no number, or ours is inconclusive."""
+    if comparison["paper"] is None or comparison["verdict"] == "inconclusive":
+        return None
+    ours: float = comparison[f"{comparison['estimand']}_difference"]
+    return (ours < 0) == (comparison["paper"]["difference"] < 0)
+
+
+def failures(comparison: Mapping[str, Any]) -> str:
+    """ "1 of 8 runs of t=3 and 2 of 8 runs of t=6"; nothing where none failed."""
+    failed = ((comparison[which], comparison["failed"][which]) for which in ("arm", "baseline"))
+    return " and ".join(f"{count} of {comparison['n']} runs of {name}" for name, count in failed if count)
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """ "worse, as in the paper" or "inconclusive (median; 1 of 8 runs failed)"."""
+    text: str = comparison["verdict"]
+    same = same_direction(comparison)
+    if same is not None:
+        text += ", as in the paper" if same else ", unlike the paper"
+    failed, n = comparison["failed"], comparison["n"]
+    if any(failed.values()):
+        text += f" (median; {failed['arm']} of {n} runs failed"
+        text += f", {failed['baseline']} of the baseline's)" if failed["baseline"] else ")"
+    return text
+
+
+def verdict_in(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    """The verdict of one of a study's comparisons, and that the study is not trained if it is so."""
+    return verdict(comparison) + ("; not trained" if untrained(summary) else "")
+
+
+def p_value(comparison: Mapping[str, Any]) -> str:
+    """ "0.031", corrected."""
+    return f"{comparison['p_holm']:.2g}"
+
+
+def untrained(summary: Mapping[str, Any]) -> str:
+    """ "not trained: 4 of 5 arms are near chance", if more than half of a study's arms are; else nothing."""
+    if "untrained" in summary:  # said of the whole study, of which this is a part
+        return summary["untrained"]  # type: ignore[no-any-return]
+    metric = metric_of(summary)
+    values = [arm[f"test_{metric.name}"] for arm in summary["arms"].values()]
+    near = near_chance(values, metric.higher_is_better, summary.get("chance"))
+    if sum(near) * 2 <= len(near):
+        return ""
+    which = "arms" if all(near) else f"{sum(near)} of {len(near)} arms"
+    return f"not trained: {which} are near chance"
+
+
+def peak_memory(summary: Mapping[str, Any]) -> str:
+    """The arm with the highest peak of activation memory, and by how much; nothing if the study did not count it."""
+    peaks = {
+        name: max(size for _, size in arm["activation_bytes"]) / 1000
+        for name, arm in summary["arms"].items()
+        if "activation_bytes" in arm
+    }
+    if len(peaks) < 2:
+        return ""
+    top, second = sorted(peaks, key=lambda name: -peaks[name])[:2]
+    return (
+        f"{top} has the highest peak memory: {peaks[top]:,.0f} kB, {peaks[top] / peaks[second]:.1f} times the "
+        f"{peaks[second]:,.0f} kB of {second}"
+    )
+
+
+def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1) -> str:
+    """One comparison of so many in plain words, with its certainty."""
+    scale = metric.scale
+    points = difference(comparison, metric)
+    arm, baseline, n = comparison["arm"], comparison["baseline"], comparison["n"]
+    p = f"p = {comparison['p_holm']:.3g}" + (" after Holm's correction" if comparisons > 1 else "")
+    spread = scale * comparison["baseline_spread"]
+    failed = failures(comparison)
+    numbers = (
+        f"over {n} pairs of runs {arm} scored {points:+.2f} {metric.difference_unit} against {baseline} "
+        f"{'in the median ' if failed else ''}(95 % interval: {interval(comparison, metric)}, {p}; "
+        f"seeds alone spread {baseline} by {spread:.2f})"
+    )
+    if comparison["verdict"] == "inconclusive":
+        needed = seeds_needed(comparisons)
+        few = f" Fewer than {needed} seeds cannot reach p < 0.05 here." if n < needed else ""
+        text = f"Inconclusive: {numbers}; chance alone can do that.{few}"
+    else:
+        text = f"{arm} is {comparison['verdict']} than {baseline}: {numbers}."
+    if failed:
+        decided = comparison["verdict"] != "inconclusive"
+        text = (
+            f"{failed} failed: nearer to chance than to the median of the arm. {'Typically, ' if decided else ''}{text}"
+        )
+    paper = comparison["paper"]
+    if paper is not None:
+        theirs = f"{scale * paper['difference']:+.1f} ({paper['where']}, {paper['how']})"
+        text += f" The paper's difference on ImageNet is {theirs}."
+        same = same_direction(comparison)
+        if same is not None:
+            text += " The direction is the same." if same else " The direction is the opposite."
+    return text
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What was found, a sentence a comparison, and what has to be known to judge it."""
+    metric, stamp, peak = metric_of(summary), untrained(summary), peak_memory(summary)
+    found = [sentence(comparison, metric, comparison_count(summary)) for comparison in summary["comparisons"]]
+    if stamp:
+        rule = "their medians have gone less than a tenth of the way from chance to perfect"
+        told = "The differences say how soon each begins to learn, not what it can learn."
+        found.insert(0, f"{stamp.capitalize()}: {rule}. {told}")
+    if peak:
+        found.append(f"{peak} (the input and output of one layer, one image, float32).")
+    return found
