@@ -9,6 +9,7 @@ import ast
 import contextlib
 import glob
 import importlib
+import json
 import re
 import runpy
 import shutil
@@ -18,7 +19,6 @@ import tomllib
 import types
 from pathlib import Path
 
-import jax
 import pytest
 from campaign.cases import STUDY, flags_of
 from campaign.conftest import module_of
@@ -325,41 +325,6 @@ def test_commands_that_would_work_are_accepted(page, parse):
     assert command_problems(page(f"{sentence}\n\n```bash{textwrap.dedent(text)}```"), parse) == []
 
 
-# --- The site ----------------------------------------------------------------------------------------------
-
-HOOKS = runpy.run_path(str(ROOT / "mkdocs_hooks.py"))
-REPOSITORY = re.search(r"^repo_url: (\S+)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)[1]
-
-
-@pytest.mark.parametrize(
-    ("page", "target", "found"),
-    [
-        ("index.md", "docs/claims.md", "claims.md"),
-        ("index.md", "docs/layers.png", "layers.png"),
-        ("index.md", "experiments/results/x/figure.png", "experiments/results/x/figure.png"),
-        ("index.md", "LICENSE", f"{REPOSITORY}/blob/main/LICENSE"),
-        ("claims.md", "../README.md", "index.md"),
-        ("claims.md", "tour.ipynb", "tour.md"),
-        ("claims.md", "../experiments/results/x/figure.png", "experiments/results/x/figure.png"),
-        ("claims.md", "../experiments/report.py", f"{REPOSITORY}/blob/main/experiments/report.py"),
-        ("api/models.md", "../../mnv2_jax/models", f"{REPOSITORY}/tree/main/mnv2_jax/models"),
-        ("api/models.md", "../models.md", "../models.md"),
-    ],
-)
-def test_links_of_the_repository_lead_to_the_site_or_to_the_repositorys_address(page, target, found):
-    assert HOOKS["in_site"](page, target, REPOSITORY) == found
-
-
-def test_only_relative_links_are_led_elsewhere_and_keep_their_anchors():
-    text = "[a](b.md#c) ![d](e.png) [f](https://g.org/h) [i](#j)"
-    assert HOOKS["LINK"].sub("](!", text) == "[a](!#c) ![d](!) [f](https://g.org/h) [i](#j)"
-
-
-def test_a_notebook_is_a_page_of_its_cells():
-    cells = [{"cell_type": "markdown", "source": ["# A\n", "tour"]}, {"cell_type": "code", "source": ["1 + 1"]}]
-    assert HOOKS["notebook_page"](json.dumps({"cells": cells})) == "# A\ntour\n\n```python\n1 + 1\n```\n"
-
-
 # --- Pages run ---------------------------------------------------------------------------------------------
 
 
@@ -367,7 +332,7 @@ def test_a_notebook_is_a_page_of_its_cells():
 def quick(monkeypatch):
     """Networks that are trained from scratch have two blocks instead of seventeen, and every run has one device."""
     create = Devices.create
-    monkeypatch.setattr(Devices, "create", lambda *given, **named: create(*given, **named, devices=jax.devices()[:1]))
+    monkeypatch.setattr(Devices, "create", lambda runs=1, per_run=1, **named: create(runs, per_run, **named))
     of_study, of_run = design.shared_settings, NetworkSettings.settings
 
     def settings(self, from_weights=False):
@@ -422,3 +387,37 @@ def test_a_page_runs_from_its_first_block_to_its_last(page, start, monkeypatch):
             if arguments := small(words):
                 problem = start(arguments)
                 assert problem is None, problem
+
+
+# --- The notebook ------------------------------------------------------------------------------------------
+
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
+CELLS = json.loads(NOTEBOOK.read_text())["cells"]
+PARAMETERS = "SEEDS, IMAGES = 2, 32"
+"""In place of the cell with the tag "parameters"."""
+
+
+def test_the_notebook_is_kept_without_outputs():
+    code = [cell for cell in CELLS if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def test_the_notebook_opens_in_colab_and_installs_from_where_the_site_says_that_the_repository_is():
+    text = "".join(line for cell in CELLS for line in cell["source"])
+    repository = re.search(r"^repo_url: https://github.com/(\S+)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)[1]
+    assert f"(https://colab.research.google.com/github/{repository}/blob/main/docs/{NOTEBOOK.name})" in text
+    assert f'"mnv2-jax @ git+https://github.com/{repository}"' in text
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("start", "quick")
+def test_the_notebook_runs_from_its_first_cell_to_its_last(monkeypatch):
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)  # there is no window here
+    module = types.ModuleType("notebook")
+    monkeypatch.setitem(sys.modules, "notebook", module)
+    assert [cell["metadata"] for cell in CELLS].count({"tags": ["parameters"]}) == 1
+    for index, cell in enumerate(CELLS):
+        source = PARAMETERS if cell["metadata"].get("tags") == ["parameters"] else "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            exec(compile(source, f"{NOTEBOOK.name}, cell {index}", "exec"), module.__dict__)
+    assert Path("runs/tour/figure.png").is_file()
