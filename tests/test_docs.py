@@ -373,8 +373,22 @@ def small(words):
     return [*arguments, *flags.split(), *given]
 
 
+def test_commands_are_made_small_or_left_out(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").touch()
+    train = "python -m mnv2_jax train --dataset fashion_mnist --data-files /files --images 5000 --out runs/a"
+    expected = f"-m mnv2_jax train --dataset digits --images 5000 --out runs/a {SMALL['train']} --images 32"
+    assert small(train.split()) == expected.split()
+    assert small(["A=1", "python3", "own.py", "*.py"]) == ["own.py", "own.py", *STUDY.split()]
+    for left_out in ("gcloud x", "python experiments/null_studies.py", "python -m mnv2_jax train --weights hf://a/b"):
+        assert small(left_out.split()) is None
+
+
+RUNNING = [page for page in PAGES if any(block.language in {"python", *SHELL} for block in page.blocks)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page.blocks], ids=str)
+@pytest.mark.parametrize("page", RUNNING, ids=str)
 @pytest.mark.usefixtures("world", "quick")
 def test_a_page_runs_from_its_first_block_to_its_last(page, start, monkeypatch):
     module = types.ModuleType("page")
