@@ -23,8 +23,13 @@ def in_repository(page: str, target: str) -> str:
 
 
 def in_site(page: str, target: str, repository: str) -> str:
-    """Where a page of the site finds what it links to: another page or picture, else the repository's address."""
+    """Where a page of the site finds what it links to: another page or picture, else the repository's address.
+
+    What is not in the repository stays as it is: `layers[0](images)` in a block of code, or a link that the build reports.
+    """
     path = in_repository(page, target)
+    if not (ROOT / path).exists():
+        return target
     if path == "README.md":
         path = "docs/index.md"
     if path.startswith("docs/") or path.endswith(PICTURES):

@@ -12,16 +12,21 @@ REPOSITORY = re.search(r"^repo_url: (\S+)$", (ROOT / "mkdocs.yml").read_text(), 
 @pytest.mark.parametrize(
     ("page", "target", "found"),
     [
-        ("index.md", "docs/claims.md", "claims.md"),
+        ("index.md", "docs/design.md", "design.md"),
         ("index.md", "docs/layers.png", "layers.png"),
-        ("index.md", "experiments/results/x/figure.png", "experiments/results/x/figure.png"),
+        ("index.md", "experiments/results/relu_embedding/figure.png", "experiments/results/relu_embedding/figure.png"),
         ("index.md", "LICENSE", f"{REPOSITORY}/blob/main/LICENSE"),
-        ("claims.md", "../README.md", "index.md"),
-        ("claims.md", "tour.ipynb", "tour.md"),
-        ("claims.md", "../experiments/results/x/figure.png", "experiments/results/x/figure.png"),
-        ("claims.md", "../experiments/report.py", f"{REPOSITORY}/blob/main/experiments/report.py"),
+        ("design.md", "../README.md", "index.md"),
+        ("design.md", "tour.ipynb", "tour.md"),
+        (
+            "design.md",
+            "../experiments/results/relu_embedding/figure.png",
+            "experiments/results/relu_embedding/figure.png",
+        ),
+        ("design.md", "../experiments/report.py", f"{REPOSITORY}/blob/main/experiments/report.py"),
         ("api/models.md", "../../mnv2_jax/models", f"{REPOSITORY}/tree/main/mnv2_jax/models"),
-        ("api/models.md", "../models.md", "../models.md"),
+        ("api/models.md", "../design.md", "../design.md"),
+        ("design.md", "images", "images"),
     ],
 )
 def test_links_of_the_repository_lead_to_the_site_or_to_the_repositorys_address(page, target, found):
