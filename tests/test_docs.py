@@ -234,9 +234,10 @@ def test_a_long_line_is_found(page, text):
         f"- item\n\n  ```bash\n  echo {LONG}\n  ```",
         f"<!-- {LONG} -->",
         f"| a |\n|---|\n| [a link](https://example.org/{'x' * 120}) |",
+        f"![A picture](../{'x' * 120}.png)",
     ],
 )
-def test_code_comments_and_targets_of_links_in_tables_may_be_long(page, text):
+def test_code_comments_and_targets_of_links_may_be_long(page, text):
     assert wide_lines(page(text)) == []
 
 

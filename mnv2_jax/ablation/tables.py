@@ -1,6 +1,8 @@
 """Studies as tables: in the terminal, and in Markdown for pages that repeat committed records."""
 
+import functools
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ WORDS = ("arm", "claim", "data", "verdict")
 """Columns of words; the others are of numbers, and written to the right."""
 
 BEGIN, END = "<!-- report.py --markdown ", "<!-- end -->"
-MARKED = re.compile(rf"^{BEGIN}(?P<folders>.+?) -->\n(?P<table>.*?)^{END}$", re.MULTILINE | re.DOTALL)
+MARKED = re.compile(rf"^{BEGIN}(?P<studies>.+?) -->\n(?P<table>.*?)^{END}$", re.MULTILINE | re.DOTALL)
 """A table on a page, with the folders, relative to the repository's root, of the studies that it is made of."""
 
 Rows = tuple[list[str], list[list[str]]]
@@ -92,7 +94,8 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 def refresh(page: str, root: Path) -> str:
     """A page of Markdown with each table between its markers made again from the records.
 
-    A table stands between the lines `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`; folders may have `*`.
+    A table stands between the lines `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`; folders may have `*`, and
+    `--arms ARMS` behind them shows only these.
 
     Args:
         page: its text.
@@ -102,17 +105,24 @@ def refresh(page: str, root: Path) -> str:
         UserError: for a marker without an end, or a folder that holds no finished study.
     """
     from mnv2_jax.ablation.report import read_study
+    from mnv2_jax.ablation.views import with_arms
+
+    read = functools.cache(read_study)
 
     def again(found: re.Match[str]) -> str:
         if BEGIN in found["table"]:
-            raise UserError(f"{BEGIN}{found['folders']} --> has no {END} before the next table")
+            raise UserError(f"{BEGIN}{found['studies']} --> has no {END} before the next table")
+        words = shlex.split(found["studies"])
+        end = words.index("--arms") if "--arms" in words else len(words)
+        names, arms = words[:end], words[end + 1 :]
         folders: list[Path] = []
-        for name in found["folders"].split():
+        for name in names:
             folders += sorted(root.glob(name)) if "*" in name else [root / name]
         if not folders:
-            raise UserError(f"{BEGIN}{found['folders']} --> names no folder that there is")
-        table = markdown([read_study(folder)[0] for folder in folders])
-        return f"{BEGIN}{found['folders']} -->\n\n{table}\n{END}"
+            raise UserError(f"{BEGIN}{found['studies']} --> names no folder that there is")
+        summaries = [read(folder)[0] for folder in folders]
+        table = markdown([with_arms(summary, arms) for summary in summaries] if arms else summaries)
+        return f"{BEGIN}{found['studies']} -->\n\n{table}\n{END}"
 
     made = MARKED.sub(again, page)
     begun, ended = (len(re.findall(rf"^{mark}", page, re.MULTILINE)) for mark in (BEGIN, rf"{END}$"))

@@ -19,7 +19,7 @@ from mnv2_jax.ablation import study as study_module
 from mnv2_jax.ablation.design import Arm, PaperResult, Study
 from mnv2_jax.ablation.study import run_study
 from mnv2_jax.ablation.summary import summarize
-from mnv2_jax.training import evaluation, trainer
+from mnv2_jax.training import evaluation, programs, trainer
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices, group_size
 from mnv2_jax.training.metrics import Record
@@ -68,14 +68,14 @@ def comparison(difference, verdict, n=6, **changed):
 
 # --- Trained in seconds ----------------------------------------------------------------------------------
 
-_programs: dict[Any, Callable[[], trainer.Programs]] = {}
+_programs: dict[Any, Callable[[], programs.Programs]] = {}
 
 
 def _compiled_once(learner, dataset, recipe, devices):
     """`trace_programs`; what was compiled before, for whichever study, is not compiled again."""
     key = (learner.model, learner.task, learner.activations, learner.rated, recipe, devices, dataset.fingerprint())
     if key not in _programs:
-        _programs[key] = functools.cache(trainer.trace_programs(learner, dataset, recipe, devices))
+        _programs[key] = functools.cache(programs.trace_programs(learner, dataset, recipe, devices))
     data = dataset.train_data(recipe.batch_size, recipe.accumulation)
     return lambda: dataclasses.replace(_programs[key](), data=data)
 

@@ -104,6 +104,8 @@ def test_the_tables_of_a_page_are_made_again_between_their_markers(root, finishe
     one, two = markdown([finished.summary]), markdown([finished.summary] * 2)
     assert made == PAGE.replace("old\n", f"\n{one}\n").replace("/* -->\n", f"/* -->\n\n{two}\n")
     assert refresh(made, root) == made
+    some = PAGE.replace("results/a", "results/a --arms relu6 'another arm'")
+    assert refresh(some, root) == some.replace("old\n", f"\n{one}\n").replace("/* -->\n", f"/* -->\n\n{two}\n")
     # Anything else on the line makes it no marker.
     assert refresh("`<!-- report.py --markdown nowhere -->`", root) == "`<!-- report.py --markdown nowhere -->`"
 
@@ -115,6 +117,7 @@ def test_the_tables_of_a_page_are_made_again_between_their_markers(root, finishe
         (PAGE.replace("results/* -->\n<!-- end -->", "results/* -->"), "2 lines .* and 1 lines <!-- end -->"),
         (PAGE.replace("results/a", "results/c"), "results/c holds no finished study"),
         (PAGE.replace("results/*", "none/*"), "none/. --> names no folder that there is"),
+        (PAGE.replace("results/a", "results/a --arms 'relu6, V1'"), "has none of them; its arms are linear, relu6"),
     ],
 )
 def test_a_marker_that_no_table_can_be_made_for_is_named(page, says, root):
