@@ -80,6 +80,7 @@ def test_every_flag_reaches_the_network():
         width_multiplier=0.5,
         expansion=3.0,
         unit_strides=2,
+        kernel_size=5,
         kernels="xla",
         bottleneck_activation="relu",
         convention="pytorch",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from mnv2_jax.ablation.arms import families, learner_of
+from mnv2_jax.ablation.arms import data_of_arm, families, learner_of
 from mnv2_jax.ablation.design import Study
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.preprocessing import of_convention
@@ -276,10 +276,11 @@ def _memory(sizes: Any, program: Program, devices: Devices, activations: int) ->
 def plan_study(study: Study, topology: Topology) -> list[Plan]:
     """Compile the training programs of a study, its runs spread over the chips as the study spreads them."""
     dataset = create_dataset(study.run(study.baseline))
+    study = study.at_equal_images(dataset.train_images)
     plans = []
     for family in families(study):
         runs = group_size(study.seeds * len(family), len(topology.devices))
-        own = dataset.at(family[0].resolution or dataset.image_shape[0])
+        own = data_of_arm(study, family[0], dataset)
         plans.append(
             plan_programs(
                 learner_of(study, family, own),

@@ -25,7 +25,7 @@ from mnv2_jax.training.devices import SEED, Devices
 from mnv2_jax.training.step import Learner, TrainState
 from mnv2_jax.weights.load import SOURCES, load_weights
 
-DECIDED = ("name", "width_multiplier", "expansion", "bottleneck_activation", "convention")
+DECIDED = ("name", "width_multiplier", "expansion", "kernel_size", "bottleneck_activation", "convention")
 """Settings of a run's network that its weights decide; flags may repeat them."""
 
 
