@@ -70,7 +70,7 @@ def data_of_arm(study: Study, arm: Arm, dataset: Dataset, start: Network | None 
     `start` is the trained network that the study's data are prepared for, if there is one.
     """
     common = dataclasses.replace(study.run(study.baseline), resolution=study.resolution, weights=study.weights)
-    own = dataclasses.replace(common, training=study.run(arm).training)
+    own = dataclasses.replace(common, training=arm.recipe(study.training))
     if data_settings(own) != data_settings(common):
         dataset = create_dataset(own, start=start)
     return dataset if arm.resolution is None else dataset.at(arm.resolution)
@@ -96,7 +96,7 @@ def check_arms(study: Study, dataset: Dataset, start: Network | None = None) -> 
             raise UserError(f"the arm {arm.name}: {error}") from error
         same = next((other for seen, other in known if seen == what), None)
         if same is not None:
-            theirs, own = (dataclasses.asdict(study.run(each).training) for each in (same, arm))
+            theirs, own = (dataclasses.asdict(each.recipe(study.training)) for each in (same, arm))
             idle = " and ".join(f"{name} changes nothing {IDLE[name]}" for name in own if own[name] != theirs[name])
             raise UserError(
                 f"the arms {same.name} and {arm.name} are the same network, trained alike"
@@ -136,7 +136,7 @@ def batch_notes(study: Study, dataset: Dataset) -> list[str]:
     """What has to be said of batches of several sizes: how many steps each arm has."""
     if len(study.batch_sizes) == 1:
         return []
-    recipes = {arm.name: study.run(arm).training for arm in study.arms}
+    recipes = {arm.name: arm.recipe(study.training) for arm in study.arms}
     steps = [f"{name} {each.steps(dataset.train_images):,} of {each.batch_size}" for name, each in recipes.items()]
     return [f"each run sees {study.training.images:,} images, in steps: {', '.join(steps)}"]
 
@@ -152,7 +152,7 @@ def families(study: Study) -> list[tuple[Arm, ...]]:
         model = with_shared(study.model, arm.model)
         if "bottleneck_activation" in setting_names(find_model(model["name"])):
             model["bottleneck_activation"] = None
-        key = [model, dataclasses.asdict(study.run(arm).training), arm.resolution]
+        key = [model, dataclasses.asdict(arm.recipe(study.training)), arm.resolution]
         found.setdefault(json.dumps(key, sort_keys=True, default=str), []).append(arm)
     return [tuple(arms) for arms in found.values()]
 

@@ -75,8 +75,9 @@ class Arm:
                 raise self._error(f"{name} follows from the data; leave it out")
         for name in self.training:
             if name not in TRAINING:
-                near = difflib.get_close_matches(name, TRAINING, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(TRAINING)}"
+                known = [each for each in TRAINING if each not in OF_STUDY]
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise self._error(f"there is no training setting {name!r}; {hint}")
             if name in OF_STUDY:
                 raise self._error(f"all arms share {name}, so that all see the same images; set it for the study")
