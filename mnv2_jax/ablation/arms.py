@@ -133,12 +133,15 @@ def batch_norm_notes(study: Study, dataset: Dataset) -> list[str]:
 
 
 def batch_notes(study: Study, dataset: Dataset) -> list[str]:
-    """What has to be said of batches of several sizes: how many steps each arm has."""
+    """What has to be said of batches of several sizes: how many steps each arm has, and what is not paired any more."""
     if len(study.batch_sizes) == 1:
         return []
     recipes = {arm.name: arm.recipe(study.training) for arm in study.arms}
     steps = [f"{name} {each.steps(dataset.train_images):,} of {each.batch_size}" for name, each in recipes.items()]
-    return [f"each run sees {study.training.images:,} images, in steps: {', '.join(steps)}"]
+    return [
+        f"Every run sees {study.training.images:,} images, in steps: {', '.join(steps)}. Batches of other sizes keep the "
+        "order of the images within an epoch, and shift and mirror them differently."
+    ]
 
 
 def families(study: Study) -> list[tuple[Arm, ...]]:

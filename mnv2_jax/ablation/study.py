@@ -167,7 +167,8 @@ def run_study(
     study = study.at_equal_images(dataset.train_images)
     study.training.steps(dataset.train_images)
     check_arms(study, dataset, start)
-    for line in (*batch_notes(study, dataset), *batch_norm_notes(study, dataset)):
+    notes = batch_notes(study, dataset)
+    for line in (*notes, *batch_norm_notes(study, dataset)):
         reporter.say(line)
     # What a folder holds makes it the same data; of a set with a name, the name does.
     data = {"data_sha256": dataset.fingerprint()} if study.dataset == FOLDER else {}
@@ -187,7 +188,8 @@ def run_study(
         names, metric = {arm.name for arm in study.arms}, study_metric(study)
         records = [r for r in read_records(folder / METRICS, metric.name) if r.arm in names and r.seed < study.seeds]
         rates = tuning.best_rates(tuning.read_trials(folder, metric), metric) if study.tune else None
-        summary = summarize({**describe(study, dataset, rates, command, environment or {}), **data}, records)
+        described = describe(study, dataset, rates, command, environment or {})
+        summary = summarize({**described, "notes": [*described["notes"], *notes], **data}, records)
         write_json(folder / SUMMARY, summary)
     reporter.say(f"{trained} runs trained in {time.perf_counter() - began:.0f} s, compilation included.")
     return summary, records

@@ -192,7 +192,9 @@ def test_an_arm_may_have_batches_and_steps_of_its_own(changed):
     assert arms["together"]["training"] == {**TOGETHER, "steps": 8}
     assert "training" not in arms["base"]
     assert (trained.summary["budget"]["steps"], trained.summary["budget"]["images"]) == (4, 64)
-    assert "each run sees 64 images, in steps: base 4 of 16, moving average 4 of 16, together 8 of 8" in trained.log
+    (note,) = trained.summary["notes"]
+    assert note.startswith("Every run sees 64 images, in steps: base 4 of 16, moving average 4 of 16, together 8 of 8.")
+    assert note in trained.log
     assert trained.log.count("together seed 0 step ") == trained.log.count("base seed 0 step ") == 2
     assert "base seed 0 step 2/4: loss" in trained.log
     assert "together seed 0 step 4/8: loss" in trained.log
