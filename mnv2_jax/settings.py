@@ -57,7 +57,7 @@ TYPES: dict[type, tuple[type, str]] = {
 
 
 def check_types(settings: Any) -> None:
-    """Refuse values of other types than a dataclass's fields have; command lines are checked as they are read, Python is not.
+    """Refuse values of other types than a dataclass's fields have. Command lines are checked as they are read.
 
     Args:
         settings: whose fields are numbers, flags or `Literal`, or None as well.

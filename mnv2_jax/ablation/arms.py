@@ -83,7 +83,7 @@ def devices_a_run(recipe: Recipe, dataset: Dataset) -> int:
 
 
 def check_arms(study: Study, dataset: Dataset, start: Network | None = None) -> None:
-    """Refuse an arm that cannot be trained, and two that are the same: they would only tell how two runs of one thing differ.
+    """Refuse an arm that cannot be trained, and two that are the same, which would only tell how two runs of it differ.
 
     Raises:
         UserError: names them.
@@ -139,8 +139,8 @@ def batch_notes(study: Study, dataset: Dataset) -> list[str]:
     recipes = {arm.name: arm.recipe(study.training) for arm in study.arms}
     steps = [f"{name} {each.steps(dataset.train_images):,} of {each.batch_size}" for name, each in recipes.items()]
     return [
-        f"Every run sees {study.training.images:,} images, in steps: {', '.join(steps)}. Batches of other sizes keep the "
-        "order of the images within an epoch, and shift and mirror them differently."
+        f"Every run sees {study.training.images:,} images, in steps: {', '.join(steps)}. Batches of other sizes keep "
+        "the order of the images within an epoch, and shift and mirror them differently."
     ]
 
 

@@ -33,7 +33,7 @@ class PaperResult:
 TRAINING = tuple(field.name for field in dataclasses.fields(Recipe))
 """Settings of an arm's training."""
 OF_STUDY = ("epochs", "images", "evaluations")
-"""Those that all arms share: every run sees the same number of images, and is evaluated after the same numbers of them."""
+"""Those that all arms share: every run sees as many images, and is evaluated after as many of them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,7 @@ class Block(nn.Module):
 class InvertedResidual(Block):
     """The bottleneck block of MobileNetV2 (Sec. 3.3, Table 1, Fig. 4d).
 
-    Expand with a 1x1 convolution, filter with a depthwise one (3x3 by default), project with a 1x1: ReLU6 after the first
+    Expand with a 1x1 convolution, filter with a depthwise one, usually 3x3, project with a 1x1: ReLU6 after the first
     two, `bottleneck_activation` after the last, which the paper keeps linear (Sec. 3.2). With an expansion of
     1 the first is left out. The shortcut joins the bottlenecks, where stride and channels allow it. Layers are
     named "expand", "depthwise" and "project".
@@ -227,8 +227,8 @@ def _in_parts(
 class ClassicResidual(Block):
     """The classic residual bottleneck: wide, narrow, wide (He et al., arXiv:1512.03385, Fig. 5; MobileNetV2, Fig. 3a).
 
-    Reduce with a 1x1 convolution, filter with a depthwise one (3x3 by default), restore with a 1x1. The shortcut joins the wide
-    ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum. Layers
+    Reduce with a 1x1 convolution, filter with a depthwise one, usually 3x3, restore with a 1x1. The shortcut joins the
+    wide ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum. Layers
     are named "reduce", "depthwise" and "restore".
 
     Attributes:
@@ -268,7 +268,7 @@ class FullClassicResidual(ClassicResidual):
 
 
 class DepthwiseSeparable(Block):
-    """The block of MobileNetV1: a depthwise convolution (3x3 by default), then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
+    """The block of MobileNetV1: a depthwise convolution, usually 3x3, then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
 
     Layers are named "depthwise" and "pointwise".
     """

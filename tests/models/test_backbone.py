@@ -90,7 +90,8 @@ def test_a_network_of_large_kernels_is_the_same_with_either_form_of_them(kind):
         own = {**variables, "params": params}
         return jnp.sum(model.clone(kernels=kernels).apply(own, IMAGES, True, mutable=["batch_stats"])[0] ** 2)
 
-    tuned, xla = (jax.jit(jax.value_and_grad(loss), static_argnums=1)(variables["params"], form) for form in ("tuned", "xla"))  # fmt: skip
+    found = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    tuned, xla = (found(variables["params"], form) for form in ("tuned", "xla"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max()), tuned, xla)
 
 
