@@ -2,8 +2,8 @@
 
 Question: how does accuracy depend on the side of the depthwise kernels, and what does it cost?
 Command:  python experiments/ablate_kernel.py
-Cost:     TODO
-Expect:   TODO
+Cost:     21 runs.
+Expect:   on digits, 26 % (5x5) and 65 % (7x7) more multiply-adds than with 3x3, 10 % and 26 % more parameters.
 """
 
 from mnv2_jax import cli

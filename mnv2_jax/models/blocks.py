@@ -228,8 +228,8 @@ class ClassicResidual(Block):
     """The classic residual bottleneck: wide, narrow, wide (He et al., arXiv:1512.03385, Fig. 5; MobileNetV2, Fig. 3a).
 
     Reduce with a 1x1 convolution, filter with a depthwise one, usually 3x3, restore with a 1x1. The shortcut joins the
-    wide ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum. Layers
-    are named "reduce", "depthwise" and "restore".
+    wide ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum.
+    Layers are named "reduce", "depthwise" and "restore".
 
     Attributes:
         features: channels of the output, the wide end.
