@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         unit_strides: how many of the first stride-2 layers take stride 1 instead; for small images, see
             `unit_strides_for`.
         output_stride: 8 or 16 keep the feature maps that fine, by dilation; see `strides_and_dilations`.
-        kernel_size: side of the spatial convolution of every block, in pixels: 3 (the papers'), 5 or 7. The stem has 3.
+        kernel_size: side of the spatial convolution of every block, in pixels: 3 (the papers'), 5 or 7. Not the stem's.
         activation: the non-linearity of every layer that has one; a name in `ACTIVATIONS`, or a function.
         convention: "tensorflow", the paper's, or "pytorch": padding, epsilon and initialisers.
         dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
