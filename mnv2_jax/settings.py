@@ -4,9 +4,11 @@ Each is declared and checked here, once. How a run is trained and executed is in
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mnv2_jax.data.catalog import ExifOrientation
 from mnv2_jax.errors import UserError
@@ -15,6 +17,7 @@ from mnv2_jax.models.names import (
     Activation,
     ConventionName,
     Kernels,
+    KernelSize,
     ModelName,
     check_count,
     check_scale,
@@ -44,6 +47,36 @@ def check_size(name: str, value: float | None) -> None:
         _check(check_scale, name, value)
 
 
+TYPES: dict[type, tuple[type, str]] = {
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    bool: (bool, "True or False"),
+    NoneType: (NoneType, "None"),
+}
+"""What a setting of a type may be, and what to call it."""
+
+
+def check_types(settings: Any) -> None:
+    """Refuse values of other types than a dataclass's fields have. Command lines are checked as they are read.
+
+    Args:
+        settings: whose fields are numbers, flags or `Literal`, or None as well.
+
+    Raises:
+        UserError: names the flag, and says what it takes.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        types = [TYPES[kind] for kind in kinds if kind in TYPES]
+        # To Python, True is a whole number.
+        fits = any(isinstance(value, type_) and (type_ is bool or not isinstance(value, bool)) for type_, _ in types)
+        if not fits and value not in choices:
+            known = " or ".join([*map(str, choices), *(said for _, said in types)])
+            raise UserError(f"--{name.replace('_', '-')} must be {known}, got {value!r}")
+
+
 def check_num_classes(number: int, least: int = 0) -> None:
     """Refuse a classifier of more outputs than any network has, or of fewer than `least`.
 
@@ -70,6 +103,8 @@ class SharedSettings:
     """t: the inner width of MobileNetV2's blocks over that of their bottlenecks; 6 if not given."""
     unit_strides: int | None = None
     """How many of the first stride-2 layers take stride 1; by the size of the images if not given."""
+    kernel_size: KernelSize | None = None
+    """Side of the depthwise kernels of every block, in pixels; 3 if not given, or that of --weights."""
     kernels: Kernels = "tuned"
     """Kernels written so that the platform compiles them well, or XLA's own."""
 
@@ -121,6 +156,7 @@ class NetworkSettings(SharedSettings):
         own = {name: usual.get(name) if value is None else value for name, value in own.items()}
         optional: dict[str, Any] = {
             "expansion": self.expansion,
+            "kernel_size": self.kernel_size,
             "bottleneck_activation": self.bottleneck_activation,
             "output_stride": None if self.output_stride == 32 else self.output_stride,
         }

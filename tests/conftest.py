@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mnv2-tfds-")
 
 import jax
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -83,3 +84,11 @@ def fashion_files() -> Path:
     if not (FASHION_MNIST / "train-images-idx3-ubyte.gz").is_file():
         pytest.skip(f"no Fashion-MNIST in {FASHION_MNIST} (Debian's dataset-fashion-mnist installs it)")
     return FASHION_MNIST
+
+
+@pytest.fixture
+def without_type_checks():
+    """As for whoever uses the library: annotations are checked in tests alone."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

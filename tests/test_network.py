@@ -63,7 +63,14 @@ def assert_same(ours, theirs):
         network_of(preprocessing=Preprocessing("resize", 0.9, "box", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))),
         network_of(channels=1, class_names=None, source="an_experiment"),
         network_of(
-            MobileNetV2(3, 0.1, stages=(Stage(1, 16, 1, 1), Stage(2, 24, 2, 2)), block=ExpansionShortcut, kernels="xla")
+            MobileNetV2(
+                3,
+                0.1,
+                stages=(Stage(1, 16, 1, 1), Stage(2, 24, 2, 2)),
+                block=ExpansionShortcut,
+                kernels="xla",
+                kernel_size=5,
+            )
         ),
     ],
     ids=["MobileNetV1", "own preprocessing", "grey", "MobileNetV2"],
@@ -191,6 +198,12 @@ def test_a_description_that_contradicts_itself_is_refused(change, says, tmp_path
     with pytest.raises(UserError, match="the network .*x is damaged") as error:
         open_network(tmp_path / "x")
     assert says in str(error.value)
+
+
+def test_a_network_that_was_saved_before_kernels_had_sizes_has_3x3_ones():
+    description = describe(network_of())
+    del description["model"]["kernel_size"]
+    assert from_description(description).model == network_of().model
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Flags that become a network or data: what they stand for, and what they refuse."""
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 
 from mnv2_jax import MobileNetV2, create_model
@@ -14,6 +17,7 @@ from mnv2_jax.settings import (
     check_num_classes,
     check_resolution,
     check_size,
+    check_types,
 )
 
 
@@ -40,6 +44,32 @@ def test_sizes_that_no_network_has(name, value):
     for settings in (SharedSettings, NetworkSettings):
         with pytest.raises(UserError, match=f"--{flag} must be"):
             settings(**{name: value})
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """A field of each kind."""
+
+    count: int = 1
+    share: float | None = None
+    how: Literal["a", "b"] = "a"
+    given: bool = False
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"count": 1.5}, "--count must be a whole number, got 1.5"),
+        ({"count": True}, "--count must be a whole number, got True"),
+        ({"share": "0.1"}, "--share must be a number or None, got '0.1'"),
+        ({"how": "c"}, "--how must be a or b, got 'c'"),
+        ({"given": 1}, "--given must be True or False, got 1"),
+    ],
+)
+def test_values_of_other_types_are_refused_where_python_hands_them_in(changes, says):
+    check_types(Typed(count=np.int64(3), share=1, how="b", given=True))
+    with pytest.raises(UserError, match=f"^{says}$"):
+        check_types(Typed(**changes))
 
 
 def test_widths_that_are_all_the_same_network_and_classifiers_that_no_memory_holds():
@@ -80,6 +110,7 @@ def test_every_flag_reaches_the_network():
         width_multiplier=0.5,
         expansion=3.0,
         unit_strides=2,
+        kernel_size=5,
         kernels="xla",
         bottleneck_activation="relu",
         convention="pytorch",

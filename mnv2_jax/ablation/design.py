@@ -1,17 +1,19 @@
 """What a study asks: its arms, what they have in common, and what the paper found. Described without loading JAX."""
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from mnv2_jax.data.catalog import CATALOG, ExifOrientation
+from mnv2_jax.data.catalog import CATALOG, FOLDER, ExifOrientation
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.strides import unit_strides_for
 from mnv2_jax.settings import DataSettings, SharedSettings
-from mnv2_jax.training.config import Recipe, Run
+from mnv2_jax.training.config import ONLY_WITH, Recipe, Run
 
 FORMAT = 3
 """Of a study's folder; another one's is not continued."""
@@ -28,20 +30,29 @@ class PaperResult:
     how: str
 
 
+TRAINING = tuple(field.name for field in dataclasses.fields(Recipe))
+"""Settings of an arm's training."""
+OF_STUDY = ("epochs", "images", "evaluations")
+"""Those that all arms share: every run sees as many images, and is evaluated after as many of them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One network under study.
+    """One network under study, and how it is trained.
 
     Attributes:
         name: in files and figures.
         model: what it changes in the study's network, as `create_model` takes it; "name" is another network's.
-        training: what it changes in the study's recipe, by the names of `Recipe`.
+        training: what it changes in the study's recipe, by the names of `Recipe`: {"label_smoothing": 0.1}.
         started: whether it starts from the study's trained weights.
         paper: the paper's own result for it, if there is one.
         resolution: side of its images in pixels; None for the data set's.
         series: arms of one series are joined in figures that draw them against something; a grid's row.
         value: what the arms of a sweep differ in; a grid's column. Arms of a grid without one stand beside it.
         note: a sentence for the report, of how it was matched for instance.
+
+    Raises:
+        UserError: for a training setting that there is not, or that all arms share; for a value that no recipe has.
     """
 
     name: str
@@ -53,6 +64,43 @@ class Arm:
     series: str = ""
     value: float | None = None
     note: str = ""
+
+    def __post_init__(self):
+        if not self.name or "/" in self.name:
+            raise UserError(f"an arm's files have its name, so it must have one without /, got {self.name!r}")
+        for name in self.model:
+            if name in TRAINING:
+                raise self._error(f"{name} is a setting of training; put it there: training={{{name!r}: ...}}")
+            if name == "num_classes":
+                raise self._error(f"{name} follows from the data; leave it out")
+        for name in self.training:
+            if name not in TRAINING:
+                known = [each for each in TRAINING if each not in OF_STUDY]
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise self._error(f"there is no training setting {name!r}; {hint}")
+            if name in OF_STUDY:
+                raise self._error(f"all arms share {name}, so that all see the same images; set it for the study")
+        # What needs another setting, the study may have.
+        alone = {name: value for name, value in self.training.items() if name not in ONLY_WITH}
+        self._changed(Recipe(epochs=1, batch_size=1, learning_rate=1.0), alone)
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """How it is trained in a study with this recipe.
+
+        Raises:
+            UserError: for settings that do not go together.
+        """
+        return self._changed(recipe, self.training)
+
+    def _changed(self, recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+        try:
+            return dataclasses.replace(recipe, **changes)
+        except UserError as error:
+            raise self._error(str(error)) from error
+
+    def _error(self, why: str) -> UserError:
+        return UserError(f"the arm {self.name}: {why}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +127,9 @@ class Study:
         axis: what the arms of a sweep differ in, for the figure; of a grid, what its columns and its rows are, "X|Y".
         published: (series, multiply-adds, top-1 as a fraction) of the paper's own networks, for the figure.
         paper_range: (lowest, highest, what the paper says of values between), for a sweep's figure.
+
+    Raises:
+        UserError: for two arms of one name, and for training settings of an arm that do not go with the study's.
     """
 
     experiment: str
@@ -103,17 +154,31 @@ class Study:
     published: tuple[tuple[str, float, float], ...] = ()
     paper_range: tuple[float, float, str] | None = None
 
+    def __post_init__(self):
+        names = [arm.name for arm in self.arms]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"two arms are called {twice[0]}; give each a name of its own")
+        for arm in self.arms:
+            arm.recipe(self.training)
+
     @property
     def baseline(self) -> Arm:
         """The arm that the others are compared with."""
         return self.arms[0]
+
+    @property
+    def title(self) -> str:
+        """What to call the data: the catalog's title, or the name of the user's folder."""
+        if self.dataset in CATALOG:
+            return CATALOG[self.dataset].title
+        return self.data_files.resolve().name if self.dataset == FOLDER and self.data_files else self.dataset
 
     def run(self, arm: Arm, seed: int = 0) -> Run:
         """A run of an arm; its model's settings as far as the arm and the study say them."""
         return Run(
             dataset=self.dataset,
             model={**self.model, **arm.model},
-            training=dataclasses.replace(self.training, **arm.training),
+            training=arm.recipe(self.training),
             seed=seed,
             resolution=arm.resolution or self.resolution,
             train_images=self.train_images,
@@ -124,6 +189,32 @@ class Study:
             task=self.task,
             exif_orientation=self.exif_orientation,
         )
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Images a step, of all arms; one where they are all the study's."""
+        own = self.training.batch_size
+        return tuple(sorted({own, *(arm.recipe(self.training).batch_size for arm in self.arms)}))
+
+    def at_equal_images(self, train_images: int) -> "Study":
+        """The study with one number of images for all runs, where arms have batches of several sizes; else as it is.
+
+        That number is the largest up to the study's own that is a whole number of batches of each size.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if len(self.batch_sizes) == 1:
+            return self
+        steps, unit = self.training.steps(train_images), math.lcm(*self.batch_sizes)
+        images = steps * self.training.batch_size
+        if images < unit:
+            sizes = ", ".join(map(str, self.batch_sizes))
+            raise UserError(
+                f"no number of images up to {images:,} is a whole number of batches of {sizes} each; "
+                f"train longer, or take sizes that divide one another"
+            )
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, images=images // unit * unit))
 
     def with_arms(self, names: Sequence[str]) -> "Study":
         """The study of these arms and the baseline alone.
@@ -226,12 +317,13 @@ def shared_settings(options: StudyOptions) -> dict[str, Any]:
     """What the networks of all arms have in common, each as far as it has it."""
     entry, network = CATALOG.get(options.data.dataset), options.network
     fitting = unit_strides_for(image_size(options.data), entry.source_size if entry else None)
-    return {
+    shared = {
         "width_multiplier": network.width_multiplier,
         "expansion": network.expansion,
         "kernels": network.kernels,
         "unit_strides": fitting if network.unit_strides is None else network.unit_strides,
     }
+    return shared if network.kernel_size is None else {**shared, "kernel_size": network.kernel_size}
 
 
 def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any) -> Study:

@@ -22,14 +22,24 @@ from typing import Any
 import jax
 
 from mnv2_jax.ablation import tuning
-from mnv2_jax.ablation.arms import batch_norm_notes, check_arms, families, learner_of, network_of_arm, trained_network
+from mnv2_jax.ablation.arms import (
+    batch_norm_notes,
+    batch_notes,
+    check_arms,
+    data_of_arm,
+    devices_a_run,
+    families,
+    learner_of,
+    network_of_arm,
+    trained_network,
+)
 from mnv2_jax.ablation.design import ARM, Arm, Study, StudyOptions, identity
 from mnv2_jax.ablation.report import write_files
 from mnv2_jax.ablation.statistics import seeds_needed
 from mnv2_jax.ablation.summary import describe, summarize
 from mnv2_jax.ablation.tables import arms_table
 from mnv2_jax.data.batch import Dataset
-from mnv2_jax.data.catalog import CATALOG
+from mnv2_jax.data.catalog import FOLDER
 from mnv2_jax.environment import core_count, environment
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import Network, save_network, tree_digest
@@ -78,12 +88,12 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     """
     name = "-".join(part for part in (study.experiment, study.dataset, label) if part)
     folder = options.out or Path("runs") / name
-    if study.weights is None:  # else the weights say what the networks are
+    # Else the weights say what the networks are, or the images what the study is of.
+    if study.weights is None and study.dataset != FOLDER and len(study.batch_sizes) == 1:
         check_folder(identity(study), folder, options.overwrite, "study", extends=ARM)
     spread_over_cores()
     console = create_console()
-    entry = CATALOG.get(study.dataset)
-    console.print(f"{study.experiment} on {entry.title if entry else study.dataset}", markup=False)
+    console.print(f"{study.experiment} on {study.title}", markup=False)
     for arm in study.arms:
         if arm.note:
             console.print(arm.note, markup=False)
@@ -157,11 +167,15 @@ def run_study(
     """
     if study.seeds < 2:
         raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
+    study = study.at_equal_images(dataset.train_images)
     study.training.steps(dataset.train_images)
-    check_arms(study, dataset)
-    for line in batch_norm_notes(study, dataset):
+    check_arms(study, dataset, start)
+    notes = batch_notes(study, dataset)
+    for line in (*notes, *batch_norm_notes(study, dataset)):
         reporter.say(line)
-    settings = identity(study)
+    # What a folder holds makes it the same data; of a set with a name, the name does.
+    data = {"data_sha256": dataset.fingerprint()} if study.dataset == FOLDER else {}
+    settings = {**identity(study), **data}
     if start is not None:
         settings["weights_sha256"] = tree_digest(start.variables)
     check_folder(settings, folder, overwrite, "study", extends=ARM)
@@ -177,7 +191,8 @@ def run_study(
         names, metric = {arm.name for arm in study.arms}, study_metric(study)
         records = [r for r in read_records(folder / METRICS, metric.name) if r.arm in names and r.seed < study.seeds]
         rates = tuning.best_rates(tuning.read_trials(folder, metric), metric) if study.tune else None
-        summary = summarize(describe(study, dataset, rates, command, environment or {}), records)
+        described = describe(study, dataset, rates, command, environment or {})
+        summary = summarize({**described, "notes": [*described["notes"], *notes], **data}, records)
         write_json(folder / SUMMARY, summary)
     reporter.say(f"{counted(trained, 'run')} trained in {time.perf_counter() - began:.0f} s, compilation included.")
     return summary, records
@@ -193,10 +208,8 @@ class Family:
         self.arms, self.names, self.owner = arms, [arm.name for arm in arms], owner
         study, whole = owner.study, owner.dataset
         self.recipe = study.run(next((arm for arm in arms if arm.started), arms[0])).training
-        self.dataset = whole if arms[0].resolution is None else whole.at(arms[0].resolution)
-        shared = self.dataset.train_data(self.recipe.batch_size, self.recipe.accumulation).shared
-        # A stream belongs to one run, and so do the devices of several hosts.
-        alone = not shared or jax.process_count() > 1
+        self.dataset = data_of_arm(study, arms[0], whole, owner.start)
+        alone = devices_a_run(self.recipe, self.dataset) > 1
         self._size = 1 if alone else group_size(len(arms) * study.seeds, jax.device_count())
         self._devices = Devices.create(self._size, None if alone else 1)
 

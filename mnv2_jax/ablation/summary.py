@@ -14,7 +14,6 @@ from mnv2_jax.ablation.arms import image_shape, network_of_arm
 from mnv2_jax.ablation.design import Arm, Study, named
 from mnv2_jax.ablation.statistics import compare_all, failed_runs, mean_interval
 from mnv2_jax.data.batch import Dataset
-from mnv2_jax.data.catalog import CATALOG
 from mnv2_jax.errors import UserError
 from mnv2_jax.models.cost import count_multiply_adds, count_parameters, layer_costs
 from mnv2_jax.results import plain
@@ -44,7 +43,7 @@ def describe(
         "question": study.question,
         "claim": study.claim,
         "dataset": study.dataset,
-        "title": CATALOG[study.dataset].title if study.dataset in CATALOG else study.dataset,
+        "title": study.title,
         "task": task,
         "chance": chance(dataset.num_classes) if chance else None,
         "baseline": study.baseline.name,

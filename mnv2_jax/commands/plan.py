@@ -192,7 +192,8 @@ def plan(options: Options, topology: "Topology") -> "Plan":
 def title(options: Options, batch: int) -> str:
     """The settings that people compare, and all others that are not the defaults; `batch` is of a chip."""
     usual, own, model = _flat(Options()), _flat(options), options.network.settings()
-    names = ("recipe", "accumulation", "num_classes", "expansion", "convention", "output_stride", "unit_strides")
+    names = ["recipe", "accumulation", "num_classes", "expansion", "kernel_size", "convention"]
+    names += ["output_stride", "unit_strides"]
     others = [name for name in names if own[name] != usual[name]]
     return ", ".join(
         [

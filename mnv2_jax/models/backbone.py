@@ -16,6 +16,7 @@ from mnv2_jax.models.names import (
     Activation,
     ConventionName,
     Kernels,
+    KernelSize,
     check_count,
     check_name,
     check_scale,
@@ -48,6 +49,7 @@ class Backbone(nn.Module):
         unit_strides: how many of the first stride-2 layers take stride 1 instead; for small images, see
             `unit_strides_for`.
         output_stride: 8 or 16 keep the feature maps that fine, by dilation; see `strides_and_dilations`.
+        kernel_size: side of the spatial convolution of every block, in pixels: 3 (the papers'), 5 or 7. Not the stem's.
         activation: the non-linearity of every layer that has one; a name in `ACTIVATIONS`, or a function.
         convention: "tensorflow", the paper's, or "pytorch": padding, epsilon and initialisers.
         dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
@@ -73,6 +75,7 @@ class Backbone(nn.Module):
     width_multiplier: float = 1.0
     unit_strides: int = 0
     output_stride: int | None = None
+    kernel_size: KernelSize = 3
     activation: Activation | Function = "relu6"
     convention: ConventionName = "tensorflow"
     dropout_rate: float = 0.0
@@ -93,6 +96,7 @@ class Backbone(nn.Module):
         find_activation(self.activation)
         check_name("convention", self.convention, CONVENTIONS)
         check_name("form of the kernels", self.kernels, get_args(Kernels))
+        check_name("kernel size", self.kernel_size, get_args(KernelSize))
         find_block(self.block)
         check_scale("the width multiplier", self.width_multiplier)
         check_count("num_classes", self.num_classes, 0, LARGEST_NUM_CLASSES)
@@ -120,7 +124,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def create_block(self, stage: Stage, **moves: Any) -> Block:
-        """A block of a stage; `moves` are its stride, dilation and name."""
+        """A block of a stage; `moves` are its kernel's size, stride and dilation, and its name."""
         return self.block(self.scaled(stage.channels), expansion=stage.expansion, conv_norm=self.conv_norm, **moves)
 
     def head_channels(self) -> int | None:
@@ -159,7 +163,7 @@ class Backbone(nn.Module):
         block_ends: dict[str, Array] = {}
         for number, ((stage, _), (stride, dilation)) in enumerate(zip(rows, moves[1:], strict=True)):
             name = f"block_{number}"
-            block = self.create_block(stage, stride=stride, dilation=dilation, name=name)
+            block = self.create_block(stage, kernel_size=self.kernel_size, stride=stride, dilation=dilation, name=name)
             block_ends = block.endpoints(x, train, block_ends, split)
             ends |= {f"{name}/{layer}": value for layer, value in block_ends.items() if layer != "output"}
             x = ends[name] = block_ends["output"]

@@ -33,6 +33,7 @@ class Block(nn.Module):
         expansion: t, the inner width over the input's channels; 1 for blocks that have none.
         stride: of the spatial convolution, in pixels.
         dilation: of the spatial convolution, in pixels.
+        kernel_size: side of the spatial convolution's kernel, in pixels; odd.
         conv_norm: makes the layers; a `functools.partial` of `ConvNorm` sets what they have in common.
     """
 
@@ -40,6 +41,7 @@ class Block(nn.Module):
     expansion: float = 1.0
     stride: int = 1
     dilation: int = 1
+    kernel_size: int = 3
     conv_norm: Callable[..., ConvNorm] = ConvNorm
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class Block(nn.Module):
 class InvertedResidual(Block):
     """The bottleneck block of MobileNetV2 (Sec. 3.3, Table 1, Fig. 4d).
 
-    Expand with a 1x1 convolution, filter with a 3x3 depthwise one, project with a 1x1: ReLU6 after the first
+    Expand with a 1x1 convolution, filter with a depthwise one, usually 3x3, project with a 1x1: ReLU6 after the first
     two, `bottleneck_activation` after the last, which the paper keeps linear (Sec. 3.2). With an expansion of
     1 the first is left out. The shortcut joins the bottlenecks, where stride and channels allow it. Layers are
     named "expand", "depthwise" and "project".
@@ -127,7 +129,9 @@ class InvertedResidual(Block):
         """The layers before the projection, by name: the expansion to `inner` channels, and what filters each of them."""
         conv_norm = self.inner_conv_norm
         layers = {} if self.expansion == 1 else {"expand": conv_norm(inner, name="expand")}
-        layers["depthwise"] = conv_norm(inner, 3, self.stride, self.dilation, depthwise=True, name="depthwise")
+        layers["depthwise"] = conv_norm(
+            inner, self.kernel_size, self.stride, self.dilation, depthwise=True, name="depthwise"
+        )
         return layers
 
     @property
@@ -178,7 +182,7 @@ class TwoDepthwise(InvertedResidual):
 
     def inner_layers(self, inner: int) -> dict[str, ConvNorm]:
         """The layers before the projection, by name."""
-        second = self.inner_conv_norm(inner, 3, 1, self.dilation, depthwise=True, name="depthwise_2")
+        second = self.inner_conv_norm(inner, self.kernel_size, 1, self.dilation, depthwise=True, name="depthwise_2")
         return {**super().inner_layers(inner), "depthwise_2": second}
 
 
@@ -223,9 +227,9 @@ def _in_parts(
 class ClassicResidual(Block):
     """The classic residual bottleneck: wide, narrow, wide (He et al., arXiv:1512.03385, Fig. 5; MobileNetV2, Fig. 3a).
 
-    Reduce with a 1x1 convolution, filter with a 3x3 depthwise one, restore with a 1x1. The shortcut joins the wide
-    ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum. Layers
-    are named "reduce", "depthwise" and "restore".
+    Reduce with a 1x1 convolution, filter with a depthwise one, usually 3x3, restore with a 1x1. The shortcut joins the
+    wide ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum.
+    Layers are named "reduce", "depthwise" and "restore".
 
     Attributes:
         features: channels of the output, the wide end.
@@ -237,7 +241,7 @@ class ClassicResidual(Block):
     activation: Activation | Function = "relu6"
 
     depthwise: ClassVar[bool] = True
-    """Whether the 3x3 convolution filters each channel by itself."""
+    """Whether the spatial convolution filters each channel by itself."""
 
     @nn.compact
     def endpoints(
@@ -248,7 +252,9 @@ class ClassicResidual(Block):
         ends: dict[str, Array] = {}
         y = ends["reduce"] = self.conv_norm(self.narrow, name="reduce")(x, train)
         name = "depthwise" if self.depthwise else "full"
-        spatial = self.conv_norm(self.narrow, 3, self.stride, self.dilation, depthwise=self.depthwise, name=name)
+        spatial = self.conv_norm(
+            self.narrow, self.kernel_size, self.stride, self.dilation, depthwise=self.depthwise, name=name
+        )
         y = ends[name] = spatial(y, train)
         y = self.conv_norm(self.features, activation="linear", name="restore")(y, train)
         ends["output"] = find_activation(self.activation)(x + y if x.shape == y.shape else y)
@@ -256,13 +262,13 @@ class ClassicResidual(Block):
 
 
 class FullClassicResidual(ClassicResidual):
-    """`ClassicResidual` with a full 3x3 convolution, "full", in place of the depthwise one."""
+    """`ClassicResidual` with a full spatial convolution, "full", in place of the depthwise one."""
 
     depthwise = False
 
 
 class DepthwiseSeparable(Block):
-    """The block of MobileNetV1: a 3x3 depthwise convolution, then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
+    """The block of MobileNetV1: a depthwise convolution, usually 3x3, then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
 
     Layers are named "depthwise" and "pointwise".
     """
@@ -278,7 +284,9 @@ class DepthwiseSeparable(Block):
     ) -> dict[str, Array]:
         """The output of "depthwise", and "output"; see `Block.endpoints`."""
         self.check_split(split, train)
-        depthwise = self.conv_norm(x.shape[-1], 3, self.stride, self.dilation, depthwise=True, name="depthwise")
+        depthwise = self.conv_norm(
+            x.shape[-1], self.kernel_size, self.stride, self.dilation, depthwise=True, name="depthwise"
+        )
         y = depthwise(x, train)
         return {"depthwise": y, "output": self.conv_norm(self.features, name="pointwise")(y, train)}
 

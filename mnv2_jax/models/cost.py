@@ -163,6 +163,9 @@ def table_rows(layers: Sequence[LayerCost]) -> list[TableRow]:
             operator, expansion = "bottleneck", last.kernel_shape[2] / unit.input_shape[-1]
         else:
             operator = "depthwise separable"
+        side = max(layer.kernel_shape[0] for layer in unit.layers)
+        if len(unit.layers) > 1 and side != 3:
+            operator += f" {side}x{side}"  # the paper's are all 3x3
         channels = last.output_shape[-1]
         if operator == "dense":
             height, width, _ = features = every[index - 1].output_shape

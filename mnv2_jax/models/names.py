@@ -39,6 +39,8 @@ Kernels = Literal["tuned", "xla"]
 """Convolution and batch norm in the form that each platform compiles best, or as XLA and JAX have them."""
 ConventionName = Literal["tensorflow", "pytorch"]
 """Numeric conventions."""
+KernelSize = Literal[3, 5, 7]
+"""Sides of the spatial convolution of a block, in pixels; the papers' is 3."""
 
 
 def resolve(target: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from mnv2_jax.ablation.arms import families, learner_of
+from mnv2_jax.ablation.arms import data_of_arm, families, learner_of
 from mnv2_jax.ablation.design import Study
 from mnv2_jax.data.batch import Dataset
 from mnv2_jax.data.preprocessing import of_convention
@@ -283,10 +283,11 @@ def plan_study(study: Study, topology: Topology, watch: Watch) -> list[Plan]:
     `watch` is entered while each of them is compiled, with the words for that.
     """
     dataset = create_dataset(study.run(study.baseline))
+    study = study.at_equal_images(dataset.train_images)
     plans, every = [], families(study)
     for number, family in enumerate(every, start=1):
         runs = group_size(study.seeds * len(family), len(topology.devices))
-        own = dataset.at(family[0].resolution or dataset.image_shape[0])
+        own = data_of_arm(study, family[0], dataset)
         learner, training = learner_of(study, family, own), study.run(family[0]).training
         devices, names = Devices.create(runs, 1, devices=topology.devices), ", ".join(arm.name for arm in family)
         with watch(f"compiling program {number} of {len(every)} for {topology.name} ({names}), a minute or so"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mnv2_jax.data.catalog import ExifOrientation, OnBadImage
 from mnv2_jax.errors import UserError
+from mnv2_jax.settings import check_types
 from mnv2_jax.wording import counted
 
 LEAST = 1e-30
@@ -94,6 +95,7 @@ class Recipe:
     """Normalise by the running statistics of trained --weights and leave them as they are."""
 
     def __post_init__(self):
+        check_types(self)
         sizes = ["epochs", "batch_size", "learning_rate", "evaluations", "accumulation", "rmsprop_epsilon"]
         for name in (*sizes, "backbone_learning_rate"):
             value = getattr(self, name)

@@ -23,36 +23,37 @@ from mnv2_jax.training.optimizer import create_optimizer
 from mnv2_jax.training.step import DATA_AXIS, Learner
 
 
+def data_settings(run: Run, start: Network | None = None) -> dict[str, Any]:
+    """The run's data as `open_dataset` takes them; two runs with the same see the same images, varied alike."""
+    entry = CATALOG.get(run.dataset)
+    resolution = run.resolution
+    if resolution is None and start is not None and (entry is None or entry.source_size is None):
+        resolution = start.resolution  # images of many sizes are scaled to what the network knows
+    return dict(
+        name=run.dataset,
+        streamed=run.streamed,
+        data_files=run.data_files,
+        train_images=run.train_images,
+        validation_images=run.validation_images,
+        resolution=resolution,
+        convention=run.model.get("convention") or "tensorflow",
+        smallest_crop=run.training.smallest_crop,
+        color=run.training.color_distortion,
+        rand_augment=RandAugment(run.training.rand_augment, run.training.rand_augment_magnitude),
+        exif_orientation=run.exif_orientation,
+        targets=TASKS[run.task].targets,
+    )
+
+
 def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network | None = None) -> Dataset:
     """The run's data, prepared as the network that it starts from was trained with.
 
     Every process opens them; what has to be prepared first, the first process prepares.
     """
-    entry = CATALOG.get(run.dataset)
-    resolution = run.resolution
-    if resolution is None and start is not None and (entry is None or entry.source_size is None):
-        resolution = start.resolution  # images of many sizes are scaled to what the network knows
-
-    def open_it() -> Dataset:
-        return open_dataset(
-            run.dataset,
-            streamed=run.streamed,
-            data_files=run.data_files,
-            train_images=run.train_images,
-            validation_images=run.validation_images,
-            resolution=resolution,
-            convention=run.model.get("convention") or "tensorflow",
-            smallest_crop=run.training.smallest_crop,
-            color=run.training.color_distortion,
-            rand_augment=RandAugment(run.training.rand_augment, run.training.rand_augment_magnitude),
-            on_bad_image=on_bad_image,
-            exif_orientation=run.exif_orientation,
-            targets=TASKS[run.task].targets,
-        )
-
-    dataset = open_it() if jax.process_index() == 0 else None
+    settings = {**data_settings(run, start), "on_bad_image": on_bad_image}
+    dataset = open_dataset(**settings) if jax.process_index() == 0 else None
     wait_for_processes("data")
-    dataset = dataset or open_it()
+    dataset = dataset or open_dataset(**settings)
     if not dataset.train_images:
         raise UserError(f"{run.data_files} holds images to test on alone; expected a folder train beside them")
     return dataset if start is None else dataset.prepared_as(start.preprocessing, start.image_channels)

@@ -26,7 +26,7 @@ from mnv2_jax.training.step import Learner, TrainState
 from mnv2_jax.weights.load import SOURCES, load_weights
 from mnv2_jax.wording import counted
 
-DECIDED = ("name", "width_multiplier", "expansion", "bottleneck_activation", "convention")
+DECIDED = ("name", "width_multiplier", "expansion", "kernel_size", "bottleneck_activation", "convention")
 """Settings of a run's network that its weights decide; flags may repeat them."""
 
 

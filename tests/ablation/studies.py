@@ -19,7 +19,7 @@ from mnv2_jax.ablation import study as study_module
 from mnv2_jax.ablation.design import Arm, PaperResult, Study
 from mnv2_jax.ablation.study import run_study
 from mnv2_jax.ablation.summary import summarize
-from mnv2_jax.training import evaluation, programs, trainer
+from mnv2_jax.training import evaluation, programs
 from mnv2_jax.training.config import Recipe
 from mnv2_jax.training.devices import Devices, group_size
 from mnv2_jax.training.metrics import Record

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from samples import write_folder
 
 from ablation.studies import ALONE, STUDY, measured, one_device, run
-from mnv2_jax.ablation.arms import check_arms, families, learner_of, network_of_arm, run_of, with_shared
+from mnv2_jax.ablation.arms import check_arms, data_of_arm, families, learner_of, network_of_arm, run_of, with_shared
 from mnv2_jax.ablation.design import Arm
 from mnv2_jax.ablation.study import Family, StudyTrainer, with_weights
 from mnv2_jax.errors import UserError
@@ -20,6 +21,7 @@ from mnv2_jax.models.create import create_model
 from mnv2_jax.network import open_network
 from mnv2_jax.training import run as run_module
 from mnv2_jax.training.config import Execution
+from mnv2_jax.training.create import create_dataset
 from mnv2_jax.training.evaluation import evaluate_network
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.programs import describe_programs
@@ -68,6 +70,11 @@ def test_arms_of_other_blocks_resolutions_or_training_have_programs_of_their_own
     assert names(dataclasses.replace(STUDY, arms=arms)) == [["a"], ["b"], ["c"], ["d"]]
 
 
+def test_arms_whose_training_is_the_study_s_own_share_its_program():
+    arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}, training={"momentum": STUDY.training.momentum}))
+    assert names(dataclasses.replace(STUDY, arms=arms)) == [["a", "b"]]
+
+
 def test_an_arm_has_the_shared_settings_that_its_network_knows():
     shared = {"width_multiplier": 0.35, "expansion": 6.0, "unit_strides": 1}
     own = with_shared(shared, {"name": "mobilenet_v1", "width_multiplier": 0.3})
@@ -84,6 +91,42 @@ def test_two_arms_that_are_the_same_are_refused(tiny):
         check_arms(dataclasses.replace(STUDY, arms=rounded), tiny)
     for same in (Arm("c", training={"momentum": 0.8}), Arm("c", resolution=6), Arm("c", {"block": HalfShortcut})):
         check_arms(dataclasses.replace(STUDY, arms=(*arms[:2], same)), tiny)
+
+
+@pytest.mark.parametrize(
+    ("training", "why"),
+    [
+        ({"batch_norm": "replica"}, "batch_norm changes nothing with one device a run"),
+        ({"color_distortion": True}, "color_distortion changes nothing for images of one size"),
+    ],
+)
+def test_settings_of_training_that_change_nothing_make_no_arm(digits, training, why):
+    study = dataclasses.replace(STUDY, arms=(Arm("a"), Arm("b", training=training)))
+    with pytest.raises(UserError, match=rf"^the arms a and b are the same network, trained alike \({why}\); leave"):
+        check_arms(study, digits)
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        (Arm("b", {"depth": 3}), "mobilenet_v2 has no setting depth"),
+        (Arm("b", training={"accumulation": 3}), "--batch-size 16 does not divide by 1 devices with 3 microbatches"),
+        (Arm("b", training={"batch_size": 71}), "--batch-size 71 is more than the 70 images"),
+    ],
+)
+def test_an_arm_that_cannot_be_trained_is_named(tiny, arm, says):
+    with pytest.raises(UserError, match=f"^the arm b: {says}"):
+        check_arms(dataclasses.replace(STUDY, arms=(Arm("a"), arm)), tiny)
+
+
+def test_an_arm_sees_a_stream_as_its_own_training_varies_it(tmp_path):
+    arms = (Arm("a"), Arm("b", training={"color_distortion": True}), Arm("c", training={"batch_norm": "replica"}))
+    study = dataclasses.replace(STUDY, dataset="folder", data_files=write_folder(tmp_path / "pets"), arms=arms)
+    dataset = create_dataset(study.run(arms[0]))
+    data = [data_of_arm(study, arm, dataset) for arm in arms]
+    assert [each.color for each in data] == [False, True, False]
+    assert data[2] is dataset
+    check_arms(study, dataset)  # replicas are devices, of which a run of a stream has all
 
 
 # --- Training --------------------------------------------------------------------------------------------
@@ -148,7 +191,11 @@ def test_an_arm_may_have_batches_and_steps_of_its_own(changed):
     arms = trained.summary["arms"]
     assert arms["together"]["training"] == {**TOGETHER, "steps": 8}
     assert "training" not in arms["base"]
-    assert trained.summary["budget"]["steps"] == 4
+    assert (trained.summary["budget"]["steps"], trained.summary["budget"]["images"]) == (4, 64)
+    (note,) = trained.summary["notes"]
+    assert note.startswith("Every run sees 64 images, in steps: base 4 of 16, moving average 4 of 16, together 8 of 8.")
+    assert note in trained.log
+    assert trained.log.count("together seed 0 step ") == trained.log.count("base seed 0 step ") == 2
     assert "base seed 0 step 2/4: loss" in trained.log
     assert "together seed 0 step 4/8: loss" in trained.log
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import pytest
@@ -35,6 +37,61 @@ def test_a_run_is_of_the_study_but_for_what_its_arm_changes():
     assert (run.seed, run.resolution, run.weights, run.task, run.streamed) == (3, 6, None, "t", True)
     assert study.run(dataclasses.replace(arm, started=True, resolution=None)).weights == "w"
     assert study.run(dataclasses.replace(arm, started=True, resolution=None)).resolution == 12
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ({"training": {"label_smothing": 1}}, "there is no training setting 'label_smothing'; did you mean 'label_smo"),
+        ({"training": {"x": 1}}, "there is no training setting 'x'; known are batch_size, learning_rate, "),
+        ({"training": {"epochs": 3}}, "all arms share epochs, so that all see the same images; set it for the study"),
+        ({"training": {"label_smoothing": 2}}, "--label-smoothing must be from 0 to below 1, got 2"),
+        ({"training": {"batch_norm": "local"}}, "--batch-norm must be global or replica, got 'local'"),
+        ({"training": {"batch_size": "16"}}, "--batch-size must be a whole number, got '16'"),
+        ({"model": {"dropout_rate": 0.1}}, "dropout_rate is a setting of training; put it there"),
+        ({"model": {"num_classes": 3}}, "num_classes follows from the data"),
+    ],
+)  # fmt: skip
+def test_what_an_arm_cannot_change_is_refused_where_it_is_made(arm, says, without_type_checks):
+    with pytest.raises(UserError, match=f"^the arm mine: {re.escape(says)}"):
+        Arm("mine", **arm)
+
+
+def test_settings_of_an_arm_and_of_its_study_have_to_go_together():
+    arm = Arm("decay", training={"rmsprop_decay": 0.8})
+    with pytest.raises(UserError, match="^the arm decay: --rmsprop-decay is for --optimizer rmsprop"):
+        dataclasses.replace(STUDY, arms=(*STUDY.arms, arm))
+    rmsprop = dataclasses.replace(STUDY.training, optimizer="rmsprop")
+    study = dataclasses.replace(STUDY, arms=(*STUDY.arms, arm), training=rmsprop)
+    assert study.run(arm).training.rmsprop_decay == 0.8
+
+
+def test_arms_have_names_of_their_own_that_files_can_have():
+    with pytest.raises(UserError, match="^two arms are called linear; give each a name of its own$"):
+        dataclasses.replace(STUDY, arms=(*STUDY.arms, Arm("linear")))
+    for name in ("", "1/2"):
+        with pytest.raises(UserError, match="without /"):
+            Arm(name)
+
+
+def test_arms_with_batches_of_several_sizes_see_one_number_of_images():
+    arms = (Arm("a"), Arm("b", training={"batch_size": 24}))
+    study = dataclasses.replace(STUDY, arms=arms)
+    assert study.batch_sizes == (16, 24)
+    # 8 epochs of 4 steps of 16 are 512 images, of which 480 are whole batches of either size.
+    longer = dataclasses.replace(study, training=dataclasses.replace(STUDY.training, epochs=8)).at_equal_images(70)
+    assert [longer.run(arm).training.steps(70) for arm in arms] == [30, 20]
+    assert identity(longer)["images"] == 480
+    with pytest.raises(UserError, match="no number of images up to 16 is a whole number of batches of 16, 24 each"):
+        study.at_equal_images(20)
+    assert STUDY.at_equal_images(70) is STUDY
+
+
+def test_the_data_are_called_as_people_know_them():
+    own = dataclasses.replace(STUDY, dataset="folder", data_files=Path("pets"))
+    assert [each.title for each in (STUDY, own, dataclasses.replace(STUDY, dataset="mnist"))] == [
+        "handwritten digits (scikit-learn)", "pets", "mnist"
+    ]  # fmt: skip
 
 
 def test_what_makes_a_study_the_same_one_can_be_kept_as_json():
@@ -93,8 +150,8 @@ def test_a_study_compares_something():
 def test_strides_fit_the_images_or_the_weights_or_are_given():
     options = StudyOptions()
     assert shared_settings(options)["unit_strides"] == 1
-    given = dataclasses.replace(options, network=dataclasses.replace(options.network, unit_strides=3))
-    assert shared_settings(given)["unit_strides"] == 3
+    given = dataclasses.replace(options, network=dataclasses.replace(options.network, unit_strides=3, kernel_size=5))
+    assert (shared_settings(given)["unit_strides"], shared_settings(given)["kernel_size"]) == (3, 5)
     assert create_study(options, arms=[Arm("a"), Arm("b")], weights="w", **DESCRIBED).model["unit_strides"] is None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from samples import write_folder
 
 from ablation.studies import ALONE, STUDY, interrupt, measured, run, stopping, terminate
 from mnv2_jax import network
@@ -22,6 +23,7 @@ from mnv2_jax.data.stream import load_stream
 from mnv2_jax.errors import Preempted, UserError
 from mnv2_jax.network import open_network
 from mnv2_jax.training import checkpoint
+from mnv2_jax.training.create import create_dataset
 from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.progress import duration
@@ -334,6 +336,25 @@ def test_a_study_of_streamed_data_trains_and_resumes(digits, data_dir, tmp_path,
     assert (tmp_path / "out" / "summary.json").read_bytes() == (tmp_path / "whole" / "summary.json").read_bytes()
     assert measured(again.records) == measured(whole.records)
     assert open_network(tmp_path / "out" / "checkpoints" / "base-1").resolution == 12
+
+
+def test_a_study_of_a_folder_of_photographs_is_of_its_content(tmp_path):
+    photos = write_folder(tmp_path / "pets", classes=("cat", "dog", "hen"), images=30)
+    study = dataclasses.replace(ALONE, dataset="folder", data_files=photos, resolution=12)
+    trained = run(create_dataset(study.run(study.baseline)), tmp_path / "out", study)
+    assert trained.runs == 2
+    summary = trained.summary
+    assert (summary["dataset"], summary["title"]) == ("folder", "pets")
+    assert summary["chance"] == pytest.approx(1 / 3)
+    network = open_network(tmp_path / "out" / "checkpoints" / "base-0")
+    assert (network.class_names, network.resolution, network.image_channels) == (("cat", "dog", "hen"), 12, 3)
+    # The same images elsewhere are the same study, and others are not.
+    moved = dataclasses.replace(study, data_files=photos.rename(tmp_path / "animals"))
+    again = run(create_dataset(moved.run(moved.baseline)), tmp_path / "out", moved)
+    assert (again.runs, again.summary["data_sha256"]) == (0, summary["data_sha256"])
+    (tmp_path / "animals" / "cat" / "000.jpg").unlink()
+    with pytest.raises(UserError, match="holds another study"):
+        run(create_dataset(moved.run(moved.baseline)), tmp_path / "out", moved)
 
 
 # --- In its own folder -----------------------------------------------------------------------------------

@@ -78,6 +78,24 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(variables):
     assert 0 < jnp.abs(ends["head"] - wide).max() < 0.05 * jnp.abs(wide).max()
 
 
+@pytest.mark.parametrize("kind", [MobileNetV1, MobileNetV2, ClassicResidualNet])
+def test_a_network_of_large_kernels_is_the_same_with_either_form_of_them(kind):
+    """Outputs and gradients; dilated, and with maps smaller than the kernel."""
+    stages = (Stage(1, 16, 1, 1), Stage(1, 24, 1, 2), Stage(1, 24, 1, 2))
+    model = kind(3, 0.1, stages=stages, kernel_size=7, output_stride=8, convention="pytorch")
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+    assert variables["params"]["block_2"]["depthwise"]["conv"]["kernel"].shape[:2] == (7, 7)
+
+    def loss(params, kernels):
+        own = {**variables, "params": params}
+        return jnp.sum(model.clone(kernels=kernels).apply(own, IMAGES) ** 2)
+
+    found = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    tuned, xla = (found(variables["params"], form) for form in ("tuned", "xla"))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(xla))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), tuned, xla)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride_keeps_maps_fine_and_weights_the_same(output_stride):
     layers = {layer.name: layer for layer in layer_costs(MobileNetV2(output_stride=output_stride), (96, 96, 3))}

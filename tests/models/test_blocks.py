@@ -88,10 +88,11 @@ def test_a_block_that_is_linear_inside_has_no_corner():
         assert bool(jnp.allclose(there, -back, atol=1e-5)) == same
 
 
-def test_two_depthwise_layers_are_of_one_shape():
-    kernels = TwoDepthwise(8).init(jax.random.key(1), X, False)["params"]
+@pytest.mark.parametrize("side", [3, 5, 7])
+def test_two_depthwise_layers_are_of_one_shape(side):
+    kernels = TwoDepthwise(8, kernel_size=side).init(jax.random.key(1), X, False)["params"]
     shapes = [kernels[name]["conv"]["kernel"].shape for name in ("depthwise", "depthwise_2")]
-    assert shapes == [(3, 3, 1, 48)] * 2
+    assert shapes == [(side, side, 1, 48)] * 2
 
 
 @pytest.mark.parametrize(("stride", "features", "shortcut"), [(1, 8, True), (2, 8, False), (1, 16, False)])
@@ -177,6 +178,7 @@ def part_sizes(inner):
     [
         {},
         {"stride": 2, "dilation": 2},
+        {"kernel_size": 5, "stride": 2},
         {"expansion": 1},
         {"kind": TwoDepthwise, "stride": 2},
         {"kind": NoShortcut},

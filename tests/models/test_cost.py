@@ -96,6 +96,22 @@ def test_the_network_as_table_2_writes_it():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "channels", "positions"),
+    # Of the depthwise convolutions: channels, and channels times output pixels at 224 pixels.
+    [("mobilenet_v2", 7_136, 2_301_824), ("mobilenet_v1", 4_960, 1_931_776), ("classic_residual", 1_504, 572_320)],
+)
+@pytest.mark.parametrize("side", [5, 7])
+def test_a_larger_kernel_costs_its_pixels_in_every_block_and_nothing_else(name, channels, positions, side):
+    usual, larger = (layer_costs(create_model(name, kernel_size=size), (224, 224, 3)) for size in (3, side))
+    more = side**2 - 3**2
+    assert sum(each.parameters for each in larger) - sum(each.parameters for each in usual) == more * channels
+    assert sum(each.multiply_adds for each in larger) - sum(each.multiply_adds for each in usual) == more * positions
+    assert [each.activation_bytes() for each in larger] == [each.activation_bytes() for each in usual]
+    assert larger[0] == usual[0]  # the stem
+    assert all(row.operator.endswith(f" {side}x{side}") for row in table_rows(larger)[1:-3])
+
+
 def test_memory():
     """Sec. 5.1, in half precision: layer by layer, and with a block as one operator."""
     layers = layers_of(1.0, 224)

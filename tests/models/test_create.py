@@ -43,7 +43,9 @@ class Mine(InvertedResidual):
 @pytest.mark.parametrize(
     "model",
     [
-        MobileNetV2(7, 0.35, unit_strides=1, dtype=jnp.bfloat16, stages=(Stage(1, 16, 1, 1), Stage(2, 24, 1, 2))),
+        MobileNetV2(
+            7, 0.35, unit_strides=1, dtype=jnp.bfloat16, kernel_size=5, stages=(Stage(1, 16, 1, 1), Stage(2, 24, 1, 2))
+        ),
         MobileNetV2(0, head=False, frozen_batch_norm=True, expansion=3.0, block=TwoDepthwise, kernels="xla"),
         ClassicResidualNet(3, reduction=4.0, block=FullClassicResidual, channel_divisor=1),
         MobileNetV1(0, 0.25, output_stride=8, stages=(Stage(1, 64, 1, 1), Stage(1, 128, 1, 2))),
@@ -68,6 +70,11 @@ def test_what_is_unknown_is_named():
         create_model("mobilenet_v2", stages=[[1, 16]])
     with pytest.raises(ValueError, match="^there is no dtype 'float3'$"):
         create_model("mobilenet_v2", dtype="float3")
+
+
+def test_a_kernel_size_that_no_network_has_is_refused(without_type_checks):
+    with pytest.raises(ValueError, match="^there is no kernel size 4; known are 3, 5, 7$"):
+        create_model("mobilenet_v2", kernel_size=4)
 
 
 def test_blocks_and_activations_of_one_s_own_are_described_and_have_to_be_handed_in(without_type_checks):
@@ -165,6 +172,7 @@ def test_what_a_file_of_weights_tells_and_what_inference_does_not_depend_on_is_p
 @pytest.mark.parametrize(
     "settings",
     [
+        {"kernel_size": 5},
         {"activation": "relu"},
         {"bottleneck_activation": "relu6"},
         {"block": LinearInside},

@@ -12,6 +12,16 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def assert_same(ours, x, kernel, window):
+    """Values and both gradients are the native convolution's."""
+    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
+    native_y, native_pull = jax.vjp(lambda x, kernel: kernels.native_convolution(x, kernel, window), x, kernel)
+    assert y.shape == native_y.shape
+    np.testing.assert_allclose(y, native_y, atol=1e-5)
+    for gradient, native_gradient in zip(pull(y), native_pull(y), strict=True):
+        np.testing.assert_allclose(gradient, native_gradient, rtol=1e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("convention", ["tensorflow", "pytorch"])
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(
@@ -28,14 +38,20 @@ def test_the_cpu_form_is_the_native_convolution(kind, stride, dilation, size, co
     rule = CONVENTIONS[convention].padding
     rows, columns = (rule(extent, side, stride, dilation) for extent in x.shape[1:3])
     window = Window(stride, dilation, (rows, columns))
-    ours = kernels.depthwise_convolution if kind == "depthwise" else kernels.convolution
+    assert_same(kernels.depthwise_convolution if kind == "depthwise" else kernels.convolution, x, kernel, window)
 
-    y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
-    native_y, native_pull = jax.vjp(lambda x, kernel: kernels.native_convolution(x, kernel, window), x, kernel)
-    assert y.shape == native_y.shape
-    np.testing.assert_allclose(y, native_y, atol=1e-5)
-    for gradient, native_gradient in zip(pull(y), native_pull(y), strict=True):
-        np.testing.assert_allclose(gradient, native_gradient, rtol=1e-4, atol=1e-4)
+
+@pytest.mark.parametrize("convention", ["tensorflow", "pytorch"])
+@pytest.mark.parametrize(
+    # The last maps of small images are smaller than the kernel.
+    ("side", "size", "stride", "dilation"),
+    [(5, 8, 2, 1), (5, 7, 1, 2), (7, 8, 1, 1), (7, 2, 2, 1)],
+)
+def test_the_cpu_form_of_a_large_depthwise_kernel_is_the_native_convolution(side, size, stride, dilation, convention):
+    x, kernel = normal(0, 2, size, size + 1, 3), normal(1, side, side, 1, 3)
+    rule = CONVENTIONS[convention].padding
+    window = Window(stride, dilation, tuple(rule(extent, side, stride, dilation) for extent in x.shape[1:3]))
+    assert_same(kernels.depthwise_convolution, x, kernel, window)
 
 
 @pytest.mark.parametrize(

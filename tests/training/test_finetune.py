@@ -369,6 +369,7 @@ def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp
         ({"convention": "pytorch"}, "--convention pytorch is not what .* has, tensorflow; leave the flag out"),
         ({"name": "mobilenet_v1"}, "--model mobilenet_v1 is not what .* has, mobilenet_v2; leave the flag out"),
         ({"expansion": 6.0}, "--expansion 6.0 is not what .* has, 2; leave the flag out"),
+        ({"kernel_size": 5}, "--kernel-size 5 is not what .* has, 3; leave the flag out"),
         ({"bottleneck_activation": "relu6"}, "--bottleneck-activation relu6 is not what .* has, linear"),
         (
             {"stages": ((2, 160, 1, 1),)},
