@@ -62,7 +62,7 @@ def claim_rows(summaries: Sequence[Mapping[str, Any]]) -> Rows:
     for summary in summaries:
         metric, topic = metric_of(summary), summary["experiment"].removeprefix("ablate_").replace("_", " ")
         for comparison in summary["comparisons"]:
-            claim = f"{topic}: {comparison['arm']} against {comparison['baseline']}"
+            claim = f"{topic}: {comparison['arm']} vs {comparison['baseline']}"
             ours = f"{difference(comparison, metric):+.2f} ({interval(comparison, metric)})"
             rows.append([claim, paper_difference(comparison, metric), ours, verdict_in(summary, comparison)])
             if len(titles) > 1:

@@ -41,14 +41,14 @@ def failures(comparison: Mapping[str, Any]) -> str:
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """ "worse, as in the paper" or "inconclusive (median; 1 of 8 runs failed)"."""
+    """ "worse, as in the paper" or "inconclusive (median; 1 of 8 failed)"."""
     text: str = comparison["verdict"]
     same = same_direction(comparison)
     if same is not None:
         text += ", as in the paper" if same else ", unlike the paper"
     failed, n = comparison["failed"], comparison["n"]
     if any(failed.values()):
-        text += f" (median; {failed['arm']} of {n} runs failed"
+        text += f" (median; {failed['arm']} of {n} failed"
         text += f", {failed['baseline']} of the baseline's)" if failed["baseline"] else ")"
     return text
 

@@ -111,7 +111,7 @@ def run(dataset, folder: Path, study: Study = STUDY, reporter: type[Reporter] = 
         environment=ENVIRONMENT,
         **options,
     )
-    (runs,) = re.findall(r"^(\d+) runs trained", log.getvalue(), re.MULTILINE)
+    (runs,) = re.findall(r"^(\d+) runs? trained", log.getvalue(), re.MULTILINE)
     return Trained(summary, records, int(runs), log.getvalue())
 
 

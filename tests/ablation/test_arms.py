@@ -110,7 +110,7 @@ def test_settings_of_training_that_change_nothing_make_no_arm(digits, training, 
     ("arm", "says"),
     [
         (Arm("b", {"depth": 3}), "mobilenet_v2 has no setting depth"),
-        (Arm("b", training={"accumulation": 3}), "--batch-size 16 does not divide by 1 devices with 3 microbatches"),
+        (Arm("b", training={"accumulation": 3}), "--batch-size 16 does not divide by 1 device with 3 microbatches"),
         (Arm("b", training={"batch_size": 71}), "--batch-size 71 is more than the 70 images"),
     ],
 )

@@ -69,7 +69,7 @@ def test_every_comparison_says_its_verdict_its_value_its_interval_and_its_p(draw
     effects = draw(*read_study(CLASSIC)).axes[-1]
     said = [text.get_text() for text in effects.texts]
     assert "verdict, difference (95 % interval), Holm's p" in said
-    assert "worse (median; 1 of 8 runs failed)" in said
+    assert "worse (median; 1 of 8 failed)" in said
     assert "−9.73 (−67.78 to −7.43), p = 0.031" in said
     assert effects.get_xlabel().split() == ["←", "worse", "percentage", "points", "better", "→"]
 

@@ -59,7 +59,7 @@ def test_several_studies_in_markdown_are_the_claims(finished):
         "ours on handwritten digits (scikit-learn), percentage points",
         "verdict",
     ]
-    assert rows[0][:2] == ["test: relu6 against linear", "-0.6 (Fig. 6a)"]
+    assert rows[0][:2] == ["test: relu6 vs linear", "-0.6 (Fig. 6a)"]
     assert len(rows) == 2
     other = {**finished.summary, "title": "Fashion-MNIST"}
     columns, _, *rows = cells(markdown([finished.summary, other]))

@@ -48,9 +48,9 @@ def test_too_few_seeds_are_said_and_so_is_holms_correction():
         (comparison(0.05, "better"), "better, unlike the paper"),
         (comparison(0.05, "better", paper=None), "better"),
         (comparison(-0.05, "inconclusive"), "inconclusive"),
-        (comparison(0, "worse", paper=None, estimand="median", failed={"arm": 1, "baseline": 0}), "worse (median; 1 of 6 runs failed)"),
+        (comparison(0, "worse", paper=None, estimand="median", failed={"arm": 1, "baseline": 0}), "worse (median; 1 of 6 failed)"),
         (comparison(0, "worse", paper=None, estimand="median", failed={"arm": 0, "baseline": 2}),
-         "worse (median; 0 of 6 runs failed, 2 of the baseline's)"),
+         "worse (median; 0 of 6 failed, 2 of the baseline's)"),
     ],
 )  # fmt: skip
 def test_a_verdict_in_few_words(given, expected):

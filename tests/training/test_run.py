@@ -191,9 +191,10 @@ def terminate():
 
 def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
     """After the training has begun, and so in the midst of it. How the rest is executed changes no result."""
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="SIGTERM: saved after step 1; the same command continues from there"):
         run_tiny(tmp_path / "run", on_start=terminate)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     log = io.StringIO()
     seldom = {"log_every": 24, "checkpoint_every": 5, "keep": 1, "keep_every": 10}
     found = run_tiny(tmp_path / "run", log=log, execution=seldom)
