@@ -14,7 +14,7 @@ from mnv2_jax.settings import check_types
 from mnv2_jax.wording import counted
 
 LEAST = 1e-30
-"""Smallest value of settings that must not be zero: neither it nor its products underflow in float32."""
+"""Smallest value of settings that must not be zero; float32 reaches 1e-38, which leaves room for products."""
 LARGEST_STEPS = 50_000_000
 """Maximum number of steps of a run: the learning rates of all steps are held in memory."""
 
@@ -40,7 +40,7 @@ class Recipe:
     learning_rate: float
     """Peak learning rate, for a batch of --learning-rate-images."""
     learning_rate_images: int | None = None
-    """Batch size that --learning-rate is for; it is scaled linearly to the actual batch. None does not scale it."""
+    """Batch size that --learning-rate refers to; the rate is scaled linearly to --batch-size. None: no scaling."""
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     """SGD, RMSProp as in TensorFlow 1, or AdamW (common: --learning-rate 0.001 --weight-decay 0.05)."""
     momentum: float = 0.9

@@ -198,8 +198,8 @@ class Devices:
     def _compiler_options(self, program: Program) -> Any:
         """Return options for LLVM's -O2 on CPU, or -O1 for a program that runs once.
 
-        -O2 compiles in a quarter less time than XLA's -O3, and the steps are as fast and as exact. Compilers of other
-        platforms spend their time elsewhere. A level set in XLA_FLAGS is the user's choice.
+        -O2 compiles in a quarter less time than XLA's -O3, and the steps are as fast and as exact. Returns None for
+        other platforms, whose compilers spend their time elsewhere, and if the user sets a level in XLA_FLAGS.
         """
         flag = "xla_backend_optimization_level"
         if self.mesh.devices.flat[0].platform != "cpu" or flag in os.environ.get("XLA_FLAGS", ""):

@@ -18,7 +18,7 @@ from mnv2_jax.results import save_figure
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
 
-# Okabe and Ito's palette; line styles and markers distinguish the splits in grayscale.
+# Okabe and Ito's palette; line styles and markers distinguish the splits in grey.
 TRAINING: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
 VALIDATION: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "marker": "o", "markersize": 4}
 BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "none", "marker": "o", "markersize": 11, "fillstyle": "none"}
@@ -31,7 +31,7 @@ OPTIMIZERS = {"sgd": "SGD", "rmsprop": "RMSProp", "adamw": "AdamW"}
 
 
 def windows(records: Sequence[Record], name: str, steps: int) -> tuple[list[float], list[float]]:
-    """Return (centers in steps, means of a metric) of the training records in each window of a run of `steps` steps.
+    """Return (centres in steps, means of a metric) of the training records in each window of a run of `steps` steps.
 
     Records end early where the run pauses for evaluation, and a mean over a few steps is mostly noise. Within a window
     every image has the same weight.
