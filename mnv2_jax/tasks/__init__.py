@@ -1,1 +1,1 @@
-"""What is learnt: the targets, the loss and the metrics of each task."""
+"""Tasks: targets, loss and metrics."""

@@ -15,20 +15,20 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.tasks.metric import LOSS, Metric, Sums
 
 Outputs = Literal["softmax", "sigmoid"]
-"""What makes probabilities of a classifier's outputs."""
+"""How a classifier's outputs become probabilities."""
 SIGMOIDS = "the outputs are a sigmoid each: every class has a probability of its own, and they need not add up to 1"
-"""What to say of a network with such outputs."""
+"""Remark on a network with sigmoid outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """One class an image.
+    """Classification with one class per image.
 
     Attributes:
-        num_classes: how many there are.
-        label_smoothing: share of the target that is spread evenly over all classes; in training only.
-        outputs: "softmax": one of the classes holds; "sigmoid", of other code bases: each holds by itself or does not.
-            Networks with such outputs predict, and are neither evaluated nor trained.
+        num_classes: number of classes.
+        label_smoothing: fraction of the target that is spread evenly over all classes; in training only.
+        outputs: "softmax" for exactly one class per image. "sigmoid" for independent classes, in networks from other
+            code bases; these can predict, but not be evaluated or trained.
     """
 
     num_classes: int
@@ -43,21 +43,21 @@ class Classification:
     names = ("examples", "loss", "correct", "correct_top5")
 
     def zeros(self) -> dict[str, np.ndarray]:
-        """The sums over no examples."""
+        """Return the sums over no examples."""
         return {name: np.zeros((), np.float32) for name in self.names}
 
     def probabilities(self, logits: Float[np.ndarray, "*n classes"]) -> Float[np.ndarray, "*n classes"]:
-        """Of each class, from what the network returns; of a softmax they add up to 1."""
+        """Return the probability of each class (float64); those of a softmax add up to 1."""
         logits = logits.astype(np.float64)
         if self.outputs == "sigmoid":
-            return np.exp(-np.logaddexp(0, -logits))  # overflows for no logit
+            return np.exp(-np.logaddexp(0, -logits))  # does not overflow for any logit
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
     def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
-        """Cross entropy in nats, images whose largest logit is the label's, and whose five largest include it.
+        """Return the sums of examples, cross entropy in nats, and images with the label in the top 1 and the top 5.
 
-        Of equal logits the lower class comes first. Logits that are not numbers are never right.
+        Among equal logits the lower class index ranks first. NaN logits never count as correct.
 
         Raises:
             UserError: for sigmoid outputs.
@@ -79,7 +79,7 @@ class Classification:
         return {name: jnp.sum(value * batch.weights) for name, value in zip(self.names, values, strict=True)}
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Mean loss, accuracy, and with more than five classes top-5 accuracy, as fractions.
+        """Return mean loss and accuracy, with more than five classes also top-5 accuracy; accuracies are fractions.
 
         Raises:
             UserError: if no image counts.
@@ -88,23 +88,23 @@ class Classification:
             raise UserError("there is not one image that counts: the split is empty, or none of it can be read")
         summed = {"loss": "loss", "accuracy": "correct", "top5_accuracy": "correct_top5"}
         if self.num_classes <= 5:
-            del summed["top5_accuracy"]  # of every image
+            del summed["top5_accuracy"]  # every image would count as correct
         return {name: float(sums[key] / sums["examples"]) for name, key in summed.items()}
 
 
 class ConfusionCounts(Classification):
-    """Classification that also counts what the images of each class are taken for.
+    """Classification that also counts a confusion matrix.
 
-    For the evaluation of one network: no training step has a use for it. The sum "confusion" has a row a true class and
-    a column a predicted one, and adds up to "examples".
+    Used to evaluate one network, not in training. The sum "confusion" has one row per true class and one column per
+    predicted class, and adds up to "examples".
     """
 
     def zeros(self) -> dict[str, np.ndarray]:
-        """The sums over no examples."""
+        """Return the sums over no examples."""
         return {**super().zeros(), "confusion": np.zeros((self.num_classes, self.num_classes), np.float32)}
 
     def sums(self, outputs: Float[Array, "n classes"], batch: Batch, train: bool) -> Sums:
-        """Those of classification, and the confusion matrix; of equal logits the lower class is taken."""
+        """Return the sums of `Classification` and the confusion matrix; ties go to the lower class index."""
         counts = jnp.zeros((self.num_classes, self.num_classes))
         cells = jnp.asarray(batch.targets), jnp.argmax(outputs, axis=1)
         return {**super().sums(outputs, batch, train), "confusion": counts.at[cells].add(batch.weights)}

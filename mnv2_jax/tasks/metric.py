@@ -1,4 +1,4 @@
-"""What a task measures: sums over examples, the metric that decides, and metrics that are no sums."""
+"""What a task measures: sums over examples, metrics, and metrics that cannot be computed from sums."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 Sums = dict[str, Array]
-"""Sums over examples, of any shape, so that batches of different weight, and devices, add up exactly.
+"""Sums over examples, of any shape, so that they add up exactly over devices and batches of different weight.
 
-Always "loss", which training minimises after division by the task's normalizer, and "examples", how many images
-count; the others are the task's own.
+"loss", which training minimises after dividing it by the task's normalizer, and "examples", the number of images that
+count, are always present; the others depend on the task.
 """
 
 
@@ -20,12 +20,12 @@ class Metric:
     """A number that networks are compared by.
 
     Attributes:
-        name: its key in what `Task.metrics`, or an evaluator, returns.
-        title: in figures and reports.
-        higher_is_better: else lower is.
-        percent: whether it is a share, printed as percents.
-        chance: from the number of classes to the value of a network that has learnt nothing. None where that is not known:
-            studies then cannot tell which runs failed.
+        name: its key in the result of `Task.metrics` or of an evaluator.
+        title: name in figures and reports.
+        higher_is_better: whether higher values are better; otherwise lower ones are.
+        percent: whether it is a fraction, printed in percent.
+        chance: function from the number of classes to the value at chance level. None if that is unknown; studies then
+            cannot tell which runs failed.
     """
 
     name: str
@@ -36,35 +36,35 @@ class Metric:
 
     @property
     def scale(self) -> int:
-        """By what values are multiplied for people: 100 for percents."""
+        """Factor for display: 100 for percentages, otherwise 1."""
         return 100 if self.percent else 1
 
     @property
     def difference_unit(self) -> str:
-        """What differences are counted in."""
+        """Unit of differences between two values."""
         return "percentage points" if self.percent else self.title
 
     def is_better(self, value: float, than: float | None) -> bool:
-        """Whether a value is better than another; where there is no other, whether it is a number."""
+        """Return whether a value is better than another; if there is no other, whether it is not NaN."""
         if than is None:
             return value == value
         return value > than if self.higher_is_better else value < than
 
     def format(self, value: float) -> str:
-        """For people: "91.63 %" or "0.412"."""
+        """Format a value for display: "91.63 %" or "0.412"."""
         return f"{100 * value:.2f} %" if self.percent else f"{value:.3f}"
 
 
 LOSS = Metric("loss", "loss", higher_is_better=False, percent=False)
-"""Every task has it."""
+"""The loss, a metric of every task."""
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Metrics that are no function of sums, such as average precision: made on the host of every prediction."""
+    """Metrics that are not a function of sums, such as average precision: computed on the host from all predictions."""
 
     def predictions(self, outputs: Any) -> PyTree:
-        """Inside the compiled step: of what the network returns, what the host needs; every leaf has the axis n."""
+        """Return what the host needs of the network's outputs, inside the compiled step; every leaf has the axis n."""
 
     def metrics(self, batches: Iterable[tuple[PyTree, PyTree, Float[np.ndarray, " n"]]]) -> dict[str, float]:
-        """Metrics of a split from (predictions, targets, weights) of its batches; weight 0 counts nowhere."""
+        """Compute metrics of a split from (predictions, targets, weights) of its batches; weight 0 does not count."""

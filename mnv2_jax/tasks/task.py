@@ -1,4 +1,4 @@
-"""What training asks of a task: it knows nothing else about targets, losses and metrics. And which tasks there are."""
+"""The interface of a task, through which training sees targets, losses and metrics; and the available tasks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from mnv2_jax.tasks.metric import Evaluator, Metric, Sums
 
 @runtime_checkable
 class Task(Protocol):
-    """A kind of target, with its loss and its metrics.
+    """A kind of target, with its loss and metrics.
 
     Attributes:
-        name: in `TASKS`, for the tasks that are there.
-        targets: from what is known of an image to the targets in a batch.
+        name: its key in `TASKS`, if it is there.
+        targets: encodes an image's annotation as targets.
         normalizer: name of the sum that the loss is divided by.
-        metric: the one that decides.
-        others: further ones that it measures, for figures and tables.
-        evaluator: for metrics that are no function of sums; None where there are none.
+        metric: the main metric, by which networks are compared.
+        others: further metrics, for figures and tables.
+        evaluator: for metrics that are not a function of sums; None if there are none.
     """
 
     @property
@@ -43,13 +43,13 @@ class Task(Protocol):
     def evaluator(self) -> Evaluator | None: ...  # noqa: D102
 
     def zeros(self) -> dict[str, np.ndarray]:
-        """The sums over no examples: names, shapes and types of all that `sums` returns."""
+        """Return the sums over no examples, with the names, shapes and dtypes of what `sums` returns."""
 
     def sums(self, outputs: Any, batch: Batch, train: bool) -> Sums:
-        """The sums over a batch, from the outputs of a network."""
+        """Return the sums over a batch, from the outputs of a network."""
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """What people read, from sums over any number of batches; "loss" is divided by the normalizer.
+        """Compute metrics from sums over any number of batches; "loss" is divided by the normalizer.
 
         Raises:
             UserError: if no example counts.
@@ -60,7 +60,7 @@ TASKS: dict[str, type[Any]] = {"classification": Classification}
 
 
 def task_settings(task: Task) -> dict[str, Any]:
-    """The task as JSON can hold it: its "name", with which `TASKS` makes it of the rest.
+    """Return the task for JSON: its "name" in `TASKS` and the arguments to create it.
 
     Raises:
         ValueError: for a task that is not in `TASKS`.

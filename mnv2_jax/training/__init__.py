@@ -1,1 +1,1 @@
-"""How parameters change: configuration, optimizer, the step, how it is compiled, the loop."""
+"""Training: configuration, optimizer, the step and its compilation, the loop."""

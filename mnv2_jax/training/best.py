@@ -1,4 +1,4 @@
-"""The network that scored best on the validation split, kept while its run goes on."""
+"""Keep the network of a run that scores best on the validation split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,28 +13,28 @@ from mnv2_jax.results import misfit
 from mnv2_jax.training.step import TrainState
 
 NOTE = "best"
-"""What the network's description calls its step and what it scored there."""
+"""Key in the network's description that holds its step and its validation metrics."""
 
 
 def variables_of(state: TrainState) -> PyTree:
-    """The variables of a group of one run as its network is saved: of the moving average, if there is one."""
+    """Return the variables to save of a group of one run: the moving average of the parameters if there is one."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state.variables(averaged=True))
 
 
 class Best:
-    """Keeps the best network of one run in a folder. What it scored stands with it, so that a resumed run knows.
+    """Keeps the best network of one run in a folder, with its metrics, so that a resumed run knows them.
 
-    A run that is resumed from before its best step comes to the same network again, and leaves the one that is there.
+    A run that resumes from before its best step reaches the same network again and leaves the saved one in place.
 
     Args:
-        folder: for the network.
-        network: the run's, without its variables.
+        folder: where the network is saved.
+        network: the run's network, without variables.
 
     Attributes:
         found: {"step": the best step, "validation": its metrics}; None before the first evaluation.
 
     Raises:
-        UserError: if the folder holds something else, or is damaged.
+        UserError: if the folder holds something else or is damaged.
     """
 
     def __init__(self, folder: Path, network: Network):
@@ -53,7 +53,7 @@ class Best:
             self.found = description[NOTE]
 
     def __call__(self, state: TrainState, step: int, found: Sequence[dict[str, float]]) -> None:
-        """Keep the network of this step if it is better than all before it; `found` are the metrics of a group of one.
+        """Save the network of this step if it is the best so far; `found` holds the metrics of a group of one run.
 
         Raises:
             UserError: if it cannot be written.

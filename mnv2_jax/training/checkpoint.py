@@ -1,4 +1,4 @@
-"""The state of a group of runs on disk, so that a run that was stopped continues as if it had not been."""
+"""Save the state of a group of runs, so that a stopped run resumes exactly."""
 
 import contextlib
 import shutil
@@ -15,16 +15,16 @@ from mnv2_jax.network import check_room, orbax_path, said_by, tree_digest
 from mnv2_jax.training.step import TrainState
 
 CHECKPOINTS, NETWORK, BEST = "checkpoints", "network", "best_network"
-"""Names in a run's folder: of where to continue, of what came out, and of what was best on the validation split."""
+"""Names in a run's folder: the checkpoints, the final network, and the best network on the validation split."""
 
 
 class Saved(NamedTuple):
-    """What a checkpoint gives back.
+    """A restored checkpoint.
 
     Attributes:
-        state: on the devices that were asked for.
-        notes: what was saved beside it: the data's position, the timer.
-        damaged: steps of newer checkpoints that could not be read, and why.
+        state: on the requested devices.
+        notes: what was saved with it, such as the data position and the timer.
+        damaged: (step, reason) of newer checkpoints that could not be read.
     """
 
     state: TrainState
@@ -33,15 +33,15 @@ class Saved(NamedTuple):
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, numbered by step; each is whole or not there.
+    """The checkpoints of a group of runs, numbered by step; each is either complete or absent.
 
     Args:
-        folder: for the checkpoints alone.
-        keep: newest ones that are kept.
-        keep_every: besides, those of every multiple of so many steps.
-        read_only: to look at them while, perhaps, the run goes on.
-        disposable: whether runs may start from their beginning where none can be read.
-        oldest: step of the oldest that the run may resume from; there has to be one if it is not 0.
+        folder: holds nothing but the checkpoints.
+        keep: number of newest checkpoints to keep.
+        keep_every: also keep every checkpoint whose step is a multiple of this.
+        read_only: only read them, possibly while the run is training.
+        disposable: whether the runs may start over if no checkpoint can be read.
+        oldest: first step that the run may resume from; if it is not 0, a checkpoint from there on must exist.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class RunCheckpoints:
         self._folder = folder
 
     def save(self, state: TrainState, step: int, notes: Mapping[str, Any]) -> None:
-        """Begin to write; the run may go on. What is written is the state as it is now.
+        """Start writing the state as it is now, in the background.
 
         Raises:
-            UserError: if the last checkpoint could not be written, for want of space for instance.
+            UserError: if this or the previous checkpoint cannot be written, for example because the disk is full.
         """
-        # The next step takes the state's memory, so the writer gets a copy. A digest of it tells later whether all
-        # of it came back: what is missing of an array is read as zeros.
+        # The state is donated to the next step, so the writer gets a copy. Missing parts of an array are read as
+        # zeros; the digest detects that on restore.
         state = jax.tree.map(lambda leaf: leaf.copy(), state)
         notes = {**notes, "sha256": tree_digest(state)}
         with _writable(self._folder):
-            # One at a time.
+            # One write at a time.
             self._manager.wait_until_finished()
             check_room(self._folder, state)
             self._manager.save(
@@ -88,33 +88,32 @@ class RunCheckpoints:
             )
 
     def wait(self) -> None:
-        """Wait until all that was begun is on disk.
+        """Wait until pending checkpoints are on disk.
 
         Raises:
-            UserError: if it could not be written.
+            UserError: if one could not be written.
         """
         with _writable(self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, and let go of the folder."""
+        """Wait for pending checkpoints and close the folder."""
         with _writable(self._folder), self._open:
             self._manager.close()
 
     @property
     def steps(self) -> list[int]:
-        """Steps with a checkpoint that the run may resume from, newest first."""
+        """Steps of the checkpoints that the run may resume from, newest first."""
         return sorted((step for step in self._manager.all_steps() if step >= self._oldest), reverse=True)
 
     def restore(self, like: TrainState | None = None) -> Saved | None:
-        """The newest checkpoint that can be read; None where there is none at all.
+        """Restore the newest checkpoint that can be read; return None if there are no checkpoints.
 
         Args:
-            like: the shapes, with the shardings that the arrays shall have; None puts them on the first device,
-                as dictionaries.
+            like: shapes and target shardings of the arrays; None restores them on the first device, as dictionaries.
 
         Raises:
-            UserError: if there are checkpoints and none can be read.
+            UserError: if no checkpoint can be read, or there is none from step `oldest` on.
         """
         damaged: list[tuple[int, str]] = []
         for step in self.steps:
@@ -126,7 +125,7 @@ class RunCheckpoints:
                 if tree_digest(state) != notes["sha256"]:
                     raise ValueError("its content is not what was saved")
                 return Saved(state, notes, damaged)
-            except Exception as error:  # Orbax lets errors of every library below it through
+            except Exception as error:  # Orbax passes on errors of every library below it
                 damaged.append((step, " ".join(str(error).split())[:120] or type(error).__name__))
         if self._oldest and not damaged:
             raise UserError(
@@ -142,7 +141,7 @@ class RunCheckpoints:
         return None
 
     def set_aside(self, step: int) -> None:
-        """Rename a checkpoint that cannot be read, so that a run that comes to its step again can write it."""
+        """Rename an unreadable checkpoint, so that the run can save at that step again."""
         if jax.process_index() == 0:
             with _writable(self._folder):
                 aside = self._folder / f"damaged-{step}"
@@ -162,7 +161,7 @@ class RunCheckpoints:
 def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
+    except Exception as error:  # a full disk raises OSError, or an error of a library that wraps it
         raise UserError(
             f"a checkpoint cannot be written to {folder} ({said_by(error)}); make room, and the same command continues from "
             "the last one that is whole"

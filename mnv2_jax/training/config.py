@@ -1,6 +1,6 @@
-"""What a run is, without loading JAX: how its parameters change, what it trains on, how it is executed.
+"""Configuration of a run: training recipe, data and model, execution. Does not import JAX.
 
-What follows a field is its help on command lines. Every value is checked here, and nowhere else.
+The string under a field is its command-line help. All values are checked here and nowhere else.
 """
 
 import dataclasses
@@ -14,85 +14,85 @@ from mnv2_jax.settings import check_types
 from mnv2_jax.wording import counted
 
 LEAST = 1e-30
-"""Of numbers that must not be zero: float32 has it, and what it is multiplied by."""
+"""Smallest value of settings that must not be zero; float32 reaches 1e-38, which leaves room for products."""
 LARGEST_STEPS = 50_000_000
-"""Of a run: the learning rates of all are held in memory."""
+"""Maximum number of steps of a run: the learning rates of all steps are held in memory."""
 
 ONLY_WITH = {
     "rmsprop_decay": ("optimizer", "rmsprop"),
     "rmsprop_epsilon": ("optimizer", "rmsprop"),
     "epoch_decay": ("schedule", "exponential"),
 }
-"""Settings of a recipe that would change nothing without another."""
+"""Recipe settings that have an effect only with a certain value of another setting: {setting: (other, value)}."""
 
 Parallel = Literal["jit", "pmap"]
-"""How a step is compiled for several devices; see `mnv2_jax.training.devices`."""
+"""How the step is compiled for several devices; see `mnv2_jax.training.devices`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How parameters change; saved as JSON with every run."""
+    """Training settings; saved as JSON with every run."""
 
     epochs: int
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: int
-    """Images a step, over all devices and accumulated parts."""
+    """Images per step, over all devices and microbatches."""
     learning_rate: float
-    """Highest learning rate, for a batch of --learning-rate-images."""
+    """Peak learning rate, for a batch of --learning-rate-images."""
     learning_rate_images: int | None = None
-    """The learning rate grows in proportion to the batch beyond these images; None takes it as it is."""
+    """Batch size that --learning-rate refers to; the rate is scaled linearly to --batch-size. None: no scaling."""
     optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
     """SGD, RMSProp as in TensorFlow 1, or AdamW (common: --learning-rate 0.001 --weight-decay 0.05)."""
     momentum: float = 0.9
-    """Share of the last update that is kept; beta1 of AdamW."""
+    """Momentum; beta1 of AdamW."""
     nesterov: bool = True
-    """Nesterov's momentum (SGD only)."""
+    """Use Nesterov momentum (SGD only)."""
     rmsprop_decay: float = 0.9
-    """Share of the mean square that a step keeps."""
+    """Decay of RMSProp's mean square per step."""
     rmsprop_epsilon: float = 1.0
-    """Added to the mean square."""
+    """Added to RMSProp's mean square."""
     schedule: Literal["cosine", "exponential"] = "cosine"
-    """After the warm-up: a cosine to zero, or a factor after every epoch."""
+    """After the warmup: cosine decay to zero, or decay by --epoch-decay after every epoch."""
     warmup: float = 0.2
-    """Share of the steps in which the learning rate rises from zero."""
+    """Fraction of the steps over which the learning rate rises linearly from zero."""
     epoch_decay: float = 0.98
-    """The factor of the exponential schedule."""
+    """Factor of the exponential schedule per epoch."""
     weight_decay: float = 4e-5
-    """L2 penalty; of AdamW decoupled: the learning rate times this share of each weight is subtracted every step."""
+    """L2 penalty; with AdamW decoupled, so that each step subtracts learning rate x this x weight."""
     weight_decay_on: Literal["kernels", "all"] = "kernels"
-    """Kernels of all but depthwise convolutions, as in the paper's code, or every parameter."""
+    """Decay all kernels except depthwise ones, as in the paper's code, or every parameter."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    """Fraction of the target that is spread over all classes."""
     dropout_rate: float = 0.0
-    """Share of the pooled features that is dropped."""
+    """Fraction of the pooled features that is dropped."""
     mixup: float = 0.0
-    """Mix pairs of training images, and their labels, by a share drawn from Beta(a, a) with this a (common: 0.2); 0 for none."""
+    """Mix pairs of training images and their labels; this is the a of Beta(a, a) (common: 0.2), 0 for none."""
     ema_decay: float = 0.0
-    """Share that the moving average of the parameters keeps; 0 keeps no average."""
+    """Decay of the moving average of the parameters; 0 keeps no average."""
     batch_norm_momentum: float | None = None
-    """Share of the running statistics that a step keeps; None for one that suits the length of the run."""
+    """Fraction of the running statistics kept per step; None chooses it by the length of the run."""
     batch_norm: Literal["global", "replica"] = "global"
-    """Batch statistics over all devices, or over each device's images alone (the paper's, 96 a worker)."""
+    """Batch statistics over all devices, or per device (as in the paper, 96 images per worker)."""
     accumulation: int = 1
-    """Microbatches in which a device takes its images, one after the other; each has batch statistics of its own."""
+    """Number of microbatches that a device processes per step, in turn; each has its own batch statistics."""
     smallest_crop: float = 0.05
-    """Share of an image's area that a random crop has at least; for images of many sizes."""
+    """Smallest area of a random crop, as a fraction of the image; for images of many sizes."""
     color_distortion: bool = False
     """Vary brightness and saturation; for images of many sizes."""
     rand_augment: int = 0
-    """RandAugment: so many random operations on each training image (common: 2); 0 for none. For streamed images."""
+    """RandAugment: number of random operations per training image (common: 2); 0 for none. For streamed images."""
     rand_augment_magnitude: float = 9.0
     """Strength of RandAugment's operations, from 0 to 30."""
     evaluations: int = 10
-    """How often a run is evaluated on the validation split, at equal distances."""
+    """Number of evaluations on the validation split, evenly spaced over the run."""
     images: int | None = None
-    """Images to train on in all, in place of --epochs; the last step is the last whole batch of them."""
+    """Total number of images to train on, instead of --epochs; an incomplete last batch is dropped."""
     freeze: Literal["backbone"] | None = None
-    """Of trained --weights, leave the backbone's parameters and statistics as they are: only the classifier is trained."""
+    """Train only the classifier: keep the backbone's parameters and statistics of trained --weights."""
     backbone_learning_rate: float = 1.0
-    """Factor of the learning rate for the backbone of trained --weights."""
+    """Learning-rate factor for the backbone of trained --weights."""
     frozen_batch_norm: bool = False
-    """Normalise by the running statistics of trained --weights and leave them as they are."""
+    """Normalise by the running statistics of trained --weights and keep them fixed."""
 
     def __post_init__(self):
         check_types(self)
@@ -135,14 +135,14 @@ class Recipe:
             raise UserError("--freeze backbone trains no backbone; leave --backbone-learning-rate out")
 
     def settings(self) -> dict[str, Any]:
-        """Flat, for JSON. Newer fields are left out at their defaults, so that a folder made before there were any resumes."""
+        """Return the fields for JSON. Newer ones are left out at their defaults, so that older folders can resume."""
         newer = ("mixup", "rand_augment", "rand_augment_magnitude")
         usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in newer}
         given = dataclasses.asdict(self)
         return {name: value for name, value in given.items() if name not in usual or value != usual[name]}
 
     def remarks(self) -> list[str]:
-        """What has to be said of settings that are rarely meant, a line each."""
+        """Return warnings about settings that are rarely intended, one line each."""
         if self.optimizer == "adamw" and self.peak_learning_rate() > 0.01:
             return [
                 f"a learning rate of {self.peak_learning_rate():g} is high for AdamW; common is --learning-rate 0.001"
@@ -150,7 +150,7 @@ class Recipe:
         return []
 
     def starts_from_weights(self) -> list[str]:
-        """The flags that only a run from trained weights has."""
+        """Return the given flags that require trained weights."""
         given = {
             "--freeze": self.freeze is not None,
             "--backbone-learning-rate": self.backbone_learning_rate != 1,
@@ -159,10 +159,10 @@ class Recipe:
         return [flag for flag, is_given in given.items() if is_given]
 
     def steps_per_epoch(self, train_images: int) -> int:
-        """Whole batches in the training split.
+        """Return the number of whole batches in the training split.
 
         Raises:
-            UserError: if there are fewer images than a batch has.
+            UserError: if there are fewer images than one batch.
         """
         if self.batch_size > train_images:
             raise UserError(
@@ -172,10 +172,10 @@ class Recipe:
         return train_images // self.batch_size
 
     def steps(self, train_images: int) -> int:
-        """Steps of a whole run: whole batches only, at every epoch.
+        """Return the number of steps of the run; every epoch has whole batches only.
 
         Raises:
-            UserError: if there are fewer images than a batch has, and for a run that never ends.
+            UserError: if there are fewer images than one batch, or more than `LARGEST_STEPS` steps.
         """
         per_epoch = self.steps_per_epoch(train_images)
         steps = self.epochs * per_epoch if self.images is None else self.images // self.batch_size
@@ -185,21 +185,21 @@ class Recipe:
         return steps
 
     def peak_learning_rate(self) -> float:
-        """The highest learning rate, for the batch that there is."""
+        """Return the peak learning rate, scaled to the batch size."""
         if self.learning_rate_images is None:
             return self.learning_rate
         return self.learning_rate * self.batch_size / self.learning_rate_images
 
     def norm_momentum(self, steps: int) -> float:
-        """What batch norm keeps of its running statistics in a step of a run of `steps`."""
+        """Return the batch-norm momentum of a run of `steps` steps."""
         return batch_norm_momentum(steps) if self.batch_norm_momentum is None else self.batch_norm_momentum
 
 
 RECIPES: dict[str, Recipe] = {
-    # The studies' settings: five epochs of a small set.
+    # Settings of the studies: five epochs on a small data set.
     "small": Recipe(epochs=5, batch_size=64, learning_rate=0.05),
     # Sec. 6.1, completed from its code (tensorflow/models, research/slim, README.md and train_image_classifier.py):
-    # 72.0 % after some 700,000 steps of 8 workers with 96 images each.
+    # 72.0 % after about 700,000 steps of 8 workers with 96 images each.
     "paper": Recipe(
         epochs=420,
         batch_size=768,
@@ -230,7 +230,7 @@ RECIPES: dict[str, Recipe] = {
         evaluations=150,
     ),
 }
-"""Settings by name; every field can be overridden. A new recipe is an entry here."""
+"""Recipes by name; every field can be overridden. Add a new recipe here."""
 
 if TYPE_CHECKING:
     RecipeName = str
@@ -240,21 +240,21 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is asked for: everything that the result depends on.
+    """Everything that the result of a run depends on.
 
     Attributes:
-        dataset: a name for `mnv2_jax.data.open_dataset`.
-        model: settings of `create_model`, "name" included; classes, dropout and batch norm follow from the rest, and
-            of a run from weights what is not given is that of the weights.
-        training: how it is trained.
+        dataset: a name for `mnv2_jax.data.open.open_dataset`.
+        model: arguments of `create_model`, including "name". Classes, dropout and batch norm follow from the other
+            settings. A run from weights takes what is not given from them.
+        training: the recipe.
         seed: random seed: initial weights, data order, augmentation and dropout.
         resolution: side of the images in pixels; None for the data set's own.
-        train_images, validation_images: take the first so many of these splits; None for all.
-        streamed: whether the data are read while they are used; None where the set is too large for the device.
+        train_images, validation_images: use only this many first images of the split; None for all.
+        streamed: whether to read the data during training; None follows the catalog.
         data_files: the user's own files.
-        weights: a file, a folder or a reference to start from; None for initial weights.
+        weights: a file, folder or reference to start from; None for random initialisation.
         task: a name in `mnv2_jax.tasks.task.TASKS`.
-        exif_orientation: of photographs.
+        exif_orientation: what to do with the EXIF orientation of photographs.
     """
 
     dataset: str
@@ -278,30 +278,30 @@ class Run:
             raise UserError(f"{given[0]} is for a run that starts from trained weights; name them with --weights")
 
     def settings(self) -> dict[str, Any]:
-        """Flat, for JSON; two runs with the same are the same run."""
+        """Return all settings as one flat dictionary for JSON; equal settings mean the same run."""
         names = ("dataset", "seed", "resolution", "train_images", "validation_images", "streamed", "weights", "task")
         own = {name: getattr(self, name) for name in names}
-        # Those of earlier versions do not say it.
+        # Settings of earlier versions lack it.
         turned = {} if self.exif_orientation == "apply" else {"exif_orientation": self.exif_orientation}
         return {**own, **turned, **self.model, **self.training.settings()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a run is executed; nothing here changes its results, but for rounding."""
+    """How a run is executed; nothing here changes its results, except for rounding."""
 
     parallel: Parallel = "jit"
     """How the step is compiled for several devices."""
     log_every: int | None = None
-    """Steps between two records; some fifty a run if not given."""
+    """Steps between two log records; by default about fifty records per run."""
     checkpoint_every: int | None = None
-    """Steps between two checkpoints; one at every evaluation if not given."""
+    """Steps between two checkpoints; by default one at every evaluation."""
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int | None = None
-    """Keep those of every multiple of so many steps besides."""
+    """Also keep every checkpoint whose step is a multiple of this."""
     profile: str | None = None
-    """FIRST:LAST steps of which to write a trace, for XProf or Perfetto."""
+    """Steps FIRST:LAST to write a profiler trace of, for XProf or Perfetto."""
     on_bad_image: OnBadImage = "stop"
     """What to do about a damaged image in a stream."""
 
@@ -316,7 +316,7 @@ class Execution:
 
     @property
     def profiled(self) -> tuple[int, int]:
-        """First and last step of the trace; (0, 0) for none."""
+        """First and last step of the profiler trace; (0, 0) for none."""
         if self.profile is None:
             return 0, 0
         try:
@@ -327,21 +327,21 @@ class Execution:
 
 
 def evaluation_steps(steps: int, evaluations: int) -> frozenset[int]:
-    """The steps after which a run is evaluated, at equal distances, the last one included; at most every step."""
+    """Return the evenly spaced steps after which a run is evaluated: at most every step, and always the last."""
     evaluations = min(evaluations, steps)
     return frozenset(round(steps * (index + 1) / evaluations) for index in range(evaluations)) - {0}
 
 
 def log_interval(steps: int) -> int:
-    """Steps between two records of training, if nothing else was asked for: some fifty a run."""
+    """Return the default number of steps between two training records: about fifty records per run."""
     return max(1, steps // 50)
 
 
 def batch_norm_momentum(steps: int) -> float:
-    """A momentum that suits a run's length.
+    """Return a batch-norm momentum that suits the length of the run.
 
-    The running statistics then average over about the last tenth of the run, and over no more than 1,000
-    steps: a fixed 0.999 would evaluate a short run with statistics that never left their initial values
-    (tensorflow/tensorflow #36065), a fixed 0.9 would make those of a long run noisy.
+    The running statistics then average over about the last tenth of the run, and at most over 1,000 steps. With a
+    fixed 0.999 a short run would be evaluated with statistics close to their initial values
+    (tensorflow/tensorflow #36065); with a fixed 0.9 those of a long run would be noisy.
     """
     return 1 - min(max(10 / steps, 0.001), 0.5)

@@ -1,4 +1,4 @@
-"""From a run's settings to what its steps need: data, network, learner. Commands, studies and plans all take them from here."""
+"""Create what a run's steps need from its settings: data, network, learner. Used by commands, studies and plans."""
 
 import math
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from mnv2_jax.training.step import DATA_AXIS, Learner
 
 
 def data_settings(run: Run, start: Network | None = None) -> dict[str, Any]:
-    """The run's data as `open_dataset` takes them; two runs with the same see the same images, varied alike."""
+    """Return the arguments of `open_dataset` for a run; runs with equal ones see the same images, augmented alike."""
     entry = CATALOG.get(run.dataset)
     resolution = run.resolution
     if resolution is None and start is not None and (entry is None or entry.source_size is None):
-        resolution = start.resolution  # images of many sizes are scaled to what the network knows
+        resolution = start.resolution  # images of many sizes are scaled to the network's resolution
     return dict(
         name=run.dataset,
         streamed=run.streamed,
@@ -46,9 +46,9 @@ def data_settings(run: Run, start: Network | None = None) -> dict[str, Any]:
 
 
 def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network | None = None) -> Dataset:
-    """The run's data, prepared as the network that it starts from was trained with.
+    """Open the run's data, preprocessed as for the network it starts from, if any.
 
-    Every process opens them; what has to be prepared first, the first process prepares.
+    Every process opens them, process 0 first, so that files that have to be prepared are written once.
     """
     settings = {**data_settings(run, start), "on_bad_image": on_bad_image}
     dataset = open_dataset(**settings) if jax.process_index() == 0 else None
@@ -60,12 +60,12 @@ def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network |
 
 
 def create_task(run: Run, dataset: Dataset) -> Task:
-    """What the run learns."""
+    """Create the run's task."""
     return TASKS[run.task](dataset.num_classes, run.training.label_smoothing)
 
 
 def create_network(run: Run, dataset: Dataset) -> nn.Module:
-    """The run's network, as it is saved; what its training needs besides, `create_learner` sets."""
+    """Create the run's network as it is saved; `create_learner` adds the settings that only training needs."""
     settings = {name: value for name, value in run.model.items() if value is not None}
     entry = CATALOG.get(run.dataset)
     settings.setdefault("unit_strides", unit_strides_for(dataset.image_shape[0], entry.source_size if entry else None))
@@ -81,14 +81,14 @@ def create_network(run: Run, dataset: Dataset) -> nn.Module:
 def create_learner(
     run: Run, dataset: Dataset, devices: int, activations: Sequence[str] = (), rated: bool = False
 ) -> Learner:
-    """What the steps of a run need on so many devices.
+    """Create what the steps of a run need besides state and batch.
 
     Args:
-        run: of several that share a program any one.
+        run: the run, or any one of several that share a program.
         dataset: its data.
-        devices: of each run.
+        devices: number of devices per run.
         activations: see `Learner`.
-        rated: whether runs that share the program have factors of the learning rate.
+        rated: whether runs that share the program have their own learning-rate factors.
     """
     network, training = create_network(run, dataset), run.training
     changes: dict[str, Any] = {}
@@ -111,10 +111,10 @@ def create_learner(
 
 
 def check_batch_norm(run: Run, dataset: Dataset, devices: int) -> list[str]:
-    """What has to be said of the images that batch norm takes its statistics over, of a run on so many devices.
+    """Return warnings about batch statistics over too few images, for a run on this number of devices.
 
     Raises:
-        UserError: where a layer's statistics are those of a single number: it then gives the same for every image.
+        UserError: if a layer would normalise over a single value per channel: its output is the same for every image.
     """
     training = run.training
     groups = training.accumulation * (devices if training.batch_norm == "replica" else 1)
@@ -134,7 +134,7 @@ def check_batch_norm(run: Run, dataset: Dataset, devices: int) -> list[str]:
 
 
 def network_of(run: Run, dataset: Dataset, source: str = OWN) -> Network:
-    """The run's network with what it takes to use it on other images, and without its variables."""
+    """Return the run's network without variables, with all that is needed to use it on other images."""
     return Network(
         create_network(run, dataset),
         {},

@@ -1,8 +1,8 @@
-"""How a function of one run on one device becomes a program for many runs and devices.
+"""Compile a function of one run on one device into a program for many runs and devices.
 
-The devices form a mesh with the axes "seed" (runs that know nothing of each other) and "data" (the devices of one
-run, each with its share of the batch). `jit` compiles the function for all of them with `shard_map`; `pmap`, its
-older form, has the axis "data" only.
+The devices form a mesh with the axes "seed" (independent runs) and "data" (the devices of one run, each with its
+slice of the batch). `jit` compiles the function for the whole mesh with `shard_map`; the older `pmap` has only the
+axis "data".
 """
 
 import dataclasses
@@ -23,32 +23,32 @@ from mnv2_jax.wording import counted
 Run = TypeVar("Run")
 
 SEED = PartitionSpec("seed")
-"""Of the state and of results: each run has its own, stacked along a first axis."""
+"""For states and results: one entry per run, stacked along the first axis."""
 DATA = PartitionSpec(DATA_AXIS)
-"""Of a batch: each device of a run has its share of the first axis."""
+"""For batches: each device of a run holds a slice of the first axis."""
 REPLICATED = PartitionSpec()
-"""Of what all devices share."""
+"""For arrays that are the same on all devices."""
 
 
 def group_size(runs: int, devices: int) -> int:
-    """How many of `runs` runs are trained at a time: at most one a device, and in groups as even as can be."""
+    """Return how many of `runs` runs to train at a time: at most one per device, in groups as even as possible."""
     return -(-runs // -(-runs // devices)) if runs else 0
 
 
 def run_groups(runs: Sequence[Run], size: int) -> list[tuple[Run, ...]]:
-    """Split runs into groups of one size, so that one program serves them all.
+    """Split runs into groups of equal size, so that one program serves them all.
 
-    Where they do not divide evenly the last group repeats its last run, on devices that would stand idle.
+    If they do not divide evenly, the last group repeats its last run on devices that would otherwise be idle.
     """
     groups = [tuple(runs[start : start + size]) for start in range(0, len(runs), max(size, 1))]
     return [group + group[-1:] * (size - len(group)) for group in groups]
 
 
 def check_divides(batch_size: int, devices: int, accumulation: int, mixup: float = 0) -> None:
-    """Refuse a batch that so many devices cannot share equally, or with mixup not in whole pairs.
+    """Check that a batch divides evenly among devices and microbatches, and with mixup into whole pairs.
 
     Raises:
-        UserError: says which batch would do.
+        UserError: if it does not; names a batch size that would.
     """
     unit = devices * accumulation * (2 if mixup else 1)
     if batch_size % unit:
@@ -61,15 +61,15 @@ def check_divides(batch_size: int, devices: int, accumulation: int, mixup: float
 
 
 class Program(NamedTuple):
-    """A function of one run on one device, and what it takes to compile it.
+    """A function of one run on one device, and what is needed to compile it.
 
     Attributes:
-        function: takes and returns pytrees of one run; `DATA_AXIS` is there to be summed over, and what it returns
-            must be the same on all devices of a run.
+        function: takes and returns pytrees of one run. It may reduce over `DATA_AXIS`, and its results must be the
+            same on all devices of a run.
         specs: `SEED`, `DATA` or `REPLICATED` for each argument.
-        arguments: like the ones to come, or their shapes.
-        donate: positions of arguments whose memory the result may take.
-        once: whether it runs once, so that it had better be compiled soon than run fast.
+        arguments: example arguments, or their shapes.
+        donate: indices of the arguments whose memory the results may reuse.
+        once: whether it runs only once, so that compile time matters more than speed.
     """
 
     function: Callable
@@ -81,11 +81,11 @@ class Program(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The devices of a group of runs, and how programs are compiled for them.
+    """The devices of a group of runs; compiles programs for them.
 
     Attributes:
-        mesh: of the axes "seed" and "data".
-        parallel: "jit", or "pmap" for meshes of one seed.
+        mesh: with the axes "seed" and "data".
+        parallel: "jit", or "pmap" for meshes with one seed.
     """
 
     mesh: Mesh
@@ -99,9 +99,9 @@ class Devices:
         parallel: Parallel = "jit",
         devices: Sequence[jax.Device] | None = None,
     ) -> "Devices":
-        """A mesh of `runs` times `per_run` devices; as many a run as there are if `per_run` is None.
+        """Create a mesh of `runs` x `per_run` devices; None for `per_run` uses as many devices as possible.
 
-        `devices` are this machine's if not given, or those of a topology that is compiled for and not there.
+        `devices` defaults to all devices of all processes; a topology's devices allow compiling without the hardware.
         """
         devices = jax.devices() if devices is None else devices
         per_run = len(devices) // runs if per_run is None else per_run
@@ -111,44 +111,44 @@ class Devices:
 
     @property
     def runs(self) -> int:
-        """Runs that are trained side by side."""
+        """Number of runs trained side by side."""
         return self.mesh.shape["seed"]
 
     @property
     def per_run(self) -> int:
-        """Devices of each run."""
+        """Number of devices per run."""
         return self.mesh.shape[DATA_AXIS]
 
     @property
     def kind(self) -> str:
-        """What a device is, as its maker calls it."""
+        """The vendor's name of the device."""
         return self.mesh.devices.flat[0].device_kind
 
     def check_divides(self, batch_size: int, accumulation: int, mixup: float = 0) -> None:
-        """See `check_divides`."""
+        """Call `check_divides` with the number of devices per run."""
         check_divides(batch_size, self.per_run, accumulation, mixup)
 
     # --- Arrays ----------------------------------------------------------------------------------------
 
     @property
     def _local_size(self) -> int:
-        """Devices of this process; of a topology that is compiled for, all."""
+        """Number of devices of this process; all devices of a topology that is only compiled for."""
         return self.mesh.size // jax.process_count()
 
     def put(self, tree: Any, spec: PartitionSpec) -> Any:
-        """Put arrays of the host on the devices: this process's rows of the axis that `spec` spreads, or the whole."""
+        """Put host arrays on the devices: this process's slice of the axis sharded by `spec`, or whole arrays."""
         if self.parallel == "pmap" and spec == DATA:
             local = self._local_size
             return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(local, -1, *np.shape(leaf)[1:]), tree)
         return self.put_global(tree, spec)
 
     def put_global(self, tree: Any, spec: PartitionSpec) -> Any:
-        """Put arrays of the host on the devices as arrays of all processes, also under `pmap`; checkpoints hold such."""
+        """Put host arrays on the devices as global arrays, even under `pmap`; checkpoints need global arrays."""
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree)
 
     def shapes(self, tree: Any, spec: PartitionSpec) -> Any:
-        """What `put` makes of arrays of these shapes, of which this process has its share."""
+        """Return the shapes of what `put` makes of this process's slice of arrays with these global shapes."""
         if self.parallel != "pmap" or spec != DATA:
             return tree
         local, size = self._local_size, self.mesh.size
@@ -159,10 +159,10 @@ class Devices:
     # --- Programs --------------------------------------------------------------------------------------
 
     def lower(self, program: Program) -> jax.stages.Lowered:
-        """The program before it is compiled."""
+        """Lower the program without compiling it."""
         if self.parallel == "pmap":
             return self._pmapped(program).lower(self._spread(), *program.arguments)
-        # No run depends on another, and what is summed over devices is the function's business: nothing to check.
+        # Runs are independent and the function itself reduces over devices, so there is nothing to check.
         mapped = jax.shard_map(
             _on_device(program), mesh=self.mesh, in_specs=tuple(program.specs), out_specs=SEED, check_vma=False
         )
@@ -174,9 +174,12 @@ class Devices:
         ).lower(*program.arguments)
 
     def trace(self, program: Program) -> Callable[[], Callable]:
-        """Lower the program; what this returns compiles it, in any thread. The compiled one takes what `put` returns."""
+        """Lower the program and return a function that compiles it, in any thread.
+
+        The compiled program takes arrays as returned by `put`.
+        """
         if self.parallel == "pmap" and jax.process_count() > 1:
-            # Of several processes' pmap only a call can be compiled, not shapes.
+            # With several processes, pmap compiles only when called, not from shapes.
             pmapped = functools.partial(self._pmapped(program), self._spread())
             return lambda: pmapped
         lowered = self.lower(program)
@@ -189,13 +192,14 @@ class Devices:
         return finish
 
     def compile(self, program: Program) -> Callable:
-        """`trace`, compiled at once."""
+        """Lower and compile the program."""
         return self.trace(program)()
 
     def _compiler_options(self, program: Program) -> Any:
-        """LLVM's -O2 on CPU: a quarter less time to compile than XLA's -O3, for steps that are as fast and as exact.
+        """Return options for LLVM's -O2 on CPU, or -O1 for a program that runs once.
 
-        Other platforms' compilers spend their time elsewhere, and a level in XLA_FLAGS is the user's choice.
+        -O2 compiles in a quarter less time than XLA's -O3, and the steps are as fast and as exact. Returns None for
+        other platforms, whose compilers spend their time elsewhere, and if the user sets a level in XLA_FLAGS.
         """
         flag = "xla_backend_optimization_level"
         if self.mesh.devices.flat[0].platform != "cpu" or flag in os.environ.get("XLA_FLAGS", ""):
@@ -203,7 +207,7 @@ class Devices:
         return {flag: "1" if program.once else "2"}
 
     def _pmapped(self, program: Program) -> Any:
-        """By `pmap`, which wants one argument at least that is spread over the devices: the first, which nothing uses."""
+        """Return the program under `pmap`, with an unused first argument: pmap needs at least one sharded argument."""
         on_device = _on_device(program)
         return jax.pmap(
             lambda _, *arguments: on_device(*arguments),
@@ -219,7 +223,7 @@ class Devices:
 
 
 def _on_device(program: Program) -> Callable:
-    """What a device does: the function of one run, on arguments and results with a first axis of runs."""
+    """Return the function of one device: strips the leading run axis from arguments and adds it to results."""
 
     def on_device(*arguments):
         own = [

@@ -1,4 +1,4 @@
-"""Several processes as one run: one a host of a TPU slice, or a GPU host, or a task of Slurm."""
+"""Several processes as one run: one per host of a TPU slice, per GPU host or per Slurm task."""
 
 import contextlib
 import dataclasses
@@ -15,30 +15,30 @@ from mnv2_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which processes make up the run. What follows a field is its help."""
+    """The processes of a run. The string under a field is its command-line help."""
 
     coordinator: str | None = None
-    """Address of process 0 (HOST:PORT), where neither Slurm nor a Cloud TPU tells it."""
+    """Address of process 0 (HOST:PORT), if neither Slurm nor Cloud TPU provides it."""
     processes: int | None = None
-    """How many processes there are; with --coordinator."""
+    """Number of processes; with --coordinator."""
     process_id: int | None = None
-    """Number of this one, from 0; with --coordinator."""
+    """Index of this process, from 0; with --coordinator."""
 
 
 JOIN_SECONDS = 300
-"""In which all processes must have come together; they may be started one after the other."""
+"""Seconds within which all processes must have joined; they may be started one after the other."""
 
 
 def is_slurm_job(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm started several tasks, of which this is one."""
+    """Return whether this process is one of several tasks started by Slurm."""
     return int(environment.get("SLURM_NTASKS", "1") or 1) > 1 and "SLURM_PROCID" in environment
 
 
 def initialize(options: Processes) -> None:
-    """Join the other processes, if there are any; before anything asks JAX for its devices.
+    """Join the other processes, if any. Call this before anything asks JAX for its devices.
 
     Raises:
-        UserError: for flags that do not go together, and where the others cannot be reached.
+        UserError: if the flags do not go together, or the other processes cannot be reached.
     """
     import jax
 
@@ -64,7 +64,7 @@ def initialize(options: Processes) -> None:
                 jax.distributed.initialize(initialization_timeout=2 * JOIN_SECONDS)
         except (RuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and not is_slurm_job(os.environ):
-                return  # nothing here tells a TPU of other hosts
+                return  # the environment of this TPU names no other hosts
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"the other processes, of which the environment tells, cannot be joined ({reason})"
@@ -73,14 +73,14 @@ def initialize(options: Processes) -> None:
 
 @contextlib.contextmanager
 def _time_limit(whom: str) -> Iterator[None]:
-    """End this process with one line and exit code 2 where they have not come together in time: JAX would abort it."""
+    """Exit with one line and code 2 if the processes have not joined in time; JAX would abort instead."""
 
     def give_up() -> None:
         print(
             f"error: {whom} did not come together in {JOIN_SECONDS} seconds; see that all are started", file=sys.stderr
         )
         sys.stderr.flush()
-        os._exit(2)  # the thread that waits inside of JAX cannot be interrupted
+        os._exit(2)  # the main thread, waiting inside JAX, cannot be interrupted
 
     timer = threading.Timer(JOIN_SECONDS, give_up)
     timer.daemon = True
@@ -93,7 +93,7 @@ def _time_limit(whom: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop after a step, because SIGTERM came: to this process, or with several to any of them."""
+    """Yield a function of the step: whether to stop after it, because this or another process received SIGTERM."""
     import jax
 
     if jax.process_count() > 1:
@@ -110,7 +110,7 @@ def watch_for_preemption() -> Iterator[Callable[[int], bool]]:
 
 
 def wait_for_processes(where: str) -> None:
-    """Until all have come here."""
+    """Wait until all processes have reached this call."""
     import jax
 
     if jax.process_count() > 1:

@@ -1,4 +1,4 @@
-"""A split, once: every example counted once, whatever the batch, the devices and the processes."""
+"""Evaluate a split: every example counts once, whatever the batch size and the number of devices and processes."""
 
 import dataclasses
 import math
@@ -25,20 +25,20 @@ from mnv2_jax.weights.load import SOURCES
 from mnv2_jax.wording import counted
 
 EVALUATION_BATCH = 256
-"""Images of a batch of evaluation, or one a device where there are more of them."""
+"""Images per evaluation batch; one per device if there are more devices than this."""
 
 
 MOST_CONFUSED = 4096
-"""Classes, beyond which the matrix of what each is taken for has more cells than a device has room for."""
+"""Maximum number of classes for a confusion matrix; a larger one would take too much device memory."""
 
 
 def evaluation_size(devices: Devices) -> int:
-    """Images of an evaluation batch: near `EVALUATION_BATCH`, and the same number on each device."""
+    """Return the size of an evaluation batch: close to `EVALUATION_BATCH`, with as many images on each device."""
     return devices.per_run * max(1, EVALUATION_BATCH // devices.per_run)
 
 
 def evaluation_shapes(dataset: Dataset, size: int) -> Batch:
-    """The shapes of an evaluation batch."""
+    """Return the shapes of an evaluation batch."""
 
     def empty() -> Batch:
         targets = jax.tree.map(lambda leaf: jnp.zeros((size, *np.shape(leaf)), leaf.dtype), dataset.targets.empty())
@@ -49,11 +49,11 @@ def evaluation_shapes(dataset: Dataset, size: int) -> Batch:
 
 
 def describe_evaluation(learner: Learner, state: Any, batch: Batch, devices: Devices) -> Program:
-    """The program that adds a batch's sums to totals, and returns what the task's evaluator asks for.
+    """Return the program that adds a batch's sums to totals, and outputs what the task's evaluator needs.
 
     Args:
         learner: model and task.
-        state, batch: shapes of what all runs' states and one batch are, or such arrays.
+        state, batch: the states of all runs and one batch, or their shapes.
         devices: of the runs.
     """
 
@@ -68,12 +68,12 @@ def describe_evaluation(learner: Learner, state: Any, batch: Batch, devices: Dev
 
 
 def stacked_zeros(task: Task, devices: Devices) -> dict[str, np.ndarray]:
-    """The sums over no examples, of each run, on the host."""
+    """Return zero sums for every run, on the host."""
     return {name: np.zeros((devices.runs, *leaf.shape), leaf.dtype) for name, leaf in task.zeros().items()}
 
 
 def fetch(totals: Any) -> list[dict[str, Any]]:
-    """Totals that the devices have summed up, of each run; waits for them. Scalars become floats."""
+    """Fetch totals from the devices, one dictionary per run. Blocks until they are ready. Scalars become floats."""
     fetched = {name: np.asarray(leaf, np.float64) for name, leaf in jax.device_get(totals).items()}
     return [
         {name: float(value) if np.ndim(value) == 0 else value for name, value in zip(fetched, run, strict=True)}
@@ -82,27 +82,27 @@ def fetch(totals: Any) -> list[dict[str, Any]]:
 
 
 def metrics_of(task: Task, sums: dict[str, Any]) -> dict[str, float]:
-    """The task's metrics of one run, and "examples", which shares of mixed images add up to but for rounding."""
+    """Return the task's metrics of one run and "examples", rounded because weights of mixed images sum inexactly."""
     return {**task.metrics(sums), "examples": round(sums["examples"])}
 
 
 def evaluate(
     program: Callable, state: TrainState, batches: Iterable[Batch], task: Task, devices: Devices
 ) -> list[dict[str, float]]:
-    """Metrics over every example of a split, each counted once; one entry a run. See `measure`."""
+    """Return metrics over every example of a split, each counted once; one entry per run. See `measure`."""
     return [metrics for metrics, _ in measure(program, state, batches, task, devices)]
 
 
 def measure(
     program: Callable, state: TrainState, batches: Iterable[Batch], task: Task, devices: Devices
 ) -> list[tuple[dict[str, float], dict[str, Any]]]:
-    """(metrics, the sums that they are made of) over every example of a split, each counted once; one entry a run.
+    """Return (metrics, underlying sums) over every example of a split, each counted once; one entry per run.
 
     Args:
         program: compiled from `describe_evaluation`.
         state: of all runs.
-        batches: this process's share of each.
-        task: whose metrics.
+        batches: this process's part of each batch.
+        task: defines the metrics.
         devices: of the runs.
     """
     totals = devices.put(stacked_zeros(task, devices), SEED)
@@ -120,12 +120,12 @@ def measure(
 
 
 def evaluate_network(network: Network, dataset: Dataset, split: str) -> dict[str, float]:
-    """Metrics of a network, whoever trained it, over every example of a split."""
+    """Return the metrics of any network over every example of a split."""
     return measure_network(network, dataset, split)[0]
 
 
 def measure_network(network: Network, dataset: Dataset, split: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """(metrics, sums) of a network over every example of a split."""
+    """Return (metrics, sums) of a network over every example of a split."""
     devices = Devices.create()
     learner = Learner(network.model, network.task, optax.identity())
     params, batch_stats = network.variables["params"], network.variables["batch_stats"]
@@ -145,15 +145,15 @@ def _chain(first: Batch, others: Iterable[Batch]) -> Iterable[Batch]:
 
 
 class Evaluation(NamedTuple):
-    """A network on a split.
+    """Results of a network on a split.
 
     Attributes:
-        metrics: and "examples", how many were counted.
-        skipped: which images were not, and why.
-        said: what was found and how it was read, a line each.
+        metrics: the task's metrics, and "examples", the number of examples counted.
+        skipped: images that were skipped, and why.
+        said: what was found and how it was read, one line each.
         class_names: of the data, in the network's order.
-        confusion: how many images of each class (row) were taken for each (column); None where the task has no classes,
-            more than `MOST_CONFUSED`, or the network's outputs are not numbers.
+        confusion: number of images of each true class (row) predicted as each class (column). None if the task has no
+            classes or more than `MOST_CONFUSED`, or if some outputs of the network are NaN.
     """
 
     metrics: dict[str, float]
@@ -174,18 +174,18 @@ def evaluate_on(
     trained_on: str | None = None,
     named: bool = True,
 ) -> Evaluation:
-    """Evaluate a network on all of a data set's split, with the preprocessing that belongs to it.
+    """Evaluate a network on a whole split of a data set, with the network's own preprocessing.
 
     Args:
         network: the network.
-        dataset, data_files, on_bad_image, exif_orientation: see `load_stream`. Classes are matched by their names.
+        dataset, data_files, on_bad_image, exif_orientation: see `load_stream`. Classes are matched by name.
         resolution: side of the images in pixels; the network's own if None.
         split: "train", "validation" or "test", or "all" for all images.
-        trained_on: fingerprint of the data that the network was trained on, where it should be these.
-        named: whether the user has named the data. Else they have to be those that it was trained on.
+        trained_on: fingerprint of the training data, if these should be the same data; None skips the check.
+        named: whether the user named the data. If not, data that changed since the training raise an error.
 
     Raises:
-        UserError: if the data are not there, or of other classes than the network, or should be the same and are not.
+        UserError: if the data are missing, have other classes than the network, or have changed and were not named.
     """
     data = load_stream(
         dataset,
@@ -228,10 +228,13 @@ def evaluate_on(
 
 
 def match_classes(network: Network, names: Sequence[str], dataset: str) -> tuple[tuple[int, ...] | None, list[str]]:
-    """(the number in the network of each class of the data, None where they are the same; what there is to say of it).
+    """Match the classes of the data to those of the network.
+
+    Returns:
+        The network's index of each class of the data, or None if the order is the same; and remarks, one line each.
 
     Raises:
-        UserError: for other classes than the network's; names those of either that the other has not.
+        UserError: if the classes differ; names those that only one side has.
     """
     theirs = [unicodedata.normalize("NFC", name) for name in network.class_names or ()]
     if tuple(theirs) == tuple(names):
@@ -241,7 +244,7 @@ def match_classes(network: Network, names: Sequence[str], dataset: str) -> tuple
         return tuple(theirs.index(name) for name in names), [
             "the network has the classes in another order; matched by name"
         ]
-    # Other code bases name the same classes in other words, and some do not name them.
+    # Other code bases have other names for the same classes, or none.
     foreign = not theirs or (network.source in SOURCES and not set(theirs) & set(names))
     if foreign and count == len(names):
         first = f"its first is {theirs[0]!r}" if theirs else "it has no names of them"

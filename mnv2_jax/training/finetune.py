@@ -1,7 +1,7 @@
-"""Starting from trained weights: a network from wherever it is, fitted to a run's data.
+"""Start a run from trained weights, from any source.
 
-Everything of a network is taken over but its classifier where the classes are others; that one is made anew. All
-that does not fit is refused in one line before anything is trained.
+The run takes all variables of the network, except those of the classifier if its classes differ: it is then newly
+initialised. Weights that do not fit are refused with a one-line error before training.
 """
 
 import contextlib
@@ -27,18 +27,21 @@ from mnv2_jax.weights.load import SOURCES, load_weights
 from mnv2_jax.wording import counted
 
 DECIDED = ("name", "width_multiplier", "expansion", "kernel_size", "bottleneck_activation", "convention")
-"""Settings of a run's network that its weights decide; flags may repeat them."""
+"""Model settings that the weights determine; flags may repeat them."""
 
 
 def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dict[str, Any], list[str]]:
-    """A trained network, the settings of the run that it comes from, or none, and what there is to say of it.
+    """Open a trained network.
 
     Args:
-        where: a run's folder, finished or not, or a network in it, or what `load_weights` takes.
-        averaged: of a run with a moving average of its parameters, take the average.
+        where: a run's folder, finished or not; a network in it; or any source that `load_weights` accepts.
+        averaged: use the moving average of the parameters if the run has one.
+
+    Returns:
+        The network, the settings of its run (empty if unknown), and remarks, one line each.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no network that can be read.
     """
     path = Path(where)
     if path.name in (NETWORK, BEST) and (path.parent / CONFIG).is_file() and path.is_dir():
@@ -65,10 +68,10 @@ def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dic
 
 
 def with_settings_of(run: Run, start: Network) -> Run:
-    """The run with its network as its weights have it, but for what it says itself.
+    """Return the run with model settings from its weights, where it does not set its own.
 
     Raises:
-        UserError: where it says something else than the weights.
+        UserError: if a setting of the run contradicts the weights.
     """
     theirs, usual = model_settings(start.model), model_settings(create_model(model_name(start.model)))
     own = {name: value for name, value in run.model.items() if value is not None}
@@ -79,7 +82,7 @@ def with_settings_of(run: Run, start: Network) -> Run:
         if name in own and own[name] != has.get(name):
             flag = "--model" if name == "name" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {own[name]} is not what {run.weights} has, {has.get(name)}; leave the flag out")
-    # Those that the data and the training decide, `create_network` sets.
+    # `create_network` sets those that depend on the data and the training.
     rest = ("num_classes", *NOT_IN_INFERENCE)
     model = {name: value for name, value in theirs.items() if name not in rest and value != usual[name]}
     always = {name: theirs[name] for name in ("name", "width_multiplier", "unit_strides")}
@@ -89,11 +92,11 @@ def with_settings_of(run: Run, start: Network) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run starts from.
+    """Trained variables that a run starts from.
 
     Attributes:
-        variables: "params" and "batch_stats", of the layers that are taken over.
-        said: what there is to say, a sentence each.
+        variables: "params" and "batch_stats" of the layers that the run takes.
+        said: remarks, one sentence each.
     """
 
     variables: Mapping[str, PyTree]
@@ -105,17 +108,17 @@ class Start:
 
         Args:
             start: the trained network.
-            model: of the run.
+            model: the run's model.
             class_names: of the run's data.
-            name: what to call the weights.
+            name: name of the weights in messages.
 
         Raises:
-            UserError: says which of the weights the model has no place for, or which it lacks.
+            UserError: if the variables do not fit; names those that are missing, left over or of another shape.
         """
         layers = tuple(model.task_layers)  # type: ignore[attr-defined]
         theirs = start.model.num_classes  # type: ignore[attr-defined]
         said: tuple[str, ...] = ()
-        # Other code bases name the same classes in other words.
+        # Other code bases have other names for the same classes.
         named = start.class_names is not None and start.source not in SOURCES
         renamed = named and tuple(start.class_names or ()) != tuple(class_names)
         sigmoids = start.task.outputs == "sigmoid"  # type: ignore[attr-defined]
@@ -136,9 +139,9 @@ class Start:
         return cls(jax.tree.map(np.asarray, variables), said)
 
     def overlay(self, state: TrainState, learner: Learner, devices: Devices, runs: Sequence[bool]) -> TrainState:
-        """The states before the first step, with the variables of those `runs` that start from them replaced.
+        """Replace the variables in the initial states of those `runs` that start from these weights.
 
-        What the optimizer keeps is the same whatever the parameters are.
+        The initial optimizer state does not depend on the parameters, so it stays.
         """
 
         def stacked(own: jax.Array, given: np.ndarray) -> np.ndarray:
@@ -156,17 +159,17 @@ class Start:
         ema = state.ema
         if learner.ema_decay:
             averaged = {name: layer for name, layer in given.items() if name in ema}
-            # In memory of their own: a step takes over its arguments' memory.
+            # A separate copy: the state is donated to the step, so its arrays must not share memory.
             ema = {**ema, **replaced({name: ema[name] for name in averaged}, averaged)}
         batch_stats = replaced(state.batch_stats, self.variables["batch_stats"])
         return state.replace(params=params, ema=ema, batch_stats=batch_stats)
 
 
 def check_fits(variables: PyTree, wanted: PyTree, name: str) -> None:
-    """Refuse variables that are not a model's.
+    """Check that variables have the names and shapes that a model expects.
 
     Raises:
-        UserError: names what is missing, left over, or of another shape.
+        UserError: if they do not; names what is missing, left over or of another shape.
     """
 
     def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Where the records of runs go: JSON lines, TensorBoard, and the terminal."""
+"""Log the records of runs to JSON lines, TensorBoard and the terminal."""
 
 import contextlib
 from collections.abc import Mapping
@@ -16,14 +16,15 @@ from mnv2_jax.training.progress import Reporter
 
 
 class Log:
-    """Writes the records of a group of runs as they come, each to the disk at once. Only the first process writes.
+    """Writes the records of a group of runs, flushing each to disk. Only process 0 writes.
 
-    TensorBoard's files are written in this thread: its own writer has another one, which a full disk kills unseen.
+    TensorBoard files are written in this thread: TensorBoard's own writer uses another one, which dies silently when
+    the disk is full.
 
     Args:
-        metrics: the file of JSON lines; it may hold records of other runs, which stay.
-        runs: the folder of TensorBoard's files of each run, by (arm, seed); None to write none.
-        reporter: the terminal.
+        metrics: the file of JSON lines; records of other runs in it are kept.
+        runs: folder of each run's TensorBoard files, by (arm, seed); None to write none.
+        reporter: writes to the terminal.
     """
 
     def __init__(self, metrics: Path, runs: Mapping[tuple[str, int], Path | None], reporter: Reporter):
@@ -34,9 +35,9 @@ class Log:
         self._boards: dict[tuple[str, int], EventsWriter] = {}
 
     def start_from(self, step: int) -> None:
-        """Open the files, to go on behind a step.
+        """Open the files to continue after a step.
 
-        Records of the group behind it are of steps that are done again, and are left out; so are those of the test split.
+        Drops the group's records of later steps, which will be repeated, and those of the test split.
         """
         known = read_records(self._metrics)
         others = [r for r in known if (r.arm, r.seed) not in self._runs]
@@ -56,7 +57,7 @@ class Log:
                 board.flush()
 
     def has(self, split: str, step: int) -> bool:
-        """Whether a split was evaluated after a step before the files were opened; every process knows."""
+        """Return whether there is a record of a split at a step; the answer is the same in every process."""
         return any(record.split == split and record.step == step for record in self.records)
 
     def write(self, record: Record) -> None:
@@ -77,8 +78,8 @@ class Log:
         self.reporter.record(record)
 
     def close(self) -> None:
-        """Let go of the files."""
-        # What could not be written has been said.
+        """Close the files."""
+        # Failed writes have already raised an error.
         for file in (self._file, *self._boards.values()):
             if file is not None:
                 with contextlib.suppress(OSError):

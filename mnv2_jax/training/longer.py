@@ -1,8 +1,8 @@
-"""A finished run, trained longer: the same command with more epochs or images resumes it at its end.
+"""Train a finished run longer: the same command with more epochs or images resumes it from its last step.
 
-It keeps its weights, the optimizer's state and the position in the data, and from there follows the schedule of its new
-length. Resumed from a checkpoint at the old end or behind it, such a run is the one that was never stopped; older
-checkpoints, whose steps had another schedule, are no longer used.
+It keeps its weights, optimizer state and data position, and from there follows the schedule of its new length.
+If it is stopped, it resumes exactly from checkpoints at the old last step or later. Older checkpoints, whose steps
+followed another schedule, are no longer used.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from mnv2_jax.training.config import Recipe, Run
 from mnv2_jax.training.optimizer import create_schedule
 
 LENGTH = ("epochs", "images")
-"""Settings that may be raised once a run is finished."""
+"""Settings that may be increased once a run has finished."""
 SHORTER = "shorter_runs"
-"""What config.json and summary.json call the finished runs that a run continues."""
+"""Key in config.json and summary.json of the finished runs that a run continues."""
 
 
 def read_summary(folder: Path, metric: Metric) -> dict[str, Any]:
-    """The summary of a finished run.
+    """Read the summary of a finished run.
 
     Raises:
         UserError: if it is damaged.
@@ -35,7 +35,7 @@ def read_summary(folder: Path, metric: Metric) -> dict[str, Any]:
 
 
 def earlier_runs(folder: Path) -> list[dict[str, Any]]:
-    """The finished, shorter runs that the run in a folder continues, the first one first.
+    """Return the finished, shorter runs that the run in a folder continues, oldest first.
 
     Raises:
         UserError: if its config.json is damaged.
@@ -49,10 +49,10 @@ def earlier_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def finished_shorter(run: Run, folder: Path, train_images: int) -> dict[str, Any] | None:
-    """What came out of the finished run in a folder that this run continues; None where it continues none.
+    """Return the results of the finished run in a folder if this run continues it, otherwise None.
 
     Raises:
-        UserError: if the finished run has no checkpoint of its end.
+        UserError: if the finished run has no checkpoint of its last step.
     """
     if not ((folder / CONFIG).is_file() and (folder / SUMMARY).is_file()):
         return None
@@ -73,7 +73,7 @@ def finished_shorter(run: Run, folder: Path, train_images: int) -> dict[str, Any
 
 
 def describe_longer(training: Recipe, shorter: Mapping[str, Any], train_images: int) -> str:
-    """What to say when a finished run is trained longer."""
+    """Return the message shown when a finished run is trained longer."""
     before, steps = shorter["steps"], training.steps(train_images)
     finished = dataclasses.replace(training, **{name: shorter[name] for name in LENGTH})
     last = float(create_schedule(finished, train_images)(before - 1))

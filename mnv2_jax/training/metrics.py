@@ -1,4 +1,4 @@
-"""Metrics as records: one JSON object a line, written as they come, read back to continue."""
+"""Metrics as JSON lines, one record per line: appended during training, read back on resume."""
 
 import dataclasses
 import json
@@ -11,16 +11,16 @@ from mnv2_jax.results import ANEW, misfit, parse_json, read_text, write_atomical
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What one run measured at one step.
+    """The metrics of one run at one step.
 
     Attributes:
         arm, seed: the run.
-        step: steps done.
-        split: "train" (mean over the steps since the last record), "validation" or "test" (all of it).
-        wall_seconds: since the run began, evaluation included, compilation not.
-        metrics: by name, those of the task; "loss" is one of them.
-        images: how many images they are means over.
-        images_per_second: in training, since the last record; None for evaluations.
+        step: number of steps done.
+        split: "train" (mean over the steps since the last record), "validation" or "test" (the whole split).
+        wall_seconds: since the run began, with evaluation, without compilation.
+        metrics: the task's metrics by name, including "loss".
+        images: number of images the metrics are computed over.
+        images_per_second: training speed since the last record; None for evaluations.
     """
 
     arm: str
@@ -35,20 +35,20 @@ class Record:
 
 FIELDS = {field.name for field in dataclasses.fields(Record)} - {"metrics"}
 SHAPE = {"arm": str, "seed": int, "step": int, "split": str, "wall_seconds": float, "images": int}
-"""What a line has to hold besides its metrics."""
+"""Fields that a line must have besides its metrics."""
 
 
 def to_line(record: Record) -> str:
-    """The record as a line of JSON, its metrics among its fields."""
+    """Return the record as a line of JSON, with its metrics among its fields."""
     fields = dataclasses.asdict(record)
     return json.dumps({**fields.pop("metrics"), **fields}) + "\n"
 
 
 def from_line(line: str) -> Record:
-    """The record that `to_line` wrote.
+    """Parse a record written by `to_line`.
 
     Raises:
-        ValueError: says what of it is no record.
+        ValueError: if the line is not a record; says why.
     """
     content = parse_json(line, SHAPE)
     speed = content.get("images_per_second")
@@ -60,19 +60,19 @@ def from_line(line: str) -> Record:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write a whole file of records."""
+    """Write a file of records, replacing an existing one."""
     write_atomically(path, "".join(map(to_line, records)))
 
 
 def read_records(path: Path, metric: str = "loss") -> list[Record]:
-    """All records of a file; none if there is no file. A last line cut short by an interruption is left out.
+    """Read all records of a file, or none if it does not exist. An incomplete last line is ignored.
 
     Args:
         path: the file.
-        metric: what each of them has to have.
+        metric: name of a metric that every record must have.
 
     Raises:
-        UserError: if another line is no record.
+        UserError: if any other line is not a record.
     """
     if not path.exists():
         return []

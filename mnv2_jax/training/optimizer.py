@@ -9,9 +9,9 @@ from mnv2_jax.training.config import Recipe
 
 
 def decays(params) -> dict:
-    """True for each parameter that weight decay acts on: kernels, but for those of depthwise convolutions.
+    """Return the weight-decay mask: True for all kernels except those of depthwise convolutions.
 
-    Slim's rule: a depthwise filter has too few weights to need it, and batch norm's are not weights.
+    This is Slim's rule: depthwise filters have too few weights to need it, and batch-norm parameters are not weights.
     """
 
     def decays_at(path, _) -> bool:
@@ -22,7 +22,7 @@ def decays(params) -> dict:
 
 
 def create_schedule(recipe: Recipe, train_images: int) -> optax.Schedule:
-    """The learning rate of each step of a run on so many images."""
+    """Return the learning-rate schedule of a run on this number of training images."""
     steps, peak = recipe.steps(train_images), recipe.peak_learning_rate()
     warmup_steps = round(recipe.warmup * steps)
     if recipe.schedule == "cosine":
@@ -33,7 +33,7 @@ def create_schedule(recipe: Recipe, train_images: int) -> optax.Schedule:
     decay = optax.exponential_decay(peak, recipe.steps_per_epoch(train_images), recipe.epoch_decay, staircase=True)
     if not warmup_steps:
         return decay
-    # The decay counts from the first step, so that its steps fall on the ends of epochs.
+    # The decay counts steps from the start of the run, so that the rate drops at the ends of epochs.
     late = lambda step: decay(step + warmup_steps)  # noqa: E731
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), late], [warmup_steps])
 
@@ -41,11 +41,11 @@ def create_schedule(recipe: Recipe, train_images: int) -> optax.Schedule:
 def create_optimizer(
     recipe: Recipe, train_images: int, task_layers: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-    """The optimizer of a run on so many images; `task_layers` are those that are not the backbone's.
+    """Create the optimizer of a run on this number of training images; `task_layers` are not part of the backbone.
 
-    RMSProp is TensorFlow 1's, which the paper used: its mean square starts at 1, epsilon is added inside the
-    root, and the momentum is of updates that the learning rate has scaled. AdamW's weight decay is decoupled from its
-    gradients (Loshchilov and Hutter, arXiv:1711.05101), the others' is an L2 penalty.
+    RMSProp is that of TensorFlow 1, which the paper used: the mean square starts at 1, epsilon is added inside the
+    square root, and momentum accumulates updates already scaled by the learning rate. AdamW's weight decay is
+    decoupled (Loshchilov and Hutter, arXiv:1711.05101); for the other optimizers it is an L2 penalty.
     """
     schedule = create_schedule(recipe, train_images)
     mask = decays if recipe.weight_decay_on == "kernels" else None
@@ -65,7 +65,7 @@ def create_optimizer(
         )
         chain = [penalty, rmsprop]
     if recipe.backbone_learning_rate != 1:
-        # Every optimizer's updates are proportional to the learning rate of the whole run.
+        # With every optimizer here, a constant factor on the updates is a factor on the learning rate.
         def is_backbone(params):
             return {name: name not in task_layers for name in params}
 

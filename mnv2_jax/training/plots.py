@@ -1,4 +1,4 @@
-"""The figure of one run: what was trained, and how it learnt."""
+"""Figure of one run: its settings and learning curves."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,23 +18,23 @@ from mnv2_jax.results import save_figure
 from mnv2_jax.tasks.task import Metric
 from mnv2_jax.training.metrics import Record
 
-# Of Okabe and Ito's palette; lines and markers tell the splits apart in grey.
+# Okabe and Ito's palette; line styles and markers distinguish the splits in grey.
 TRAINING: dict[str, Any] = {"color": "#0072B2", "linestyle": "-"}
 VALIDATION: dict[str, Any] = {"color": "#D55E00", "linestyle": "--", "marker": "o", "markersize": 4}
 BEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "none", "marker": "o", "markersize": 11, "fillstyle": "none"}
 TEST: dict[str, Any] = {"color": "black", "linestyle": "none", "marker": "*", "markersize": 13}
 
 WINDOWS = 50
-"""Of a run, at most: a point of the curve of training is a mean over one of them."""
+"""Maximum number of windows per run; each point of the training curve is a mean over one window."""
 
 OPTIMIZERS = {"sgd": "SGD", "rmsprop": "RMSProp", "adamw": "AdamW"}
 
 
 def windows(records: Sequence[Record], name: str, steps: int) -> tuple[list[float], list[float]]:
-    """(middles in steps, means of a metric) of the records of training in each window of a run of so many steps.
+    """Return (centres in steps, means of a metric) of the training records in each window of a run of `steps` steps.
 
-    Where a run pauses to be evaluated a record ends early, and a mean over a few steps is mostly noise. In a window each
-    image counts once.
+    Records end early where the run pauses for evaluation, and a mean over a few steps is mostly noise. Within a window
+    every image has the same weight.
     """
     middles, means, first = [], [], 0
     for _, grouped in itertools.groupby(records, lambda record: (record.step - 1) * WINDOWS // steps):
@@ -47,7 +47,7 @@ def windows(records: Sequence[Record], name: str, steps: int) -> tuple[list[floa
 
 
 def draw_run(records: Sequence[Record], summary: Mapping[str, Any], metric: Metric) -> Figure:
-    """Loss and the task's metric by step: of the training batches, the validation split, and at the end of the test split."""
+    """Plot loss and the task's metric by step: training batches, validation split and, at the end, test split."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     shown = (("loss", "loss (nats an image)", "{:.3f}".format), (metric.name, metric.title, metric.format))
     for axes, (name, label, text) in zip(panels, shown, strict=True):
@@ -79,7 +79,7 @@ def draw_run(records: Sequence[Record], summary: Mapping[str, Any], metric: Metr
 
 
 def describe_training(summary: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a run trained, on what, and how, in three lines, from its summary; of any version's."""
+    """Describe what a run trained, on what data and how, in three lines. Takes summaries of any version."""
     settings = summary["settings"]
     entry = CATALOG.get(settings["dataset"])
     name, width = settings.get("name") or "mobilenet_v2", settings.get("width_multiplier")
@@ -112,5 +112,5 @@ def describe_training(summary: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def save_run(records: Sequence[Record], summary: Mapping[str, Any], folder: Path, metric: Metric) -> None:
-    """Write figure.png of a run; the same records give the same bytes."""
+    """Write figure.png of a run; equal records give equal bytes."""
     save_figure(draw_run(records, summary, metric), folder, ["png"])

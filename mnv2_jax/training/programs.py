@@ -1,4 +1,4 @@
-"""What a group of runs computes, as compiled programs: their first states, a step, and a batch of evaluation."""
+"""The compiled programs of a group of runs: initialisation, training step, and evaluation of a batch."""
 
 import dataclasses
 import time
@@ -17,17 +17,17 @@ from mnv2_jax.training.evaluation import describe_evaluation, evaluation_shapes,
 from mnv2_jax.training.step import Learner, TrainState, device_index, init_state, train_step
 
 FINITE = "finite_steps"
-"""Beside the task's sums: how many steps had a finite loss. The first that had none spoils all behind it."""
+"""Key beside the task's sums: number of steps with a finite loss. Once the loss is not finite, it stays so."""
 
 
 class Member(NamedTuple):
-    """One run of a group: what its records are called, and in what it differs from the others.
+    """One run of a group: its name in records, and how it differs from the others.
 
     Attributes:
         arm, seed: the run's name in records.
-        rate: factor of the learning rate, where the learner has them.
-        choice: number of its activation among the learner's.
-        started: whether it starts from the group's trained weights, where there are any.
+        rate: learning-rate factor; has an effect if the learner is `rated`.
+        choice: index of its activation in the learner's `activations`.
+        started: whether it starts from the group's trained weights, if there are any.
     """
 
     arm: str
@@ -40,12 +40,12 @@ class Member(NamedTuple):
 def describe_programs(
     learner: Learner, dataset: Dataset, recipe: Recipe, devices: Devices, evaluation_images: int | None = None
 ) -> dict[str, Program]:
-    """All that runs of a network need: "init", "train" and "evaluate".
+    """Return all programs that runs of a network need: "init", "train" and "evaluate".
 
-    `evaluation_images` are those of a batch of evaluation, `evaluation_size(devices)` if not given.
+    `evaluation_images` is the size of an evaluation batch; None takes `evaluation_size(devices)`.
 
     Raises:
-        UserError: if the batch does not divide by the devices.
+        UserError: if the batch does not divide evenly among the devices.
     """
     data = dataset.train_data(recipe.batch_size, recipe.accumulation)
     value_spec = REPLICATED if data.shared else DATA
@@ -59,7 +59,7 @@ def describe_programs(
         batch = data.batch(value, state.seed, state.step, index)
         state, sums = train_step(state, batch, learner)
         sums[FINITE] = jnp.isfinite(sums["loss"]).astype(jnp.float32)
-        # The last is returned so that the host can block on it: state and totals are donated to the next step.
+        # The last output is there for the host to block on: state and totals are donated to the next step.
         return state, jax.tree.map(jnp.add, totals, sums), sums["examples"]
 
     runs, shape = devices.runs, jax.ShapeDtypeStruct
@@ -78,7 +78,7 @@ def describe_programs(
     batch = devices.shapes(evaluation_shapes(dataset, evaluation_images or evaluation_size(devices)), DATA)
     return {
         "init": Program(init, [SEED], [of_all_runs(run)], once=True),
-        # State and totals are donated: their memory becomes the next ones'.
+        # State and totals are donated: the new ones reuse their memory.
         "train": Program(train, [SEED, SEED, value_spec], [state, totals, value], [0, 1]),
         "evaluate": describe_evaluation(learner, state, batch, devices),
     }
@@ -98,7 +98,7 @@ class Programs:
     compile_seconds: float
 
     def start(self, members: Sequence[Member]) -> TrainState:
-        """The states before the first step, initialised by their seeds."""
+        """Return the states before the first step, initialised from the members' seeds."""
         runs = {"seed": np.asarray([member.seed for member in members], np.int32)}
         if self.learner.activations:
             runs["choice"] = np.asarray([member.choice for member in members], np.int32)
@@ -107,18 +107,18 @@ class Programs:
         return self.init(self.devices.put(runs, SEED))
 
     def no_totals(self) -> Any:
-        """Totals to add to, each of which can be used once."""
+        """Return new zero totals; they are donated, so each can be used once."""
         finite = {FINITE: np.zeros(self.devices.runs, np.float32)}
         return self.devices.put({**stacked_zeros(self.learner.task, self.devices), **finite}, SEED)
 
 
 def trace_programs(learner: Learner, dataset: Dataset, recipe: Recipe, devices: Devices) -> Callable[[], Programs]:
-    """Trace all that runs of a network need, and begin to compile it; what this returns waits for that.
+    """Trace all programs of a network and start compiling them; the returned function waits for the result.
 
-    XLA lets go of the interpreter while it compiles, on one core: meanwhile another can trace the next program.
+    XLA compiles on one core and releases the interpreter lock, so that another core can trace the next program.
 
     Raises:
-        UserError: if the batch does not divide by the devices.
+        UserError: if the batch does not divide evenly among the devices.
     """
     began = time.perf_counter()
     described = describe_programs(learner, dataset, recipe, devices)

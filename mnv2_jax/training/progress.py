@@ -1,4 +1,4 @@
-"""What a person sees while runs train: a bar in a terminal, plain lines in a file."""
+"""Progress output during training: a bar in a terminal, otherwise plain lines."""
 
 import contextlib
 import threading
@@ -15,18 +15,18 @@ from mnv2_jax.training.metrics import Record
 from mnv2_jax.wording import counted
 
 TELL_SECONDS = 30.0
-"""Between two lines about work that takes long, where there is no terminal."""
+"""Seconds between two lines about long work, if the output is not a terminal."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def create_console(quiet: bool = False, stderr: bool = False) -> Console:
-    """Standard output, or the standard error; what is no terminal is wide enough for a table in one piece."""
+    """Return a console on standard output or standard error; if not a terminal, it is wide enough for tables."""
     console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
     if not console.is_terminal:
         console.width = 120
@@ -34,7 +34,7 @@ def create_console(quiet: bool = False, stderr: bool = False) -> Console:
 
 
 def create_bar(console: Console) -> Progress:
-    """A bar with a description before it and a "status" behind it."""
+    """Return a progress bar with a description before it and a "status" field after it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -47,7 +47,7 @@ def create_bar(console: Console) -> Progress:
 
 @contextlib.contextmanager
 def timed(console: Console, text: str) -> Iterator[None]:
-    """Show what is being done and for how long: in a terminal as time passes, else by a line every 30 s."""
+    """Show what is being done and for how long: as a running clock in a terminal, otherwise by a line every 30 s."""
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:
@@ -71,13 +71,13 @@ def timed(console: Console, text: str) -> Iterator[None]:
 
 
 class Reporter:
-    """Shows step, loss, images a second and the time left of a run, or of a study's runs one group after the other.
+    """Shows step, loss, images per second and time left, for one run or for the groups of a study in turn.
 
-    A console that is no terminal gets no bar but lines: one for every record of a single run, and of a study's runs
-    one for every evaluation, each with the run's own loss.
+    A console that is not a terminal gets lines instead of a bar: one per record for a single run, and one per
+    evaluation, with the run's own training loss, for each run of a study.
 
     Args:
-        console: where to; by default standard output.
+        console: where to print; standard output by default.
     """
 
     def __init__(self, console: Console | None = None):
@@ -90,10 +90,7 @@ class Reporter:
         self.console.print(line, markup=False)
 
     def expect(self, steps: int, metric: Metric, several: bool = False) -> None:
-        """What is to be done: so many steps, of one run or of all groups of a study's runs.
-
-        `metric` is the task's, which decides.
-        """
+        """Set the total number of steps, of one run or of all groups of a study, and the task's main metric."""
         self._total, self._metric, self._several = steps, metric, several
         self._before, self._skipped, self._stepping = 0, 0, 0.0
         self._losses: dict[tuple[str, int], float] = {}
@@ -103,25 +100,25 @@ class Reporter:
             self._task = self._bar.add_task("training", total=self._total, status="")
 
     def describe(self, text: str) -> None:
-        """What is done just now, in front of the bar, or as a line."""
+        """Show the current activity, in front of the bar or as a line."""
         if self._bar is not None:
             self._bar.update(self._task, description=text, status="")
         else:
             self.say(text)
 
     def stop(self) -> None:
-        """End, also after an error."""
+        """Remove the bar; also called after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def begin(self, label: str, steps: int, done: int) -> None:
-        """A group of runs begins, `done` of its `steps` being done."""
+        """Begin a group of runs that has already done `done` of its `steps`."""
         self._label, self._steps, self._began = label, steps, time.perf_counter()
         self._skipped += done
 
     def end(self) -> None:
-        """The group has done its steps."""
+        """End the group after its last step."""
         self._before += self._steps
         self._stepping += time.perf_counter() - self._began
 
@@ -132,7 +129,7 @@ class Reporter:
         return f"{duration(per_step * (self._total - done))} left"
 
     def interval(self, step: int, loss: float, examples_per_second: float) -> None:
-        """The group has logged an interval that ends with `step`; `loss` is the mean of its runs."""
+        """Show a logged interval of the group that ends at `step`; `loss` is the mean over its runs."""
         if self._bar is not None:
             speed = examples_per_second / jax.device_count()
             status = f"loss {loss:.3f}  {speed:.1f} images/s a device  {self._left(step)}"
@@ -140,7 +137,7 @@ class Reporter:
             self._bar.update(self._task, completed=self._before + step, description=description, status=status)
 
     def record(self, record: Record) -> None:
-        """A record was written."""
+        """Show a record that was logged."""
         who = f"{record.arm} seed {record.seed}" if self._several else ""
         values, metric = record.metrics, self._metric
         if record.split == "train":

@@ -1,9 +1,10 @@
-"""One run and its folder: a group of one, trained and summarised.
+"""Train one run (a group of one) and write its folder.
 
-A run's folder holds `config.json` (what is asked for), `metrics.jsonl` and `tensorboard/` (what was logged),
-`checkpoints/STEP` (where to continue), `best_network/` (what was best on the validation split so far), and at the end
-`summary.json`, `figure.png` and `network/`, which `load_weights` reads as it does `best_network/`. The same run started
-again continues from its newest checkpoint, to the same bits; with more epochs or images a finished run is trained longer.
+The folder holds `config.json` (settings), `metrics.jsonl` and `tensorboard/` (logs), `checkpoints/STEP` and
+`best_network/` (the best so far on the validation split). A finished run adds `summary.json`, `figure.png` and
+`network/`; `load_weights` reads both networks. The same command resumes a run from its newest checkpoint, with
+bitwise equal results (on a GPU only with deterministic ops). With more epochs or images it trains a finished run
+longer.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ TENSORBOARD, TRACE = "tensorboard", "trace"
 DATA_FILES = "data_files"
 CONTENTS = (CHECKPOINTS, NETWORK, BEST, METRICS, SUMMARY, TENSORBOARD, TRACE, *FIGURES)
 FEW_STEPS = 100
-"""With fewer, a run that has not learnt much is called a smoke test."""
+"""A run with fewer steps is called a smoke test if it has not learnt much."""
 
 
 def train_run(
@@ -63,11 +64,11 @@ def train_run(
     command: str = "",
     environment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train what is missing of a run and write its files; returns its summary.
+    """Train a run, or resume it, and write its files. Returns its summary.
 
     Raises:
-        UserError: for bad input, before anything is written; for a loss that is no number; for a full disk.
-        Preempted: after SIGTERM, when the run is saved.
+        UserError: for bad input, before anything is written; for a loss that is not finite; for a full disk.
+        Preempted: after SIGTERM, once the run is saved.
     """
     with said_in_one_line(folder), watch_for_preemption() as should_stop, contextlib.ExitStack() as held:
         run, dataset, start = prepare(run, execution, reporter)
@@ -91,7 +92,7 @@ def train_run(
         devices.check_divides(run.training.batch_size, run.training.accumulation, run.training.mixup)
         for line in (*check_batch_norm(run, dataset, devices.per_run), *run.training.remarks()):
             reporter.say(line)
-        # Where one's own images lie is for `evaluate`; that they are the same, their digest says.
+        # The path of the user's images is for `evaluate`; a digest in the settings shows whether they changed.
         notes: dict[str, Any] = {}
         if run.dataset == FOLDER and run.data_files:
             notes[DATA_FILES] = str(run.data_files.resolve())
@@ -113,7 +114,7 @@ def train_run(
 def train_to_the_end(
     run, execution, folder, programs: Programs, dataset, reporter, should_stop, start, made: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Do the steps that are missing, and write what comes out; returns the summary, with what is `made` of in it."""
+    """Do the remaining steps and write the results. Returns the summary, which includes `made`."""
     best = Best(folder / BEST, network_of(run, dataset))
     trainer = create_trainer(run, execution, folder, programs, dataset, reporter, should_stop, best, start)
     metric = programs.learner.task.metric
@@ -145,7 +146,7 @@ def train_to_the_end(
 
 
 def summarize(run: Run, trainer: Trainer, state: TrainState, test: Mapping[str, float], best: Best) -> dict[str, Any]:
-    """What came out of a run, for its summary."""
+    """Return the results of a run for its summary."""
     return {
         "dataset": run.dataset,
         "steps": trainer.steps,
@@ -160,7 +161,7 @@ def summarize(run: Run, trainer: Trainer, state: TrainState, test: Mapping[str, 
 
 
 def too_short(steps: int, metric: Metric, value: float, classes: int) -> str | None:
-    """What to say of a run that ended near chance, or after few steps far from its goal; None of others."""
+    """Return a remark on a run that ended near chance, or far from perfect after few steps; otherwise None."""
     chance = metric.chance(classes) if metric.chance else None
     if chance is None or not metric.higher_is_better:
         return None
@@ -174,7 +175,7 @@ def too_short(steps: int, metric: Metric, value: float, classes: int) -> str | N
 
 
 def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Dataset, Start | None]:
-    """(the run as it is trained, its data, what it starts from)."""
+    """Return the run with all settings resolved, its data, and the trained weights it starts from, if any."""
     given: Network | None = None
     if run.weights is not None:
         given, _, said = open_trained(run.weights)
@@ -194,12 +195,12 @@ def prepare(run: Run, execution: Execution, reporter: Reporter) -> tuple[Run, Da
 
 
 def create_trainer(run, execution, folder, programs: Programs, dataset, reporter, should_stop, best, start) -> Trainer:
-    """The trainer of a group of one, which keeps its files in the run's folder."""
+    """Create the trainer of a group of one run, with its files in the run's folder."""
     member = Member(name_of(run), run.seed)
-    # What led to an earlier checkpoint had another schedule: the run would not be the same that was stopped.
+    # Earlier checkpoints followed another schedule: resuming from one would not reproduce the stopped run.
     oldest = max((earlier["steps"] for earlier in earlier_runs(folder)), default=0)
     steps = run.training.steps(dataset.train_images)
-    # All of them at once: asking the schedule while the devices work would wait for them.
+    # All at once, before training: evaluating the schedule later would block on the devices.
     rates = np.broadcast_to(np.asarray(create_schedule(run.training, dataset.train_images)(np.arange(steps))), (steps,))
     return Trainer(
         programs,
@@ -219,12 +220,12 @@ def create_trainer(run, execution, folder, programs: Programs, dataset, reporter
 
 
 def name_of(run: Run) -> str:
-    """What the run's records are called."""
+    """Return the arm name in the run's records."""
     return run.model.get("name") or "mobilenet_v2"
 
 
 def finish(run: Run, folder: Path, dataset: Dataset, state: TrainState, found: Mapping[str, Any]) -> None:
-    """Write network, figure, and last the summary, by which a run is known to be finished."""
+    """Write the network, the figure and finally the summary, which marks the run as finished."""
     network = network_of(run, dataset).replace(variables=variables_of(state))
     if jax.process_index() == 0:
         save_network(folder / NETWORK, network)
@@ -235,7 +236,7 @@ def finish(run: Run, folder: Path, dataset: Dataset, state: TrainState, found: M
 
 @contextlib.contextmanager
 def said_in_one_line(folder: Path) -> Iterator[None]:
-    """Whatever cannot be written of a run, the user can mend, and continue."""
+    """Turn an OSError into a one-line UserError: the user can fix the cause and resume."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""One step of training and of evaluation, written once, for one run on one device.
+"""One step of training and of evaluation, written for one run on one device.
 
-The devices of a run lie along the axis "data" of a mesh, or of `pmap`: each has its share of the batch and the
-whole state, and one sum over the axis makes the update the same everywhere. The step does not know what the task is.
+The devices of a run form the axis "data" of a mesh, or of `pmap`. Each holds its slice of the batch and the whole
+state; one sum over the axis makes the update the same on all of them. The step is independent of the task.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ DATA_AXIS = "data"
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a run is, between two steps. What is random in a step follows from `seed` and `step`.
+    """The complete state of a run between two steps. All randomness of a step follows from `seed` and `step`.
 
-    JAX also fills such a container with shapes and shardings instead of arrays, hence the wide types.
+    JAX also fills this container with shapes and shardings instead of arrays, hence the wide types.
     """
 
     step: PyTree  # Int[Array, ""]
     seed: PyTree  # Int[Array, ""]
     params: PyTree
     batch_stats: PyTree
-    opt_state: PyTree  # of the parameters that are trained
-    ema: PyTree  # moving average of the parameters that are trained, or None
-    choice: PyTree = None  # Int[Array, ""], where runs that share a program differ in an activation
-    rate: PyTree = None  # Float[Array, ""], factor of the learning rate, where runs that share a program differ in it
+    opt_state: PyTree  # of the trained parameters
+    ema: PyTree  # moving average of the trained parameters, or None
+    choice: PyTree = None  # Int[Array, ""], if runs that share a program differ in an activation
+    rate: PyTree = None  # Float[Array, ""], learning-rate factor, if runs that share a program differ in it
 
     def variables(self, averaged: bool = False) -> dict[str, PyTree]:
-        """What the network is applied with, of the moving average if there is one and it is wanted."""
+        """Return the network's variables; `averaged` takes the moving average of the parameters if there is one."""
         averages = self.ema if averaged and self.ema is not None else {}
         return {"params": {**self.params, **averages}, "batch_stats": self.batch_stats}
 
@@ -48,17 +48,17 @@ class Learner:
     """What a step needs besides state and batch.
 
     Attributes:
-        model: the network; its `batch_norm_axis` decides over which images training takes statistics, and with
-            `frozen_batch_norm` it takes none.
+        model: the network. With a `batch_norm_axis`, training takes batch statistics over the devices along it; with
+            `frozen_batch_norm` it uses the running statistics.
         task: loss and metrics.
-        optimizer: from gradients to updates.
-        accumulation: microbatches in which a device takes its images, one after the other.
-        ema_decay: share that the moving average keeps; 0 for no average.
-        mixup: parameter of the beta distribution of the shares of mixed images; 0 for none.
-        activations: what may follow the bottlenecks; each run has one by its number, `TrainState.choice`. So one
-            program serves networks that differ in that alone. Empty where the model has its own.
-        rated: whether each run has a factor of its own for the learning rate.
-        trained_layers: top-level names of the parameters that are trained, the others stay as they are; None for all.
+        optimizer: turns gradients into updates.
+        accumulation: number of microbatches that a device processes per step, in turn.
+        ema_decay: decay of the moving average of the parameters; 0 for no average.
+        mixup: alpha of the Beta(alpha, alpha) that mixing fractions are drawn from; 0 for no mixup.
+        activations: candidates for the bottleneck activation; `TrainState.choice` is the index of a run's own. One
+            program then serves networks that differ only in it. Empty to use the model's own.
+        rated: whether each run has its own learning-rate factor.
+        trained_layers: top-level names of the parameters to train, the others stay fixed; None trains all.
     """
 
     model: nn.Module
@@ -72,13 +72,13 @@ class Learner:
     trained_layers: tuple[str, ...] | None = None
 
     def network(self, state: TrainState) -> nn.Module:
-        """The network of a run."""
+        """Return the network of a run."""
         if not self.activations:
             return self.model
         return self.model.clone(bottleneck_activation=switch_activation(self.activations, state.choice))
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
-        """The parameters that are trained, and the others."""
+        """Split the parameters into those that are trained and the others."""
         if self.trained_layers is None:
             return params, {}
         trained = {name: layer for name, layer in params.items() if name in self.trained_layers}
@@ -86,7 +86,7 @@ class Learner:
 
     @property
     def frozen_statistics(self) -> bool:
-        """Whether the running statistics of batch norm stay as they are."""
+        """Whether the running statistics of batch norm stay fixed."""
         return getattr(self.model, "frozen_batch_norm", False)
 
 
@@ -97,7 +97,7 @@ def init_state(
     choice: Int[Array, ""] | None = None,
     rate: Float[Array, ""] | None = None,
 ) -> TrainState:
-    """The state before the first step. The seed alone decides, so that it pairs two networks."""
+    """Return the state before the first step. It depends only on the seed, so runs can be paired by their seeds."""
     init_key, _ = jax.random.split(jax.random.key(seed))
     variables = learner.model.lazy_init(init_key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     params = variables["params"]
@@ -115,10 +115,10 @@ def init_state(
 
 
 def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[TrainState, Sums]:
-    """One update; the metrics are those of the batch before it, over all devices.
+    """Do one update. Returns the new state, and the batch's sums over all devices, computed before the update.
 
-    Inside `DATA_AXIS`: `batch` is this device's share. Microbatches are treated like extra devices: gradients are
-    summed, running statistics averaged.
+    Runs inside `DATA_AXIS`; `batch` is this device's slice. Microbatches are treated like extra devices: gradients
+    are summed, running statistics averaged.
     """
     init_key, _ = jax.random.split(jax.random.key(state.seed))
     dropout_key, mixup_key = (jax.random.fold_in(jax.random.fold_in(init_key, use), state.step) for use in (1, 2))
@@ -152,7 +152,7 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
         totals, _ = lax.scan(
             lambda sums, one: (jax.tree.map(jnp.add, sums, of_microbatch(one)), None), zeros, microbatches
         )
-    # All in one, so that devices wait for each other once a step.
+    # One psum for everything, so that devices synchronise once per step.
     gradients, sums, batch_stats = lax.psum(totals, DATA_AXIS)
     gradients = jax.tree.map(lambda leaf: leaf / sums[learner.task.normalizer], gradients)
     if learner.frozen_statistics:
@@ -163,12 +163,12 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
 
     updates, opt_state = learner.optimizer.update(gradients, state.opt_state, trained)
     if state.rate is not None:
-        # Every optimizer's updates are proportional to the learning rate of the whole run.
+        # With every optimizer here, a constant factor on the updates is a factor on the learning rate.
         updates = jax.tree.map(lambda leaf: state.rate * leaf, updates)
     trained = optax.apply_updates(trained, updates)
     ema = state.ema
     if learner.ema_decay:
-        # As TensorFlow averages when it knows the step: the first ones count for more.
+        # As TensorFlow averages when given the step: a smaller decay at the start of training.
         decay = jnp.minimum(learner.ema_decay, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(trained, ema, 1 - decay)
     params = {**trained, **frozen}
@@ -177,17 +177,17 @@ def train_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Train
 
 
 def mix_pairs(key: Key[Array, ""], batch: Batch, alpha: float) -> list[Batch]:
-    """Mixup: each image mixed with its neighbour, the one whose index differs in the last bit.
+    """Mixup: mix each image with its neighbour, the one whose index differs in the last bit.
 
-    The images of a pair keep a share s of themselves and get 1 - s of the other, with s drawn from Beta(alpha, alpha) for
-    the pair's index alone. So the devices and microbatches change nothing, if each has whole pairs.
+    Each image of a pair keeps a fraction s of itself and gets 1 - s of the other. s is drawn from Beta(alpha, alpha) by
+    the pair's index alone, so devices and microbatches make no difference as long as each holds whole pairs.
 
     Returns:
-        The mixed images twice: with their own targets, weighted by s, and with the other's, weighted by 1 - s. The sums of
-        both are those of mixed labels for every loss that is linear in them, as cross entropy is, and the accuracy is
-        the one that the method's authors report: either label counts by its share.
+        The mixed images twice: with their own targets, weighted by s, and with the other's, weighted by 1 - s. Adding
+        the sums of both equals training on mixed labels for any loss that is linear in the labels, such as cross
+        entropy. The accuracy is the one the authors report: each label counts by its fraction.
 
-    Source: Zhang et al., arXiv:1710.09412, with a share a pair as in timm, where their code draws one a batch.
+    Source: Zhang et al., arXiv:1710.09412. One fraction per pair as in timm; the authors' code draws one per batch.
     """
 
     def swap(leaf):
@@ -203,10 +203,10 @@ def mix_pairs(key: Key[Array, ""], batch: Batch, alpha: float) -> list[Batch]:
 
 
 def device_index(batch_size: int, accumulation: int) -> Int[Array, " n"]:
-    """The indices in the global batch of this device's examples, microbatch after microbatch. Inside `DATA_AXIS`.
+    """Return the indices in the global batch of this device's examples, by microbatch. Runs inside `DATA_AXIS`.
 
-    A microbatch is a contiguous piece of the batch, and each device has a piece of every microbatch: so the
-    microbatches are the same whatever the number of devices.
+    A microbatch is a contiguous slice of the global batch, and each device holds a slice of every microbatch, so the
+    microbatches do not depend on the number of devices.
     """
     size = batch_size // accumulation
     share = size // lax.axis_size(DATA_AXIS)
@@ -215,10 +215,10 @@ def device_index(batch_size: int, accumulation: int) -> Int[Array, " n"]:
 
 
 def eval_step(state: TrainState, batch: Batch, learner: Learner) -> tuple[Sums, PyTree]:
-    """Sums of a batch over all devices, with the running statistics, and the moving average if there is one.
+    """Return a batch's sums over all devices, from running statistics and the moving average if there is one.
 
-    Where the task has an evaluator on the host, the second result is what it asks for: (predictions, targets,
-    weights) of the whole batch, on every device. Else it is None.
+    If the task has an evaluator on the host, the second result is what it needs: (predictions, targets, weights) of
+    the whole batch, on every device. Otherwise it is None.
     """
     outputs = learner.network(state).apply(state.variables(averaged=True), batch.images, train=False)
     sums = lax.psum(learner.task.sums(outputs, batch, train=False), DATA_AXIS)

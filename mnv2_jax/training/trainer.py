@@ -1,7 +1,8 @@
-"""Trains a group of runs: resumed, stepped, evaluated, logged and saved. The only loop.
+"""Train a group of runs: resume, step, evaluate, log and save. The only training loop.
 
-`train` is a group of one, a study is several groups. The runs of a group are side by side on a mesh of seeds x data;
-they share a program and differ in their seeds, and perhaps in an activation, a learning rate, or what they start from.
+`train` is a group of one run, a study is several groups. The runs of a group train side by side on a mesh of
+seed x data. They share a program and differ in their seeds, and possibly in an activation, the learning rate or the
+weights they start from.
 """
 
 import collections
@@ -28,11 +29,11 @@ from mnv2_jax.training.programs import FINITE, Member, Programs
 from mnv2_jax.training.step import TrainState
 
 STREAM_AHEAD = 3
-"""Steps that are given to the devices before the oldest is waited for, where each brings a batch of its own."""
+"""Number of dispatched steps beyond which the host waits for the oldest, if each step brings its own batch."""
 
 
 class Interval(NamedTuple):
-    """Totals of the steps behind `first`, up to `last`; still on the devices."""
+    """Totals of the steps after `first`, up to and including `last`; still on the devices."""
 
     first: int
     last: int
@@ -40,22 +41,25 @@ class Interval(NamedTuple):
 
 
 class Trainer:
-    """A group of runs, from resume to its last step.
+    """Trains a group of runs, from resuming to the last step.
 
     Args:
-        programs: of the runs' network.
+        programs: compiled for the runs' network.
         dataset: their data.
-        recipe: how they are trained.
-        members: the runs, one for each seed of the mesh; one that fills up the mesh may come twice.
-        log: where records go.
-        checkpoints: where the state is kept.
+        recipe: their training settings.
+        members: the runs, one per seed of the mesh; one may be repeated to fill the mesh.
+        log: receives the records.
+        checkpoints: of the group's state.
         execution: how often to log and to save.
-        should_stop: asked after every step whether to save and stop.
-        on_validation: called with the states, the step and each run's metrics whenever the validation split was read.
-        start: trained weights of the members that start from some.
-        save_seconds: save no more often than this; then not at the last step, after which there are results.
+        should_stop: called after every step; if it returns True, training saves and stops.
+        on_validation: called with the states, the step and each run's metrics after every evaluation on the validation
+            split.
+        start: trained weights for the members that start from them.
+        save_seconds: minimum time between two checkpoints in seconds. If set, the last step is not saved, since the
+            results are written after it.
         rates: learning rate of each step, for the log; None to leave it out.
-        notes, trace: kept with every checkpoint; folder for a profiler's trace.
+        notes: saved with every checkpoint.
+        trace: folder for a profiler trace.
     """
 
     def __init__(
@@ -95,18 +99,18 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Since the runs began, over all their resumes."""
+        """Wall time of the runs in seconds, summed over resumes."""
         return self._seconds_before + time.perf_counter() - self._began
 
     def train(self) -> TrainState:
-        """Do the steps that are missing, and return the states behind the last.
+        """Do the remaining steps and return the states after the last one.
 
-        The devices are never waited for inside of a logging interval: what an interval measured is fetched when the next
-        one has been given to the devices, or where the training pauses to evaluate or to save.
+        Metrics are fetched without stalling the devices: those of an interval once the next interval has been
+        dispatched, or when training pauses to evaluate or save.
 
         Raises:
-            Diverged: when the loss of a run is no longer a finite number.
-            Preempted: after SIGTERM, when the state is saved.
+            Diverged: if the loss of a run is no longer finite.
+            Preempted: after SIGTERM, once the state is saved.
         """
         state, done, position = self._resume()
         programs, data, devices = self.programs, self.programs.data, self.programs.devices
@@ -124,7 +128,7 @@ class Trainer:
                     on_device = devices.put(value, REPLICATED if data.shared else DATA)
                 state, totals, token = programs.train(state, totals, on_device)
                 if not data.shared:
-                    # Only as many batches at once as the devices' memory is meant to hold.
+                    # Limits how many batches are in device memory at once.
                     in_flight.append(token)
                     if len(in_flight) > STREAM_AHEAD:
                         jax.block_until_ready(in_flight.popleft())
@@ -139,7 +143,7 @@ class Trainer:
         return state
 
     def _resume(self) -> tuple[TrainState, int, Any]:
-        """(states, steps done, position of the data): of the newest checkpoint that is whole, or of a new run."""
+        """Return (states, steps done, data position) from the newest readable checkpoint, or of a new run."""
         programs, reporter = self.programs, self.log.reporter
         state = programs.start(self.members)
         if self._start is not None:
@@ -172,13 +176,13 @@ class Trainer:
         self._began = time.perf_counter()
         self.log.start_from(done)
         reporter.begin(self._label(), self.steps, done)
-        # On preemption the state was saved first: what it scores is found out now.
+        # A preempted run saves without evaluating; the resumed run evaluates.
         if done in self._evaluations and not self.log.has("validation", done):
             self._validate(state, done)
         return state, done, position
 
     def _pause(self, state: TrainState, step: int, position: Any, stop: bool) -> None:
-        """What happens between the steps: evaluate, save, stop. The next step takes over the state's memory."""
+        """Evaluate, save or stop, as due after a step; the state is donated to the next step."""
         if step == self._last_traced:
             self._tracing.close()
         if step in self._evaluations and not stop:
@@ -194,7 +198,7 @@ class Trainer:
 
     def _save(self, state: TrainState, step: int, position: Any) -> None:
         if self.programs.devices.parallel == "pmap":
-            # pmap's arrays are each process's own; a checkpoint is of all.
+            # Arrays from pmap are local to a process; checkpoints need global arrays.
             state = self.programs.devices.put_global(jax.device_get(state), SEED)
         notes = {"position": position, "seconds": self.seconds, "skipped": self.skipped(), **self._notes}
         self.checkpoints.save(state, step, notes)
@@ -205,9 +209,9 @@ class Trainer:
             self._tracing.enter_context(jax.profiler.trace(str(self._trace)))
 
     def _flush(self, keep: int) -> None:
-        """Fetch what all but the last `keep` intervals measured, and log it.
+        """Fetch and log all pending intervals except the last `keep`.
 
-        The speed of several is taken over them together: the devices may have done both while the host waited.
+        They share one speed: the devices may have finished several while the host waited.
         """
         ready, self._pending = self._pending[: len(self._pending) - keep], self._pending[len(self._pending) - keep :]
         if not ready:
@@ -228,25 +232,25 @@ class Trainer:
             self._write("train", last, metrics, speed)
 
     def evaluate(self, state: TrainState, split: str) -> list[dict[str, float]]:
-        """Metrics over all of a split, one entry a run."""
+        """Return metrics over a whole split, one entry per run."""
         devices = self.programs.devices
         batches = self.dataset.evaluation(split, evaluation_size(devices), jax.process_index(), jax.process_count())
         return evaluate(self.programs.evaluate, state, batches, self.programs.learner.task, devices)
 
     def _validate(self, state: TrainState, step: int) -> None:
         found = self.evaluate(state, "validation")
-        # Before the record, by which a resumed run knows that this was done.
+        # Before the record: a resumed run takes the record as proof that this was done.
         self._on_validation(state, step, found)
         self._write("validation", step, found)
 
     def test(self, state: TrainState) -> list[dict[str, float]]:
-        """Metrics over the test split, which is read once, logged."""
+        """Evaluate on the test split, once, and log and return the metrics."""
         found = self.evaluate(state, "test")
         self._write("test", self.steps, found)
         return found
 
     def _write(self, split: str, step: int, each: Sequence[dict[str, float]], speed: float | None = None) -> None:
-        """A record a run."""
+        """Log one record per run."""
         for member, found in dict(zip(self.members, each, strict=True)).items():
             metrics = dict(found)
             images = int(metrics.pop("examples"))
@@ -255,7 +259,7 @@ class Trainer:
             self.log.write(Record(member.arm, member.seed, step, split, round(self.seconds, 3), metrics, images, speed))
 
     def skipped(self) -> list[str]:
-        """Which images could not be read so far."""
+        """Return the images that could not be read so far."""
         return sorted(getattr(self.dataset, "skipped", ()))
 
     def _label(self) -> str:
