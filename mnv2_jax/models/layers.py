@@ -317,7 +317,7 @@ class ConvNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Set each feature to zero with probability `rate` in training, and scale up the others.
+    """Dropout: in training, set each feature to zero with probability `rate` and scale up the others.
 
     Unlike `flax.linen.Dropout`, the mask of an example depends on its index in the global batch, not on how the batch
     is spread over devices.

@@ -1,7 +1,8 @@
-"""Read the files that come with weights: Hugging Face's `config.json` and `preprocessor_config.json`, timm's `config.json`.
+"""Read the configuration files that come with weights.
 
-Each field is applied, checked against the tensors, or rejected by name. Fields that the packages' own code does not use to
-compute a network's output for an image are ignored.
+These are Hugging Face's `config.json` and `preprocessor_config.json`, and timm's `config.json`. Each field is applied,
+checked against the tensors, or rejected by name. Fields that the packages' own code does not use to compute the output
+for an image are ignored.
 """
 
 import json

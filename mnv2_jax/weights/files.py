@@ -1,7 +1,7 @@
 """Read tensors from files and write them. Files are not trusted: declared sizes are checked before tensors are read.
 
-No code in a file is run. PyTorch's format is a pickle, which is read with `weights_only`: it rejects everything but tensors
-and plain containers. Other objects that training scripts often save are replaced by stand-ins that do nothing.
+No code in a file is run. PyTorch's format is a pickle. It is read with `weights_only`, which rejects everything but
+tensors and plain containers. Other objects that training scripts often save are replaced by stand-ins that do nothing.
 """
 
 import contextlib
@@ -180,7 +180,10 @@ def _from_torch(tensor: Any) -> np.ndarray:
 
 
 def read_tensorflow(path: Path) -> dict[str, np.ndarray]:
-    """Return all floating-point tensors of a TensorFlow checkpoint by name; `path` is its prefix, .index file or folder."""
+    """Return the floating-point tensors of a TensorFlow checkpoint by name.
+
+    `path` is the prefix of the checkpoint, its .index file or its folder.
+    """
     try:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         import tensorflow as tf

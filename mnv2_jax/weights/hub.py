@@ -1,7 +1,7 @@
 """Download published weights by reference, and cache them.
 
-`hf://OWNER/NAME` is a repository on the Hugging Face hub, `torchvision://NAME` a file published by torchvision. Both are
-cached where their own packages cache them, so files that timm or torchvision has downloaded are not downloaded again.
+`hf://OWNER/NAME` is a repository on the Hugging Face hub, `torchvision://NAME` a file published by torchvision. Both
+are cached where their own packages cache them, so files that timm or torchvision has downloaded are used as they are.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ TORCHVISION_FILES = {
     "MobileNet_V2_Weights.IMAGENET1K_V2": "mobilenet_v2-7ebf99e0.pth",
     "MobileNet_V2_Weights.DEFAULT": "mobilenet_v2-7ebf99e0.pth",
 }
-"""Files of torchvision's MobileNetV2 weights by its names for them (torchvision/models/mobilenetv2.py). The digits after
-the dash are the first of the file's SHA-256."""
+"""Files of torchvision's MobileNetV2 weights by its names for them (torchvision/models/mobilenetv2.py). The digits
+after the dash are the first of the file's SHA-256."""
 
 MOST_BYTES = 256 << 20
 """Several times the size of the largest MobileNet; larger files are rejected."""
