@@ -86,7 +86,7 @@ def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[La
         return output
 
     with nn.intercept_methods(record):
-        # The key is abstract too: a real one would initialise JAX's devices, and studies set their number first.
+        # The key is abstract too: a real one would initialise JAX before studies can set the number of devices.
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
     return tuple(costs.values())
 

@@ -1,7 +1,7 @@
 """Download published weights by reference, and cache them.
 
 `hf://OWNER/NAME` is a repository on the Hugging Face hub, `torchvision://NAME` a file published by torchvision. Both
-are cached where their own packages cache them, so files that timm or torchvision has downloaded are used as they are.
+are cached where their own packages cache them, so what timm or torchvision has downloaded is not downloaded again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.weights.configs import CONFIG, PREPROCESSOR
 
 WEIGHTS = "model.safetensors"
-"""The only file downloaded from a repository besides its configuration files. A pickle is never downloaded."""
+"""The only file downloaded from a hub repository besides its configuration files; pickles never are."""
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 TORCHVISION_FILES = {
@@ -76,7 +76,7 @@ def fetch(reference: str) -> Path:
 def _fetch_repository(name: str) -> Path:
     """Return the folder of a repository's snapshot in the hub's cache; download it if needed."""
     reference = f"hf://{name}"
-    # The hub's own rules for names. They matter for a revision too, which becomes a path in its cache.
+    # The hub's own rules for names. The revision is checked too, since it becomes a path in the cache.
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+(?:/[\w.-]+)*))?", name, re.ASCII)
     if found is None or ".." in name or "--" in found.group(1):
         raise UserError(f"{reference} is no repository; expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION")

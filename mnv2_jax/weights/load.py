@@ -33,7 +33,7 @@ HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights file in a Hugging Face folder; the first that exists is used."""
 
 ENOUGH_NAMES = 0.5
-"""Fraction of a source's tensor names that a file must have to be recognised as its."""
+"""Fraction of a source's tensor names that a file must have to be recognised as coming from it."""
 
 
 def imagenet_classes() -> tuple[str, ...]:

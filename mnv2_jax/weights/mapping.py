@@ -255,7 +255,7 @@ WIDTHS = tuple(
 def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, int]:
     """Return the network that these tensors belong to, and the number of channels of its images.
 
-    The width is chosen by majority over all blocks, so that a tensor with a wrong shape does not mislead it and is
+    The width multiplier is the one that matches the most layers, so a tensor with a wrong shape does not change it and is
     reported by name later.
 
     Raises:
