@@ -255,8 +255,8 @@ WIDTHS = tuple(
 def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, int]:
     """Return the network that these tensors belong to, and the number of channels of its images.
 
-    The width multiplier is the one that matches the most layers, so a tensor with a wrong shape does not change it and is
-    reported by name later.
+    The width multiplier is the one that matches the most layers. A single tensor with a wrong shape does not change it,
+    and is reported by name later.
 
     Raises:
         UserError: if no width multiplier gives these channels.
