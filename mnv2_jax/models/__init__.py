@@ -1,1 +1,1 @@
-"""What is computed: pure flax.linen modules, without training and without data."""
+"""The networks, as pure flax.linen modules without training or data."""

@@ -1,4 +1,4 @@
-"""What the networks have in common: their settings, and the one walk from images through a table of stages to logits."""
+"""Base class of all networks: their settings, and the forward pass from images through a table of stages to logits."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ from mnv2_jax.models.names import (
 from mnv2_jax.models.strides import STRIDED_LAYERS, check_output_stride, strides_and_dilations
 
 LARGEST_STAGE = 10_000
-"""Bound of a stage's channels, repeats and stride."""
+"""Upper bound of a stage's channels, repeats and stride."""
 
 
 class Stage(NamedTuple):
-    """A row of the paper's Table 2: `repeats` blocks, the first of which has the `stride`."""
+    """A row of the paper's Table 2: `repeats` blocks. The first has the given `stride`, the others stride 1."""
 
     expansion: float  # t
     channels: int  # c, before the width multiplier
@@ -38,37 +38,38 @@ class Stage(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A network from images in the range of its preprocessing to feature maps, and to logits if it classifies.
+    """A network from preprocessed images to feature maps, and to logits if it has a classifier.
 
-    A subclass has a table of stages, and says how wide its layers are (`scaled`, `head_channels`) and what its blocks
-    are made with (`create_block`).
+    A subclass provides a table of stages, the widths of its layers (`scaled`, `head_channels`) and the arguments of its
+    blocks (`create_block`).
 
     Attributes:
-        num_classes: width of the output. With 0 there is no classifier: the output is the pooled features.
+        num_classes: width of the output. With 0 there is no classifier and the output is the pooled features.
         width_multiplier: scales the channels of every layer.
-        unit_strides: how many of the first stride-2 layers take stride 1 instead; for small images, see
-            `unit_strides_for`.
-        output_stride: 8 or 16 keep the feature maps that fine, by dilation; see `strides_and_dilations`.
-        kernel_size: side of the spatial convolution of every block, in pixels: 3 (the papers'), 5 or 7. Not the stem's.
+        unit_strides: number of stride-2 layers, counted from the input, that take stride 1 instead. For small images;
+            see `unit_strides_for`.
+        output_stride: 8 or 16 keep the feature maps at that stride by dilation; see `strides_and_dilations`.
+        kernel_size: side of the spatial convolution of every block, in pixels: 3 (as in the papers), 5 or 7. The stem
+            is always 3x3.
         activation: the non-linearity of every layer that has one; a name in `ACTIVATIONS`, or a function.
-        convention: "tensorflow", the paper's, or "pytorch": padding, epsilon and initialisers.
-        dropout_rate: share of the pooled features that training sets to zero (the paper's code and torchvision
-            train with 0.2 for V2); `apply` then needs `rngs={"dropout": key}`.
-        batch_norm_momentum: share of the running statistics that one step keeps.
-        batch_norm_epsilon: added to the variance; None is the convention's.
+        convention: padding, epsilon and initialisers: "tensorflow" (the paper's) or "pytorch".
+        dropout_rate: fraction of the pooled features that is set to zero in training (the paper's code and torchvision
+            train V2 with 0.2); `apply` then needs `rngs={"dropout": key}`.
+        batch_norm_momentum: fraction of the running statistics kept per step.
+        batch_norm_epsilon: added to the variance; None takes the convention's.
         batch_norm_axis: name of the axis of devices that share batch statistics in training; see `BatchNorm`.
-        dtype: of the convolutions and of what lies between them. Parameters, batch-norm statistics, the
-            pooled features and the logits are float32 whatever it is.
-        kernels: "tuned", written so that each platform compiles them well, or "xla", as XLA has them; the same
-            function to rounding.
-        head: whether the last 1x1 convolution and the classifier are there. Without, the network is a body for what
-            will be put on its feature maps, and its output is the last of them, pooled.
-        frozen_batch_norm: training normalises by the running statistics and leaves them as they are.
+        dtype: of the convolutions and the feature maps. Parameters, batch-norm statistics, pooled features and logits
+            are always float32.
+        kernels: "tuned" (written to compile well on each platform) or "xla" (XLA's own); the same function up to
+            rounding.
+        head: whether the network has the last 1x1 convolution and the classifier. Without them it is a backbone for
+            other heads, and its output is the last feature map, pooled.
+        frozen_batch_norm: normalise by the running statistics in training too, and do not update them.
         stages: the table between stem and head.
-        block: the class of its blocks, one of `mnv2_jax.models.blocks` or one's own.
+        block: class of the blocks: one of `mnv2_jax.models.blocks`, or your own.
 
     Raises:
-        ValueError: for a setting that no network has.
+        ValueError: for an invalid setting.
     """
 
     num_classes: int = 1000
@@ -90,7 +91,7 @@ class Backbone(nn.Module):
     block: type[Block] = Block
 
     task_layers: ClassVar[tuple[str, ...]] = ("classifier",)
-    """Top-level parameters that belong to the task; all others are the backbone."""
+    """Top-level parameters that belong to the task; all others belong to the backbone."""
 
     def __post_init__(self) -> None:
         find_activation(self.activation)
@@ -117,18 +118,18 @@ class Backbone(nn.Module):
             check_count("the stride of a stage", stage.stride, 1, LARGEST_STAGE)
         super().__post_init__()
 
-    # --- What a subclass says ----------------------------------------------------------------------------
+    # --- What a subclass defines -------------------------------------------------------------------------
 
     def scaled(self, channels: float) -> int:
-        """Channels of a layer that has `channels` at width 1."""
+        """Return the channels of a layer that has `channels` at width 1."""
         raise NotImplementedError
 
     def create_block(self, stage: Stage, **moves: Any) -> Block:
-        """A block of a stage; `moves` are its kernel's size, stride and dilation, and its name."""
+        """Create a block of a stage. `moves` holds its kernel size, stride, dilation and name."""
         return self.block(self.scaled(stage.channels), expansion=stage.expansion, conv_norm=self.conv_norm, **moves)
 
     def head_channels(self) -> int | None:
-        """Channels of the 1x1 convolution behind the blocks; None for a network without."""
+        """Return the channels of the 1x1 convolution after the blocks, or None if there is none."""
         return None
 
     # --- From images to logits ---------------------------------------------------------------------------
@@ -141,14 +142,14 @@ class Backbone(nn.Module):
         index: Int[Array, " n"] | None = None,
         split: int = 1,
     ) -> Mapping[str, Array]:
-        """Every feature map by name: "stem", "block_1/expand", ..., "block_1", ..., "head", "pooled", "logits".
+        """Return every feature map by name: "stem", "block_1/expand", ..., "block_1", ..., "head", "pooled", "logits".
 
-        "block_1" is a block's output, "block_1/expand" that of a layer inside. With a `split` those inside are never
-        whole and not among them. Inside a compiled function maps that are not used cost nothing.
+        "block_1" is the output of a block, "block_1/expand" that of a layer inside it. With a `split`, inner layers
+        are never computed whole and are left out. Under `jit`, unused feature maps cost nothing.
 
         Raises:
-            ValueError: for images that are not NHWC, not floating-point numbers, or of other channels than the network
-                was made for, and a split of blocks that cannot be split.
+            ValueError: for images that are not NHWC, not floating-point, or whose number of channels differs from the
+                one the network was initialised with, and for a `split` of blocks that cannot be split.
         """
         _check_images(images)
         if not self.is_initializing():
@@ -184,21 +185,21 @@ class Backbone(nn.Module):
         index: Int[Array, " n"] | None = None,
         split: int = 1,
     ) -> Float[Array, "n features"]:
-        """The logits; of a network without a classifier, the pooled features.
+        """Return the logits, or the pooled features if the network has no classifier.
 
         Args:
-            images: in the range of the preprocessing that the network expects.
-            train: normalise by the batch, drop features and update the collection "batch_stats".
-            index: of each image in the global batch, where this is a part of it; what is dropped depends on it.
-            split: at inference, compute each block in so many parts of its inner channels, one after the other: the
-                same function to rounding, in less memory, since no expansion is ever held whole (Sec. 5.1).
+            images: images, preprocessed as the network expects.
+            train: normalise by the batch, apply dropout and update the collection "batch_stats".
+            index: index of each image in the global batch, if this is only a part of it. Dropout depends on it.
+            split: at inference, compute each block in this many parts of its inner channels, one after the other. The
+                same function up to rounding, in less memory, since no expansion is ever held whole (Sec. 5.1).
         """
         ends = self.endpoints(images, train, index, split)
         return ends["logits"] if "logits" in ends else ends["pooled"]
 
     @property
     def conv_norm(self) -> Callable[..., ConvNorm]:
-        """Makes layers with this network's settings."""
+        """`ConvNorm` with this network's settings filled in."""
         return functools.partial(
             ConvNorm,
             activation=self.activation,
@@ -214,11 +215,11 @@ class Backbone(nn.Module):
 
 def _check_images(images: Array) -> None:
     shape = images.shape
-    # No image is 1 or 3 pixels high and has more than 4 channels: that one is NCHW.
+    # A height of 1 or 3 with more than 4 channels means NCHW.
     if len(shape) != 4 or (shape[1] in (1, 3) and shape[3] > 4):
         raise ValueError(f"images must be of shape (images, height, width, channels), got {shape}")
     if 0 in shape[1:]:
         raise ValueError(f"images must have 1 pixel or more, got images of shape {shape}")
-    # Pixels as files have them would be taken for preprocessed ones.
+    # Raw integer pixels would be taken for preprocessed ones.
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be preprocessed to floating-point numbers, got {images.dtype}")

@@ -1,7 +1,7 @@
-"""The blocks that the networks are made of: a class each, which a network takes as its `block`.
+"""The blocks of the networks. A network takes a block class as its setting `block`.
 
-A variant is one more subclass, here or in a script of one's own. It may override `endpoints`, or of `InvertedResidual`
-one of the small methods that say what lies between expansion and projection, and what the shortcut joins.
+To add a variant, write a subclass, here or in your own script. It can override `endpoints`, or one of the small methods
+of `InvertedResidual` that define the layers before the projection and what the shortcut connects.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from mnv2_jax.models.layers import ConvNorm, Function, find_activation
 from mnv2_jax.models.names import Activation, check_name, check_scale
 
 Ends = Mapping[str, Float[Array, "n _ _ _"]]
-"""Feature maps by the name of the layer that they are the output of."""
+"""Feature maps by the name of the layer that outputs them."""
 NO_ENDS: Ends = MappingProxyType({})
-"""Before the first block."""
+"""The endpoints before the first block."""
 
 
 class Block(nn.Module):
-    """A part of a network from one feature map to the next.
+    """Base class of the blocks, which map one feature map to the next.
 
     Attributes:
         features: channels of the output.
-        expansion: t, the inner width over the input's channels; 1 for blocks that have none.
+        expansion: t, inner channels divided by input channels; 1 for blocks without an expansion.
         stride: of the spatial convolution, in pixels.
         dilation: of the spatial convolution, in pixels.
         kernel_size: side of the spatial convolution's kernel, in pixels; odd.
-        conv_norm: makes the layers; a `functools.partial` of `ConvNorm` sets what they have in common.
+        conv_norm: creates the layers; a `functools.partial` of `ConvNorm` sets what they share.
     """
 
     features: int
@@ -51,17 +51,17 @@ class Block(nn.Module):
     def endpoints(
         self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
     ) -> dict[str, Array]:
-        """The output of each layer by its name, and last "output", the block's.
+        """Return the output of each layer by name, and the block's as "output", the last entry.
 
         Args:
             x: input.
             train: normalise by the batch.
-            before: the endpoints of the block before, for shortcuts between them.
-            split: number of parts of the inner channels that inference is computed in, one after the other. Layers
-                whose output is then never whole are left out.
+            before: endpoints of the preceding block, for shortcuts between the two.
+            split: number of parts of the inner channels to compute at inference, one after the other. Layers whose
+                output is then never whole are left out.
 
         Raises:
-            ValueError: for a split of a block that cannot be split, in training, and below 1.
+            ValueError: for a split below 1, a split in training, and a split of a block that cannot be split.
         """
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class Block(nn.Module):
         return self.endpoints(x, train, split=split)["output"]
 
     def check_split(self, split: int, train: bool, can_split: bool = False) -> None:
-        """Refuse a split that cannot be computed; see `endpoints`."""
+        """Check that a block can be computed with this split; see `endpoints`."""
         if not isinstance(split, int) or split < 1:
             raise ValueError(f"a block is computed in 1 part or more, got split={split}")
         if split > 1 and not can_split:
@@ -79,21 +79,21 @@ class Block(nn.Module):
             raise ValueError(f"training needs a block's batch statistics, so it cannot be split, got split={split}")
 
 
-# --- MobileNetV2's ---------------------------------------------------------------------------------------
+# --- MobileNetV2 -----------------------------------------------------------------------------------------
 
 
 class InvertedResidual(Block):
     """The bottleneck block of MobileNetV2 (Sec. 3.3, Table 1, Fig. 4d).
 
-    Expand with a 1x1 convolution, filter with a depthwise one, usually 3x3, project with a 1x1: ReLU6 after the first
-    two, `bottleneck_activation` after the last, which the paper keeps linear (Sec. 3.2). With an expansion of
-    1 the first is left out. The shortcut joins the bottlenecks, where stride and channels allow it. Layers are
-    named "expand", "depthwise" and "project".
+    Expand with a 1x1 convolution, filter with a depthwise convolution (usually 3x3), project with a 1x1 convolution.
+    The first two are followed by ReLU6, the last by `bottleneck_activation`, which is linear in the paper (Sec. 3.2).
+    With an expansion of 1 there is no expansion layer. The shortcut connects the bottlenecks if the stride is 1 and the
+    channels are equal. Layers are named "expand", "depthwise" and "project".
 
     Attributes:
         features: channels of the output bottleneck.
-        expansion: t; the inner width is rounded, as in torchvision/models/mobilenetv2.py.
-        bottleneck_activation: a name in `ACTIVATIONS`, or a function, applied before the shortcut is added.
+        expansion: t; the number of inner channels is rounded, as in torchvision/models/mobilenetv2.py.
+        bottleneck_activation: a name in `ACTIVATIONS`, or a function; applied before the shortcut is added.
     """
 
     expansion: float = 6.0
@@ -103,18 +103,18 @@ class InvertedResidual(Block):
     def endpoints(
         self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
     ) -> dict[str, Array]:
-        """The outputs of "expand" (not with an expansion of 1) and "depthwise", and "output"; see `Block.endpoints`."""
+        """Return "expand" (unless the expansion is 1), "depthwise" and "output"; see `Block.endpoints`."""
         inputs = x.shape[-1]
         inner = inputs if self.expansion == 1 else max(1, round(self.expansion * inputs))
         layers = self.inner_layers(inner)
-        # The parts of the inner channels must not need each other.
+        # A split needs inner layers that do not mix channels.
         apart = all(
             isinstance(layer, ConvNorm) and (name == "expand" or layer.depthwise) for name, layer in layers.items()
         )
         self.check_split(split, train, apart and type(self).join_inner is InvertedResidual.join_inner)
         project = self.conv_norm(self.features, activation=self.bottleneck_activation, name="project")
         ends: dict[str, Array] = {}
-        # Where parameters are made, the layers make them.
+        # Parameters are created by calling the layers.
         if split > 1 and not self.is_initializing():
             y = _in_parts(x, list(layers.values()), project, inner, split)
         else:
@@ -126,7 +126,7 @@ class InvertedResidual(Block):
         return ends
 
     def inner_layers(self, inner: int) -> dict[str, ConvNorm]:
-        """The layers before the projection, by name: the expansion to `inner` channels, and what filters each of them."""
+        """Return the layers before the projection by name: expansion to `inner` channels, then depthwise layers."""
         conv_norm = self.inner_conv_norm
         layers = {} if self.expansion == 1 else {"expand": conv_norm(inner, name="expand")}
         layers["depthwise"] = conv_norm(
@@ -136,15 +136,15 @@ class InvertedResidual(Block):
 
     @property
     def inner_conv_norm(self) -> Callable[..., ConvNorm]:
-        """Makes the layers before the projection."""
+        """Creates the layers before the projection."""
         return self.conv_norm
 
     def join_inner(self, name: str, y: Float[Array, "n h w c"], before: Ends) -> Float[Array, "n h w c"]:
-        """The output of an inner layer, with the shortcut that ends there if there is one."""
+        """Return the output `y` of an inner layer, plus a shortcut if one ends there."""
         return y
 
     def join(self, x: Float[Array, "n h w c"], y: Float[Array, "n h2 w2 d"]) -> Float[Array, "n h2 w2 d"]:
-        """The block's output, from its input and its projection."""
+        """Return the output of the block from its input `x` and its projection `y`."""
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
@@ -152,28 +152,28 @@ class NoShortcut(InvertedResidual):
     """`InvertedResidual` without a shortcut (Fig. 6b)."""
 
     def join(self, x: Float[Array, "n h w c"], y: Float[Array, "n h2 w2 d"]) -> Float[Array, "n h2 w2 d"]:
-        """The projection."""
+        """Return the projection."""
         return y
 
 
 class ExpansionShortcut(NoShortcut):
-    """`InvertedResidual` whose shortcut joins expansions (Fig. 6b).
+    """`InvertedResidual` with the shortcut between expansions (Fig. 6b).
 
-    It adds the output of the depthwise layer of the block before to that of this one, where they are of one shape.
+    The depthwise output of the preceding block is added to that of this block if their shapes are equal.
     """
 
     def join_inner(self, name: str, y: Float[Array, "n h w c"], before: Ends) -> Float[Array, "n h w c"]:
-        """The output of an inner layer; of the depthwise one the sum."""
+        """Return `y`, plus the shortcut after the depthwise layer."""
         wide = before.get("depthwise") if name == "depthwise" else None
         return y if wide is None or wide.shape != y.shape else wide + y
 
 
 class LinearInside(InvertedResidual):
-    """`InvertedResidual` without non-linearities after expansion and depthwise convolution."""
+    """`InvertedResidual` without non-linearities after the expansion and the depthwise convolution."""
 
     @property
     def inner_conv_norm(self) -> Callable[..., ConvNorm]:
-        """Makes linear layers."""
+        """Creates linear layers."""
         return functools.partial(self.conv_norm, activation="linear")
 
 
@@ -181,7 +181,7 @@ class TwoDepthwise(InvertedResidual):
     """`InvertedResidual` with a second depthwise layer, "depthwise_2", of stride 1."""
 
     def inner_layers(self, inner: int) -> dict[str, ConvNorm]:
-        """The layers before the projection, by name."""
+        """Return the layers before the projection by name."""
         second = self.inner_conv_norm(inner, self.kernel_size, 1, self.dilation, depthwise=True, name="depthwise_2")
         return {**super().inner_layers(inner), "depthwise_2": second}
 
@@ -189,10 +189,10 @@ class TwoDepthwise(InvertedResidual):
 def _in_parts(
     x: Float[Array, "n h w c"], layers: Sequence[ConvNorm], project: ConvNorm, inner: int, split: int
 ) -> Float[Array, "n h2 w2 d"]:
-    """A block as a sum over parts of its inner channels, none of which needs another's (Sec. 5.1).
+    """Compute a block as a sum over parts of its inner channels (Sec. 5.1).
 
-    The inner layers work on each channel by itself, so the projection of all of them is the sum of the projections of the
-    parts. Where the parts are not equal, the last one overlaps the one before, and projects what is its own.
+    The inner layers filter each channel by itself, so the projection of all channels is the sum of the projections of
+    the parts. If the parts are unequal, the last one overlaps the one before and projects only its own channels.
     """
     size = -(-inner // min(split, inner))
     kernels = [layer.variables["params"]["conv"]["kernel"] for layer in layers]
@@ -205,7 +205,7 @@ def _in_parts(
         def share(whole: Array, axis: int) -> Array:
             return lax.dynamic_slice_in_dim(whole, start, size, axis)
 
-        # Without an expansion the inner channels are the input's.
+        # Without an expansion the inner channels are those of the input.
         y = share(x, 3) if layers[0].depthwise else x
         for layer, kernel, (slope, shift) in zip(layers, kernels, norms, strict=True):
             y = layer.convolve(y, share(kernel, 3))
@@ -215,26 +215,26 @@ def _in_parts(
 
     height, width = (-(-side // math.prod(layer.stride for layer in layers)) for side in x.shape[1:3])
     total = jnp.zeros((x.shape[0], height, width, project.features), jnp.float32)
-    # A loop, so that the parts are computed one after the other.
+    # A loop, so that the compiler cannot compute the parts at the same time.
     total = lax.fori_loop(0, -(-inner // size), add_part, total)
     slope, shift = project.inference_norm()
     return project.activate((total * slope + shift).astype(project.dtype))
 
 
-# --- What they are compared with -------------------------------------------------------------------------
+# --- Baselines -------------------------------------------------------------------------------------------
 
 
 class ClassicResidual(Block):
     """The classic residual bottleneck: wide, narrow, wide (He et al., arXiv:1512.03385, Fig. 5; MobileNetV2, Fig. 3a).
 
-    Reduce with a 1x1 convolution, filter with a depthwise one, usually 3x3, restore with a 1x1. The shortcut joins the
-    wide ends, where stride and channels allow it, as in `InvertedResidual`; the last non-linearity follows the sum.
-    Layers are named "reduce", "depthwise" and "restore".
+    Reduce with a 1x1 convolution, filter with a depthwise convolution (usually 3x3), restore with a 1x1 convolution.
+    The shortcut connects the wide ends if their shapes are equal; the last non-linearity follows the sum. Layers are
+    named "reduce", "depthwise" and "restore".
 
     Attributes:
         features: channels of the output, the wide end.
-        narrow: channels of the bottleneck between.
-        activation: a name in `ACTIVATIONS`, or a function: the non-linearity after the sum.
+        narrow: channels of the bottleneck in the middle.
+        activation: the non-linearity after the sum; a name in `ACTIVATIONS`, or a function.
     """
 
     narrow: int = dataclasses.field(kw_only=True)
@@ -247,7 +247,7 @@ class ClassicResidual(Block):
     def endpoints(
         self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
     ) -> dict[str, Array]:
-        """The outputs of "reduce" and "depthwise" (or "full"), and "output"; see `Block.endpoints`."""
+        """Return "reduce", "depthwise" (or "full") and "output"; see `Block.endpoints`."""
         self.check_split(split, train)
         ends: dict[str, Array] = {}
         y = ends["reduce"] = self.conv_norm(self.narrow, name="reduce")(x, train)
@@ -262,15 +262,16 @@ class ClassicResidual(Block):
 
 
 class FullClassicResidual(ClassicResidual):
-    """`ClassicResidual` with a full spatial convolution, "full", in place of the depthwise one."""
+    """`ClassicResidual` with a full spatial convolution, named "full", instead of the depthwise one."""
 
     depthwise = False
 
 
 class DepthwiseSeparable(Block):
-    """The block of MobileNetV1: a depthwise convolution, usually 3x3, then a 1x1, ReLU6 after both (Sec. 3.1, Fig. 4b).
+    """The block of MobileNetV1 (Sec. 3.1, Fig. 4b).
 
-    Layers are named "depthwise" and "pointwise".
+    A depthwise convolution (usually 3x3), then a 1x1 convolution, each followed by ReLU6. Layers are named
+    "depthwise" and "pointwise".
     """
 
     def __post_init__(self) -> None:
@@ -282,7 +283,7 @@ class DepthwiseSeparable(Block):
     def endpoints(
         self, x: Float[Array, "n h w c"], train: bool, before: Ends = NO_ENDS, split: int = 1
     ) -> dict[str, Array]:
-        """The output of "depthwise", and "output"; see `Block.endpoints`."""
+        """Return "depthwise" and "output"; see `Block.endpoints`."""
         self.check_split(split, train)
         depthwise = self.conv_norm(
             x.shape[-1], self.kernel_size, self.stride, self.dilation, depthwise=True, name="depthwise"
@@ -291,19 +292,19 @@ class DepthwiseSeparable(Block):
         return {"depthwise": y, "output": self.conv_norm(self.features, name="pointwise")(y, train)}
 
 
-# --- By name ---------------------------------------------------------------------------------------------
+# --- Names -----------------------------------------------------------------------------------------------
 
 
 def block_name(block: type[Block]) -> str:
-    """The name of a block of this module; of any other, "module.QualName"."""
+    """Return the class name of a block of this module, and "module.QualName" of any other."""
     return block.__name__ if block.__module__ == __name__ else f"{block.__module__}.{block.__qualname__}"
 
 
 def find_block(block: Any) -> type[Block]:
-    """The class that a name means; a class is returned as it is.
+    """Return the block class of a name; a block class is returned as is.
 
     Raises:
-        ValueError: for a name that no block of this module has, and for what is no block.
+        ValueError: for an unknown name, and for anything else that is not a block class.
     """
     if isinstance(block, type) and issubclass(block, Block):
         return block

@@ -1,4 +1,4 @@
-"""MobileNetV2 turned inside out: the classic residual block in its place, to be compared with (Sec. 3.3, Fig. 3)."""
+"""Baseline for MobileNetV2: the same network with classic residual blocks (Sec. 3.3, Fig. 3)."""
 
 from typing import Any
 
@@ -10,17 +10,16 @@ from mnv2_jax.models.names import check_count, check_scale
 
 
 class ClassicResidualNet(Backbone):
-    """The stages of MobileNetV2 with blocks whose ends are wide and whose middle is narrow.
+    """MobileNetV2's stages with blocks that are wide at both ends and narrow in the middle.
 
-    Where MobileNetV2 has a bottleneck of c channels between inner layers of t c, this has ends of t c channels and
-    c between them. Stem, head and classifier are MobileNetV2's, so that the blocks alone differ. Layers and
-    endpoints are named "stem", "block_0" to "block_16" with "reduce", "depthwise" or "full", and "restore", "head"
-    and "classifier".
+    MobileNetV2's blocks have c channels at the ends and t c inside. These have t c channels at the ends and c inside.
+    Stem, head and classifier are MobileNetV2's, so only the blocks differ. Layers and endpoints are named "stem",
+    "block_0" to "block_16" (with "reduce", "depthwise" or "full", and "restore"), "head" and "classifier".
 
     Attributes:
         stages: MobileNetV2's table; its expansions are not used.
-        block: `ClassicResidual`, `FullClassicResidual`, or a subclass of one's own.
-        reduction: t, the width of a block's ends over that of its middle.
+        block: `ClassicResidual`, `FullClassicResidual`, or your own subclass.
+        reduction: t, channels at the ends of a block divided by those in the middle.
         channel_divisor: channels are multiples of this.
     """
 
@@ -37,11 +36,11 @@ class ClassicResidualNet(Backbone):
             raise ValueError(f"the block {block_name(self.block)} is no ClassicResidual")
 
     def scaled(self, channels: float) -> int:
-        """Channels of a layer that has `channels` at width 1."""
+        """Return the channels of a layer that has `channels` at width 1."""
         return make_divisible(channels * self.width_multiplier, self.channel_divisor)
 
     def create_block(self, stage: Stage, **moves: Any) -> Block:
-        """A block of a stage."""
+        """Create a block of a stage."""
         return self.block(
             self.scaled(self.reduction * stage.channels),
             narrow=self.scaled(stage.channels),
@@ -51,5 +50,5 @@ class ClassicResidualNet(Backbone):
         )
 
     def head_channels(self) -> int:
-        """Channels of the 1x1 convolution behind the blocks."""
+        """Return the channels of the 1x1 convolution after the blocks."""
         return max(1280, self.scaled(1280))

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds and activation memory, layer by layer, read off the module itself."""
+"""Parameters, multiply-adds and activation memory of a network, layer by layer, from the module itself."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ class LayerCost:
     """The cost of one convolution or fully connected layer for one image.
 
     Attributes:
-        name: its path in the network, "block_1/expand"; a layer's norm and activation belong to it.
+        name: path in the network, such as "block_1/expand"; includes the norm and activation of the layer.
         input_shape, output_shape: without the batch axis.
-        kernel_shape: (height, width, inputs, outputs), or (inputs, outputs) of a fully connected layer.
+        kernel_shape: (height, width, inputs, outputs), or (inputs, outputs) for a fully connected layer.
         stride, dilation: in pixels.
         parameters: of the kernel and the bias.
-        batch_norm_parameters: scale and bias of the batch norm behind it; its running statistics are none.
-        multiply_adds: of the kernel, as the paper counts them: batch norm and bias are left out.
+        batch_norm_parameters: scale and bias of the batch norm that follows; running statistics are not counted.
+        multiply_adds: of the kernel; batch norm and bias are not counted, as in the paper.
     """
 
     name: str
@@ -37,7 +37,7 @@ class LayerCost:
 
     @property
     def operator(self) -> str:
-        """What the layer is, as the paper writes it."""
+        """The kind of layer in the notation of the paper."""
         if len(self.kernel_shape) == 2:
             return "dense"
         height, width, inputs, _ = self.kernel_shape
@@ -45,23 +45,23 @@ class LayerCost:
         return f"{kind} {height}x{width}"
 
     def activation_bytes(self, bytes_per_value: int = 4) -> int:
-        """Input and output of the layer: what it has to hold at once, weights left out (Sec. 5.1, eq. 2)."""
+        """Return the bytes of input and output, which are in memory at once; excludes weights (Sec. 5.1, eq. 2)."""
         return (math.prod(self.input_shape) + math.prod(self.output_shape)) * bytes_per_value
 
 
 @functools.cache
 def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[LayerCost, ...]:
-    """Cost of every layer with a kernel, in the order in which they run, for images of (height, width, channels).
+    """Return the cost of every layer with a kernel, in execution order, for images of (height, width, channels).
 
-    A kernel meets every output position once, so its multiply-adds are its size times the positions. Nothing
-    is computed: the model runs on abstract shapes, once for each model and shape.
+    Multiply-adds are the size of the kernel times the number of output positions. The model runs on abstract shapes
+    only, so nothing is computed. Results are cached by model and shape.
     """
     costs: dict[str, LayerCost] = {}
 
     def record(next_call, args, kwargs, context):
         output = next_call(*args, **kwargs)
         module = context.module
-        # A convolution and its norm are called "conv" and "norm" in the layer that owns both.
+        # A `ConvNorm` owns a convolution "conv" and a norm "norm"; both count for the `ConvNorm`.
         owner = "/".join(module.path[:-1] if module.path[-1:] in [("conv",), ("norm",)] else module.path)
         if context.method_name != "__call__":
             return output
@@ -86,31 +86,31 @@ def layer_costs(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[La
         return output
 
     with nn.intercept_methods(record):
-        # All of it abstract: even a key would start JAX's devices, of which studies ask for several first.
+        # The key is abstract too: a real one would initialise JAX before studies can set the number of devices.
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape))))
     return tuple(costs.values())
 
 
 def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-adds of one image, as the paper counts them: 300.8 million at width 1.0 and 224 pixels."""
+    """Return the multiply-adds per image as the paper counts them: 300.8 million for width 1.0 and 224 pixels."""
     return sum(layer.multiply_adds for layer in layer_costs(model, image_shape))
 
 
 def count_parameters(model: nn.Module, image_shape: tuple[int, int, int], batch_norm: bool = True) -> int:
-    """Trainable parameters. Running statistics are none; `batch_norm=False` leaves scale and bias out as well.
+    """Return the number of trainable parameters; `batch_norm=False` excludes the scale and bias of batch norm.
 
-    The paper and its checkpoints' table count without batch norm (3.47 million at width 1.0), Keras and
-    torchvision with it (3,504,872).
+    Running statistics are never counted. The paper and the table of its checkpoints count without batch norm
+    (3.47 million at width 1.0), Keras and torchvision with it (3,504,872).
     """
     layers = layer_costs(model, image_shape)
     return sum(layer.parameters + (layer.batch_norm_parameters if batch_norm else 0) for layer in layers)
 
 
-# --- As the paper writes it ------------------------------------------------------------------------------
+# --- In the notation of the paper ------------------------------------------------------------------------
 
 
 class TableRow(NamedTuple):
-    """A row of the paper's Table 2: `repeats` times the same operator, the first of which has the `stride`."""
+    """A row of the paper's Table 2: the operator is repeated `repeats` times, and the first has the `stride`."""
 
     input_shape: tuple[int, ...]
     operator: str
@@ -121,28 +121,28 @@ class TableRow(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A block of the network, or a layer outside of blocks: what Table 2 counts."""
+    """A block of the network, or a layer outside the blocks; the unit of Table 2."""
 
     name: str
     layers: tuple[LayerCost, ...]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Without the batch axis."""
+        """Shape of the input without the batch axis."""
         return self.layers[0].input_shape
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Without the batch axis."""
+        """Shape of the output without the batch axis."""
         return self.layers[-1].output_shape
 
     def activation_bytes(self, bytes_per_value: int = 4) -> int:
-        """Input and output of the unit as one operator, whose inner tensors are never held whole (Sec. 5.1)."""
+        """Return the bytes of input and output, for a unit whose inner tensors are never held whole (Sec. 5.1)."""
         return (math.prod(self.input_shape) + math.prod(self.output_shape)) * bytes_per_value
 
 
 def units(layers: Sequence[LayerCost]) -> list[Unit]:
-    """The layers by block."""
+    """Group the layers by block."""
     grouped: dict[str, list[LayerCost]] = {}
     for layer in layers:
         grouped.setdefault(layer.name.split("/")[0], []).append(layer)
@@ -150,7 +150,7 @@ def units(layers: Sequence[LayerCost]) -> list[Unit]:
 
 
 def table_rows(layers: Sequence[LayerCost]) -> list[TableRow]:
-    """The network as Table 2 writes it, with the channels and strides that it really has."""
+    """Return the rows of Table 2 for this network, with its actual channels and strides."""
     rows: list[TableRow] = []
     every = units(layers)
     for index, unit in enumerate(every):
@@ -165,7 +165,7 @@ def table_rows(layers: Sequence[LayerCost]) -> list[TableRow]:
             operator = "depthwise separable"
         side = max(layer.kernel_shape[0] for layer in unit.layers)
         if len(unit.layers) > 1 and side != 3:
-            operator += f" {side}x{side}"  # the paper's are all 3x3
+            operator += f" {side}x{side}"  # all 3x3 in the paper
         channels = last.output_shape[-1]
         if operator == "dense":
             height, width, _ = features = every[index - 1].output_shape

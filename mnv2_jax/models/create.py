@@ -1,4 +1,4 @@
-"""Networks by name, and a network's settings as something to keep in a file."""
+"""Create networks by name, and convert their settings to and from JSON."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from mnv2_jax.models.blocks import Block, block_name, find_block
 from mnv2_jax.models.layers import activation_name
 
 IN_FILES = ("num_classes", "width_multiplier", "expansion", "convention")
-"""Settings that a file of weights tells: by the shapes of its tensors, and by whose file it is."""
+"""Settings that are inferred from a weights file: from tensor shapes, and from the code base that wrote it."""
 NOT_IN_INFERENCE = (
     "dropout_rate",
     "batch_norm_momentum",
@@ -23,34 +23,34 @@ NOT_IN_INFERENCE = (
     "dtype",
     "kernels",
 )
-"""Settings that inference gives the same function with, to rounding."""
+"""Settings that do not change what inference computes, up to rounding."""
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows."""
+    """Return the names that `create_model` accepts."""
     return sorted(names.MODELS)
 
 
 def find_model(name: str) -> type[nn.Module]:
-    """The class of a network.
+    """Return the class of a network.
 
     Raises:
-        ValueError: for an unknown name; says which are known.
+        ValueError: for an unknown name; lists the known ones.
     """
     names.check_name("model", name, list_models())
     return names.resolve(names.MODELS[name])
 
 
 def create_model(name: str, **settings: Any) -> Any:
-    """Make a network: `create_model("mobilenet_v2", width_multiplier=0.5, num_classes=10)`.
+    """Create a network: `create_model("mobilenet_v2", width_multiplier=0.5, num_classes=10)`.
 
     Args:
         name: one of `list_models()`.
-        settings: attributes of its class. Stages may be lists of rows, a block the name of one of
-            `mnv2_jax.models.blocks`, and a network inside of this one a mapping with "name" and its own settings.
+        settings: attributes of its class. `stages` may be a list of rows, `block` the name of a class in
+            `mnv2_jax.models.blocks`, and a nested network a mapping with "name" and its settings.
 
     Raises:
-        ValueError: for an unknown name or setting, which says what is known, and for a value that no network has.
+        ValueError: for an unknown name or setting (lists the known ones), and for an invalid value.
     """
     model = find_model(name)
     known = setting_names(model)
@@ -61,12 +61,12 @@ def create_model(name: str, **settings: Any) -> Any:
 
 
 def setting_names(model: type[nn.Module]) -> list[str]:
-    """The attributes that make a network of this class what it is."""
+    """Return the names of the attributes that define a network of this class."""
     return [field.name for field in dataclasses.fields(model) if field.name not in ("parent", "name")]
 
 
 def model_name(model: nn.Module) -> str:
-    """The name that `create_model` makes networks of this class by.
+    """Return the name by which `create_model` creates networks of this class.
 
     Raises:
         ValueError: for a class that is not in `names.MODELS`.
@@ -78,12 +78,12 @@ def model_name(model: nn.Module) -> str:
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
-    """What `create_model(**settings)` makes the same network of, as JSON can hold it; "name" included.
+    """Return JSON-serialisable settings, including "name", from which `create_model(**settings)` recreates the network.
 
-    A block or an activation of one's own is described by its module and name, which has to be handed in again.
+    A custom block or activation is described by its module and name; pass the object itself to recreate the network.
 
     Raises:
-        ValueError: for a network of a class that is not in `names.MODELS`.
+        ValueError: for a network whose class is not in `names.MODELS`.
     """
     settings = {setting: _to_json(setting, getattr(model, setting)) for setting in setting_names(type(model))}
     return {"name": model_name(model), **settings}
@@ -115,18 +115,18 @@ def _to_json(setting: str, value: Any) -> Any:
     return activation_name(value) if callable(value) else value
 
 
-# --- Which networks others have --------------------------------------------------------------------------
+# --- Published networks ----------------------------------------------------------------------------------
 
 
 def unpublished_settings(model: nn.Module) -> list[str]:
-    """The settings in which a network differs from every published one of its kind.
+    """Return the settings in which a network differs from every published one of its class.
 
-    Other code bases read a file of weights as the network that its shapes tell. With any setting but those that shapes
-    tell, or that do not change inference, that would be another function than this one. Of a network inside of this one
-    a setting is called "backbone.block".
+    Other code bases infer a network from the tensor shapes of a weights file. If any setting differs that neither shows
+    in the shapes nor leaves inference unchanged, they would compute a different function. A setting of a nested network
+    is named like "backbone.block".
 
     Raises:
-        ValueError: for a network of a class that is not in `names.MODELS`.
+        ValueError: for a network whose class is not in `names.MODELS`.
     """
     return list(_differences(model, create_model(model_name(model))))
 
@@ -145,7 +145,7 @@ def _differences(model: nn.Module, published: nn.Module) -> Iterator[str]:
             yield name
 
 
-# --- Descriptions of version 0.1.0 -----------------------------------------------------------------------
+# --- Settings saved by version 0.1.0 ---------------------------------------------------------------------
 
 _KERNELS = {"fitted": "tuned", "plain": "xla"}
 _BLOCKS = {
@@ -155,14 +155,14 @@ _BLOCKS = {
     ("bottleneck", "linear"): "LinearInside",
     ("bottleneck", "two_depthwise"): "TwoDepthwise",
 }
-"""By what was `shortcut` and `transformation`."""
+"""Block names by the former settings (`shortcut`, `transformation`)."""
 
 
 def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's settings as version 0.1.0 saved them, as `create_model` takes them today; today's are left as they are.
+    """Convert settings saved by version 0.1.0 to those of `create_model`; current settings are returned unchanged.
 
     Raises:
-        ValueError: for a combination that no block has today.
+        ValueError: for a combination of `shortcut` and `transformation` that no block implements any more.
     """
     settings = dict(settings)
     if "layers" in settings:
@@ -181,7 +181,7 @@ def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stages(blocks: list[Any]) -> list[Stage]:
-    """MobileNetV1's table of (channels, stride) by block, those of a stage together."""
+    """Group MobileNetV1's former table of (channels, stride) per block into stages."""
     stages: list[Stage] = []
     for channels, stride in blocks:
         if stages and stride == 1 and stages[-1].channels == channels:

@@ -1,16 +1,16 @@
-"""Convolution and batch norm as each platform computes them best.
+"""Convolution and batch norm in the form that is fastest on each platform.
 
 Images are NHWC. Kernels are HWIO; a depthwise kernel is (height, width, 1, channels), as in
-`lax.conv_general_dilated` with one feature group a channel.
+`lax.conv_general_dilated` with one feature group per channel.
 
-A convolution has two forms that compute the same function. TPUs and GPUs get XLA's native convolution. On
-CPU, where XLA runs a depthwise convolution 15 to 50 times slower than the same nine multiply-adds on shifted
-images, it is written as shifts and matrix products, with its derivatives. The choice is made where the
-program is lowered (`lax.platform_dependent`), so that a program compiled on a CPU host for a TPU gets the
-TPU's form. The CPU forms have reverse-mode derivatives only (`jax.grad`, `jax.vjp`).
+A convolution has two forms that compute the same function. TPUs and GPUs use XLA's native convolution. On CPU, XLA
+runs a depthwise convolution 15 to 50 times slower than the same nine multiply-adds on shifted images, so there
+convolutions and their derivatives are written as shifts and matrix products. The form is chosen at lowering
+(`lax.platform_dependent`), so a program compiled on a CPU host for a TPU gets the TPU form. The CPU forms have
+reverse-mode derivatives only (`jax.grad`, `jax.vjp`).
 
-All this is what `kernels="tuned"` means. With "xla", layers take XLA's native convolution and JAX's own
-derivatives on every platform: what the tuned ones are measured against.
+This is `kernels="tuned"`. With "xla", layers use XLA's native convolution and JAX's own derivatives on every platform,
+as a baseline for the tuned ones.
 """
 
 import functools
@@ -28,7 +28,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Window(NamedTuple):
-    """How a kernel moves over an image: step, distance between its taps, and padding of both axes, in pixels."""
+    """How a kernel moves over an image: stride, distance between its taps, and padding of both axes, in pixels."""
 
     stride: int = 1
     dilation: int = 1
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 def _taps(x: jax.Array, kernel_size: tuple[int, int], window: Window) -> list[jax.Array]:
-    """The input as each tap of the kernel sees it: one strided view of the padded input a tap, row by row."""
+    """Return one strided slice of the padded input per tap of the kernel, row by row."""
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     n, height, width, channels = x.shape
     stride, dilation = window.stride, window.dilation
@@ -74,7 +74,7 @@ def _cpu_depthwise_backward(window, residuals, dy):
     x, kernel = residuals
     height, width, _, channels = kernel.shape
 
-    # The gradient of the input is the same convolution of the spread-out dy with the turned kernel.
+    # The gradient of the input is a convolution of the dilated dy with the flipped kernel.
     def spread(axis: int, size: int) -> tuple[int, int, int]:
         span = (size - 1) * window.dilation
         low = span - window.padding[axis - 1][0]
@@ -84,9 +84,9 @@ def _cpu_depthwise_backward(window, residuals, dy):
     spread_dy = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), spread(1, height), spread(2, width), (0, 0, 0)))
     dx = _shifted_depthwise(spread_dy, kernel[::-1, ::-1], Window(dilation=window.dilation))
 
-    # The gradient of the kernel sums over all images, in float32. Image after image keeps the working set in
-    # cache and is elementwise, which vectorises; XLA's own sum over n, h, w of slices is 2 to 3 times slower, and so
-    # are several small images at a time.
+    # The gradient of the kernel is summed over all images, in float32. One image at a time keeps the working set in
+    # cache, and the elementwise sum vectorises. XLA's own sum of the slices over n, h, w is 2 to 3 times slower, and so
+    # is taking several small images at a time.
     def add_image(sums, example):
         image, image_dy = example
         taps = _taps(image[None], (height, width), window)
@@ -113,7 +113,7 @@ def _cpu_pointwise_forward(x, kernel):
 def _cpu_pointwise_backward(residuals, dy):
     x, kernel = residuals
     dx = lax.dot_general(dy, kernel, (((x.ndim - 1,), (1,)), ((), ())))
-    # Written as x^T dy. XLA's own derivative is (dy^T x)^T and first writes dy out transposed.
+    # Computed as x^T dy. XLA's own derivative is (dy^T x)^T, which first writes a transposed copy of dy.
     rows, row_dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dkernel = lax.dot_general(rows, row_dys, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return dx, dkernel.astype(kernel.dtype)
@@ -131,7 +131,7 @@ def _cpu_convolution(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Arr
 def native_convolution(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw group d"], window: Window
 ) -> Float[Array, "n h2 w2 d"]:
-    """XLA's own, with as many feature groups as the kernel's channels ask for."""
+    """XLA's own convolution; the number of feature groups follows from the kernel's input channels."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -146,7 +146,7 @@ def native_convolution(
 def convolution(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c d"], window: Window
 ) -> Float[Array, "n h2 w2 d"]:
-    """A full convolution; a 1x1 at stride 1 is a matrix product on every platform."""
+    """A full convolution; with a 1x1 kernel and stride 1, a matrix product on every platform."""
     if kernel.shape[:2] == (1, 1) and window.stride == 1:
         return lax.platform_dependent(x, kernel[0, 0], cpu=_cpu_pointwise, default=jnp.matmul)
     return lax.platform_dependent(
@@ -160,7 +160,7 @@ def convolution(
 def depthwise_convolution(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 c"], window: Window
 ) -> Float[Array, "n h2 w2 c"]:
-    """Each channel convolved with a filter of its own (Sec. 3.1)."""
+    """Convolve each channel with its own filter (Sec. 3.1)."""
     return lax.platform_dependent(
         x,
         kernel,
@@ -174,10 +174,10 @@ def depthwise_convolution(
 
 
 def native_batch_normalize(x, scale, bias, epsilon, axis_name):
-    """Normalise `x` by its own statistics over all but the last axis; returns (y, mean, variance).
+    """Normalise `x` by its statistics over all axes but the last; return (y, mean, variance).
 
-    Whatever the type of `x` and `y`, statistics and gradients of the parameters are summed in float32.
-    `batch_normalize` is the same function, with a backward pass that is half as costly on CPU.
+    `y` has the dtype of `x`. Statistics and parameter gradients are summed in float32 whatever that is.
+    `batch_normalize` is the same function with a backward pass that costs half as much on CPU.
     """
     return _batch_normalize_forward(x, scale, bias, epsilon, axis_name)[0]
 
@@ -195,24 +195,24 @@ def _batch_normalize_forward(x, scale, bias, epsilon, axis_name):
 
 
 def _batch_normalize_backward(epsilon, axis_name, residuals, cotangents):
-    # The statistics only feed running averages: nothing flows back through them.
+    # The returned statistics only feed running averages, so they have no gradient.
     dy, _, _ = cotangents
     x, scale, mean, inverse = residuals
     count = x.size // x.shape[-1]
     dtype = x.dtype
     x, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
 
-    # In two steps, because XLA's CPU compiler fuses a one-step sum with what produces dy, and is then slow.
+    # In two steps: XLA's CPU compiler fuses a one-step sum with the producer of dy, which is slow.
     def total(a):
         return jnp.sum(jnp.sum(a, tuple(range(1, a.ndim - 1))), 0)
 
     dbias = total(dy)
     dscale = (total(dy * x) - mean * dbias) * inverse
-    # What flows back through the statistics comes from all that they were taken over; the parameters' gradients
-    # stay this device's share, like those of every other parameter.
+    # The gradient through the statistics needs sums over all devices that share them. The gradients of scale and bias
+    # stay this device's contribution, like those of every other parameter.
     all_dscale, all_dbias = (dscale, dbias) if axis_name is None else lax.psum((dscale, dbias), axis_name)
     count *= 1 if axis_name is None else lax.axis_size(axis_name)
-    # scale * inverse * (dy - mean(dy) - normalised(x) * mean(dy * normalised(x))), as one multiply-add each.
+    # scale * inverse * (dy - mean(dy) - normalised(x) * mean(dy * normalised(x))), as multiply-adds.
     slope = scale * inverse
     x_slope = -slope * inverse * all_dscale / count
     dx = dy * slope + x * x_slope - (slope * all_dbias / count + x_slope * mean)

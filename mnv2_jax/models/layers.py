@@ -1,6 +1,6 @@
-"""The layers of the networks: convolution, batch norm, activation, dropout; and the numbers that they are made with.
+"""Layers of the networks (convolution, batch norm, activation, dropout) and their numeric conventions.
 
-Images are NHWC; kernels are HWIO. How a convolution is computed is said in `mnv2_jax.models.kernels`.
+Images are NHWC; kernels are HWIO. `mnv2_jax.models.kernels` computes the convolutions.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from mnv2_jax.models.names import Activation, ConventionName, Kernels, check_nam
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Round a channel count to the nearest multiple of `divisor`, never losing more than 10 %.
 
-    The rule of the paper's own code: round half up, at least one `divisor`, and one `divisor` more where
-    rounding would take away over a tenth (tensorflow/models, research/slim/nets/mobilenet/mobilenet.py).
+    The rule of the paper's code (tensorflow/models, research/slim/nets/mobilenet/mobilenet.py): round half up, return
+    at least `divisor`, and add one `divisor` if rounding down would lose more than 10 %.
 
     Raises:
         ValueError: if `value` or `divisor` is not positive.
@@ -43,18 +43,18 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 # --- Activations -----------------------------------------------------------------------------------------
 
 Function = Callable[[jax.Array], jax.Array]
-"""An activation."""
+"""An activation function."""
 
 
 def linear(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """No non-linearity."""
+    """Identity: no non-linearity."""
     return x
 
 
 def relu6(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """min(max(x, 0), 6), the paper's non-linearity (Sec. 3.3), with derivative 0 at both corners.
 
-    As a clamp its backward pass is one mask; `jnp.minimum(jnp.maximum(...))` splits gradients at ties.
+    The backward pass of a clamp is one mask; `jnp.minimum(jnp.maximum(...))` splits gradients at ties.
     """
     return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
@@ -63,10 +63,10 @@ ACTIVATIONS: dict[str, Function] = {name: resolve(target) for name, target in na
 
 
 def find_activation(activation: str | Function) -> Function:
-    """The function that a name in `ACTIVATIONS` means; a function is returned as it is.
+    """Return the activation of a name in `ACTIVATIONS`; a function is returned as is.
 
     Raises:
-        ValueError: for an unknown name; says which are known.
+        ValueError: for an unknown name; lists the known ones.
     """
     if callable(activation):
         return activation
@@ -75,7 +75,7 @@ def find_activation(activation: str | Function) -> Function:
 
 
 def activation_name(activation: str | Function) -> str:
-    """Its name in `ACTIVATIONS`, or, of a function that is not there, "module.name"."""
+    """Return the name of an activation in `ACTIVATIONS`, or "module.name" for any other function."""
     if isinstance(activation, str):
         return activation
     known = (name for name, function in ACTIVATIONS.items() if function is activation)
@@ -84,7 +84,10 @@ def activation_name(activation: str | Function) -> str:
 
 
 def switch_activation(activations: Sequence[str | Function], choice: Int[Array, ""] | int) -> Function:
-    """The activation at `choice`, which may be traced: one program serves networks that differ in an activation only."""
+    """Return an activation that applies `activations[choice]`.
+
+    `choice` may be traced, so that one program serves networks that differ only in an activation.
+    """
     branches = [find_activation(activation) for activation in activations]
     return lambda x: lax.switch(choice, branches, x)
 
@@ -94,14 +97,14 @@ def switch_activation(activations: Sequence[str | Function], choice: Int[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What the paper's TensorFlow code and its PyTorch ports do differently.
+    """Numeric details in which the paper's TensorFlow code and its PyTorch ports differ.
 
     Attributes:
-        symmetric_padding: pad (k-1)/2 on both sides (torchvision), else TensorFlow's SAME, which puts the
-            odd pixel of a strided convolution at the end: (0, 1) for a 3x3 on an even input.
+        symmetric_padding: pad by (k-1)/2 on both sides (torchvision). Otherwise use TensorFlow's SAME, which puts the
+            odd pixel of a strided convolution at the end: (0, 1) for a 3x3 kernel on an even input.
         epsilon: added to the variance in batch norm.
         kernel_init: of every convolution.
-        classifier_init: of the last, fully connected layer.
+        classifier_init: of the fully connected classifier.
 
     Source: slim/nets/mobilenet (truncated normal 0.09, epsilon 1e-3) and torchvision/models/mobilenetv2.py
     (Kaiming normal on fan-out, which is 9C for a depthwise kernel; N(0, 0.01); epsilon 1e-5).
@@ -113,7 +116,7 @@ class Convention:
     classifier_init: nn.initializers.Initializer
 
     def padding(self, size: int, kernel_size: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-        """Rows (or columns) to add before and after an axis of `size` pixels."""
+        """Return the rows (or columns) to add before and after an axis of `size` pixels."""
         reach = (kernel_size - 1) * dilation
         if self.symmetric_padding:
             return reach // 2, reach // 2
@@ -125,7 +128,7 @@ CONVENTIONS: dict[str, Convention] = {
     "tensorflow": Convention(
         symmetric_padding=False,
         epsilon=1e-3,
-        # jax's truncated normal leaves the standard deviation uncorrected for the truncation, as slim's does.
+        # Like slim's, JAX's truncated normal does not correct the standard deviation for the truncation.
         kernel_init=nn.initializers.truncated_normal(0.09),
         classifier_init=nn.initializers.truncated_normal(0.09),
     ),
@@ -149,7 +152,7 @@ def convolve(
     convention: ConventionName = "tensorflow",
     kernels: Kernels = "tuned",
 ) -> Float[Array, "n h2 w2 d"]:
-    """A convolution with the padding of a convention, in the form that `kernels` names; see `Conv`."""
+    """Convolve with the padding of `convention`, in the form named by `kernels`; see `Conv`."""
     rows, columns = (CONVENTIONS[convention].padding(size, kernel.shape[0], stride, dilation) for size in x.shape[1:3])
     form = depthwise_convolution if depthwise else convolution
     if kernels == "xla":
@@ -161,14 +164,14 @@ class Conv(nn.Module):
     """A convolution without bias.
 
     Attributes:
-        features: output channels; of a depthwise convolution, its input channels.
+        features: output channels; for a depthwise convolution, equal to the input channels.
         kernel_size: side of the square kernel, in pixels.
         stride: in pixels, along both axes.
         dilation: distance between neighbouring taps of the kernel, in pixels.
-        depthwise: one filter a channel instead of a full convolution.
-        convention: padding and initialiser.
+        depthwise: one filter per channel instead of a full convolution.
+        convention: sets padding and initialiser.
         dtype: of the computation; the kernel is stored in float32.
-        kernels: "tuned" to the platform, or "xla".
+        kernels: "tuned" (to the platform) or "xla".
     """
 
     features: int
@@ -186,7 +189,7 @@ class Conv(nn.Module):
         inputs = 1 if self.depthwise else x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", CONVENTIONS[self.convention].kernel_init, shape, jnp.float32)
-        # Where parameters are made only shapes count, which the native form tells sooner.
+        # At initialisation only shapes matter, and the native form is faster to trace.
         kernels = "xla" if self.is_initializing() else self.kernels
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, kernels)
@@ -198,18 +201,18 @@ class Conv(nn.Module):
 class BatchNorm(nn.Module):
     """Batch norm over all axes but the last (Ioffe and Szegedy, arXiv:1502.03167).
 
-    The same function as `flax.linen.BatchNorm` with its defaults, with a backward pass that is half as costly
-    on CPU. The running variance is the biased one, as in TensorFlow and Flax; PyTorch's is unbiased. The
-    output has the type of the input; parameters and statistics are float32.
+    The same function as `flax.linen.BatchNorm` with its defaults, with a backward pass that costs half as much on CPU.
+    The running variance is biased, as in TensorFlow and Flax; PyTorch's is unbiased. The output has the dtype of the
+    input; parameters and statistics are float32.
 
     Attributes:
-        momentum: share of the running statistics that one step keeps. It has to suit the length of the run:
-            after few steps 0.999 still evaluates with the initial statistics (tensorflow/tensorflow #36065).
+        momentum: fraction of the running statistics kept per step. It has to suit the length of the run: with 0.999,
+            evaluation after few steps still uses the initial statistics (tensorflow/tensorflow #36065).
         epsilon: added to the variance.
-        axis_name: of the mesh or `pmap` axis over whose devices training takes its statistics; None takes them
-            over this device's images alone. The running statistics are then this device's as well.
-        kernels: "tuned", with the backward pass written out, or "xla", with JAX's.
-        frozen: training normalises by the running statistics as well, and leaves them as they are.
+        axis_name: name of the mesh or `pmap` axis whose devices share batch statistics in training. With None each
+            device uses its own images only, and keeps its own running statistics.
+        kernels: "tuned" (handwritten backward pass) or "xla" (JAX's).
+        frozen: normalise by the running statistics in training too, and do not update them.
     """
 
     momentum: float = 0.99
@@ -220,9 +223,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch c"], train: bool) -> Float[Array, "*batch c"]:
-        """Normalise by the batch (`train`, unless frozen) or by the running statistics."""
+        """Normalise by the batch (if `train` and not frozen) or by the running statistics."""
         channels = x.shape[-1]
-        # Said, since JAX's own default is float64 where that is enabled.
+        # Explicit float32: the default would be float64 with jax_enable_x64.
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
@@ -238,7 +241,7 @@ class BatchNorm(nn.Module):
         return y
 
 
-# --- The layer of the paper's tables ---------------------------------------------------------------------
+# --- Convolution, norm and activation --------------------------------------------------------------------
 
 
 class ConvNorm(nn.Module):
@@ -291,20 +294,20 @@ class ConvNorm(nn.Module):
 
     @property
     def epsilon(self) -> float:
-        """What batch norm adds to the variance."""
+        """The value that batch norm adds to the variance."""
         return CONVENTIONS[self.convention].epsilon if self.batch_norm_epsilon is None else self.batch_norm_epsilon
 
     def activate(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The non-linearity alone."""
+        """Apply only the activation."""
         return find_activation(self.activation)(x)
 
     def convolve(self, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw _ d"]) -> Float[Array, "n h2 w2 d"]:
-        """The convolution alone, with a kernel that is a part of the layer's for instance."""
+        """Apply only the convolution, with the given kernel, for example a part of the layer's own."""
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         return convolve(x, kernel, self.stride, self.dilation, self.depthwise, self.convention, self.kernels)
 
     def inference_norm(self) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """What batch norm multiplies by at inference, and what it adds. Of a layer with parameters."""
+        """Return the (slope, shift) of batch norm at inference. The layer must be bound to its variables."""
         norm, statistics = self.variables["params"]["norm"], self.variables["batch_stats"]["norm"]
         slope = norm["scale"] * lax.rsqrt(statistics["var"] + self.epsilon)
         return slope, norm["bias"] - statistics["mean"] * slope
@@ -314,13 +317,13 @@ class ConvNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Sets each feature to zero with probability `rate` in training, and scales up what is kept.
+    """Dropout: in training, set each feature to zero with probability `rate` and scale up the others.
 
-    Unlike `flax.linen.Dropout`, what an example loses depends on the example's index in the global batch and not
-    on how the batch is spread over devices.
+    Unlike `flax.linen.Dropout`, the mask of an example depends on its index in the global batch, not on how the batch
+    is spread over devices.
 
     Attributes:
-        rate: share of the features.
+        rate: probability of dropping a feature.
     """
 
     rate: float
@@ -329,7 +332,7 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, "n c"], train: bool, index: Int[Array, " n"] | None = None
     ) -> Float[Array, "n c"]:
-        """Drop; `index` is each example's in the global batch, 0, 1, ... if not given."""
+        """Apply dropout. `index` is the index of each example in the global batch; 0, 1, ... by default."""
         if not train or self.rate == 0:
             return x
         key = self.make_rng("dropout")

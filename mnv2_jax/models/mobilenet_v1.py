@@ -10,23 +10,23 @@ STAGES = (
     Stage(1, 512, 6, 2),
     Stage(1, 1024, 2, 2),
 )
-"""The table of the V1 paper gives the last block stride 2, but its own sizes (7 pixels before and after) and its code
-mean 1."""
+"""The V1 paper's table gives the last block stride 2, but the sizes in it (7 pixels before and after) and the authors'
+code have stride 1."""
 
 
 class MobileNetV1(Backbone):
     """MobileNetV1 with ReLU6, as its authors' code trains it (tensorflow/models, research/slim/nets/mobilenet_v1.py).
 
-    Channels are truncated, not rounded to multiples of 8, and never fewer than 8. Layers and endpoints are
-    named "stem", "block_0" to "block_12" with "depthwise" and "pointwise", and "classifier".
+    Channels are truncated rather than rounded to multiples of 8, with a minimum of 8. Layers and endpoints are named
+    "stem", "block_0" to "block_12" (with "depthwise" and "pointwise") and "classifier".
 
     Attributes:
-        stages: its blocks expand nothing: with another expansion than 1 they need another `block`.
+        stages: every expansion is 1; other expansions need another `block`.
     """
 
     stages: tuple[Stage, ...] = STAGES
     block: type[Block] = DepthwiseSeparable
 
     def scaled(self, channels: float) -> int:
-        """Channels of a layer that has `channels` at width 1."""
+        """Return the channels of a layer that has `channels` at width 1."""
         return max(8, int(channels * self.width_multiplier))

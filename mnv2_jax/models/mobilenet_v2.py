@@ -16,22 +16,22 @@ STAGES = (
     Stage(6, 160, 3, 2),
     Stage(6, 320, 1, 1),
 )
-"""Table 2. It holds 17 blocks; the paper's text speaks of 19 layers."""
+"""Table 2. It has 17 blocks; the text of the paper says 19 layers."""
 
 
 class MobileNetV2(Backbone):
     """MobileNetV2 (Table 2).
 
-    The channels of every layer are rounded to multiples of 8; the last convolution is never narrower than
-    1280 (Sec. 6.1). Layers and endpoints are named "stem", "block_0" to "block_16" with "expand", "depthwise"
-    and "project", "head" and "classifier".
+    The channels of every layer are rounded to multiples of `channel_divisor`. The last convolution has at least 1280
+    channels (Sec. 6.1). Layers and endpoints are named "stem", "block_0" to "block_16" (with "expand", "depthwise" and
+    "project"), "head" and "classifier".
 
     Attributes:
-        expansion: t of every stage whose own is not 1; None leaves each stage its own.
-        bottleneck_activation: what follows the projection of a block, a name in `ACTIVATIONS` or a function; the
-            paper's answer is "linear".
+        expansion: replaces t in every stage whose t is not 1; None keeps the table's.
+        bottleneck_activation: the activation after the projection of a block; a name in `ACTIVATIONS`, or a function.
+            The paper's is "linear".
         block: `InvertedResidual` or a variant of it.
-        channel_divisor: channels are multiples of this; smaller ones let a network meet a given cost closely.
+        channel_divisor: channels are multiples of this; a smaller divisor lets a network match a given cost closely.
     """
 
     stages: tuple[Stage, ...] = STAGES
@@ -50,11 +50,11 @@ class MobileNetV2(Backbone):
             raise ValueError(f"the block {block_name(self.block)} has no bottleneck_activation")
 
     def scaled(self, channels: float) -> int:
-        """Channels of a layer that has `channels` at width 1."""
+        """Return the channels of a layer that has `channels` at width 1."""
         return make_divisible(channels * self.width_multiplier, self.channel_divisor)
 
     def create_block(self, stage: Stage, **moves: Any) -> Block:
-        """A block of a stage."""
+        """Create a block of a stage."""
         if self.expansion is not None and stage.expansion != 1:
             stage = stage._replace(expansion=self.expansion)
         if hasattr(self.block, "bottleneck_activation"):
@@ -62,5 +62,5 @@ class MobileNetV2(Backbone):
         return super().create_block(stage, **moves)
 
     def head_channels(self) -> int:
-        """Channels of the 1x1 convolution behind the blocks."""
+        """Return the channels of the 1x1 convolution after the blocks."""
         return max(1280, self.scaled(1280))

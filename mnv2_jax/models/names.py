@@ -1,6 +1,7 @@
-"""The names that settings of a network may take, apart from what they name: command lines list them without loading JAX.
+"""Names that the settings of a network may take, and checks of its settings.
 
-Tables of other modules are resolved from these, so that a name is written once.
+This module does not import JAX, so that command lines can list the names quickly. Other modules resolve their tables
+from these, so each name is written once.
 """
 
 import importlib
@@ -13,7 +14,7 @@ MODELS: dict[str, str | type] = {
     "mobilenet_v1": "mnv2_jax.models.mobilenet_v1.MobileNetV1",
     "mobilenet_v2": "mnv2_jax.models.mobilenet_v2.MobileNetV2",
 }
-"""Networks that `create_model` makes: the dotted path of each class, or the class itself."""
+"""Networks that `create_model` can create: the dotted path of each class, or the class itself."""
 
 ACTIVATIONS: dict[str, str | Callable[..., Any]] = {
     "linear": "mnv2_jax.models.layers.linear",
@@ -25,7 +26,7 @@ ACTIVATIONS: dict[str, str | Callable[..., Any]] = {
     "swish": "jax.nn.swish",
     "tanh": "jax.numpy.tanh",
 }
-"""What follows a convolution and its norm: the dotted path of each function, or the function itself."""
+"""Activations: the dotted path of each function, or the function itself."""
 
 if TYPE_CHECKING:
     ModelName = str
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
 else:
     ModelName = Literal[tuple(name for name in MODELS if name != "classic_residual")]
     Activation = Literal[tuple(ACTIVATIONS)]
-"""Names as flags take them: the paper's networks, and every activation."""
+"""Values of command-line flags: the networks except "classic_residual", and all activations."""
 
 Kernels = Literal["tuned", "xla"]
-"""Convolution and batch norm in the form that each platform compiles best, or as XLA and JAX have them."""
+"""Convolution and batch norm tuned to each platform, or XLA's and JAX's own."""
 ConventionName = Literal["tensorflow", "pytorch"]
-"""Numeric conventions."""
+"""Names of the numeric conventions; see `mnv2_jax.models.layers.Convention`."""
 KernelSize = Literal[3, 5, 7]
-"""Sides of the spatial convolution of a block, in pixels; the papers' is 3."""
+"""Side of the spatial convolution of a block, in pixels; 3 in the papers."""
 
 
 def resolve(target: Any) -> Any:
-    """What a dotted path names, imported; anything but a string is returned as it is."""
+    """Import and return the object at a dotted path; anything but a string is returned as is."""
     if not isinstance(target, str):
         return target
     module, _, name = target.rpartition(".")
@@ -52,16 +53,16 @@ def resolve(target: Any) -> Any:
 
 
 LEAST_SCALE, SCALE_LIMIT = 0.01, 100
-"""Of width multipliers and expansions: below the least every layer has its fewest channels, and no network is as wide as the
-limit."""
+"""Bounds of width multipliers and expansions. Below the lower bound every layer has its minimum of channels; no network
+is as wide as the upper bound."""
 LARGEST_NUM_CLASSES = 10_000_000
 
 
 def check_scale(name: str, value: Any) -> None:
-    """Refuse a width multiplier, an expansion or the like that no network has.
+    """Check a width multiplier, an expansion or a similar scale.
 
     Raises:
-        ValueError: with the name as its first word.
+        ValueError: if it is not a number or out of bounds; the message begins with `name`.
     """
     if not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number, got {value!r}")
@@ -72,10 +73,10 @@ def check_scale(name: str, value: Any) -> None:
 
 
 def check_count(name: str, value: Any, least: int, most: int) -> None:
-    """Refuse what is no whole number from `least` to `most`.
+    """Check that a value is an integer from `least` to `most`.
 
     Raises:
-        ValueError: with the name as its first word.
+        ValueError: if it is not; the message begins with `name`.
     """
     if not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -84,20 +85,20 @@ def check_count(name: str, value: Any, least: int, most: int) -> None:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Refuse what is no number from 0 to below 1.
+    """Check that a value is a number in [0, 1).
 
     Raises:
-        ValueError: with the name as its first word.
+        ValueError: if it is not; the message begins with `name`.
     """
     if not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} must be from 0 to below 1, got {value!r}")
 
 
 def check_name(kind: str, name: Any, known: Iterable[Any], hint: str = "") -> None:
-    """Refuse a name that does not exist.
+    """Check that a name is known.
 
     Raises:
-        ValueError: says which names there are, followed by the hint.
+        ValueError: if it is not; lists the known names, followed by `hint`.
     """
     known = tuple(known)
     if name not in known:

@@ -1,21 +1,21 @@
-"""Where a network loses resolution, and how it keeps more of it: for small images, and for dense prediction."""
+"""Strides and dilations of a network, and how to keep more resolution for small images and dense prediction."""
 
 from collections.abc import Sequence
 
 STRIDED_LAYERS = 5
-"""Layers with stride 2, in MobileNetV1 as in V2: the stem and four blocks. A 224-pixel image ends as 7 pixels."""
+"""Number of layers with stride 2 in MobileNetV1 and V2: the stem and four blocks. 224 pixels become 7."""
 
 OUTPUT_STRIDES = (8, 16, 32)
 
 
 def unit_strides_for(resolution: int, source_resolution: int | None = None) -> int:
-    """How many of the first stride-2 layers should take stride 1 for images of `resolution` pixels.
+    """Return the number of leading stride-2 layers that should take stride 1 for images of `resolution` pixels.
 
-    The fewest that leave a last feature map at least 3 pixels wide, which is what the paper's smallest images
-    (96 pixels) have: 2 for 28 and 32 pixels (a last map of 4 pixels), 1 for 48 and 64, 0 from 65 pixels on.
+    This is the smallest number that leaves a last feature map of at least 3 pixels, as the paper's smallest images
+    (96 pixels) do: 2 for 28 and 32 pixels (a last feature map of 4 pixels), 1 for 48 and 64, 0 from 65 pixels on.
 
-    Images that were enlarged from `source_resolution` pixels need one less for every whole factor of two: they have no
-    detail that the strides given back would lose.
+    Images enlarged from `source_resolution` pixels need one less per whole factor of two, since striding them loses no
+    detail.
 
     Raises:
         ValueError: if `resolution` is not positive.
@@ -28,10 +28,10 @@ def unit_strides_for(resolution: int, source_resolution: int | None = None) -> i
 
 
 def check_output_stride(output_stride: int | None) -> None:
-    """Refuse what is none of `OUTPUT_STRIDES`, nor None.
+    """Check that an output stride is None or one of `OUTPUT_STRIDES`.
 
     Raises:
-        ValueError: says which there are.
+        ValueError: if it is not; lists the valid ones.
     """
     if output_stride not in (None, *OUTPUT_STRIDES):
         raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES} or None, got {output_stride}")
@@ -40,17 +40,17 @@ def check_output_stride(output_stride: int | None) -> None:
 def strides_and_dilations(
     strides: Sequence[int], unit_strides: int = 0, output_stride: int | None = None
 ) -> list[tuple[int, int]]:
-    """The stride and the dilation of each layer, from the strides of the table.
+    """Return the stride and dilation of each layer, from the strides of the table.
 
     Args:
-        strides: of the layers in their order.
-        unit_strides: the first so many strided layers take stride 1, and nothing else changes.
-        output_stride: once the strides so far multiply to this, later strided layers take stride 1, and the
-            layers behind them are dilated by what was not strided, so that they see the same neighbourhood
-            (Sec. 6.3; tensorflow/models, research/slim/nets/mobilenet/mobilenet.py). None or 32 change nothing.
+        strides: of the layers, in order.
+        unit_strides: this many strided layers, counted from the input, take stride 1. Nothing is dilated for them.
+        output_stride: once the product of the strides reaches this, later strided layers take stride 1, and the layers
+            after them are dilated by the omitted strides so that their receptive field is unchanged (Sec. 6.3;
+            tensorflow/models, research/slim/nets/mobilenet/mobilenet.py). None and 32 change nothing.
 
     Raises:
-        ValueError: for an output stride that is none of `OUTPUT_STRIDES`.
+        ValueError: for an output stride that is not in `OUTPUT_STRIDES`.
     """
     check_output_stride(output_stride)
     result, total, dilation = [], 1, 1
@@ -59,7 +59,7 @@ def strides_and_dilations(
             unit_strides -= 1
             stride = 1
         if total == output_stride:
-            # A strided layer itself still looks at its input's neighbourhood: only what follows is dilated.
+            # The layer sees the same input with or without its stride, so only later layers are dilated by it.
             result.append((1, dilation))
             dilation *= stride
         else:

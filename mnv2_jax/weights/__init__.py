@@ -1,1 +1,1 @@
-"""Trained weights of other code bases, to our parameter tree and back."""
+"""Convert trained weights of other code bases to our parameter tree and back."""

@@ -1,8 +1,8 @@
-"""What the files beside a network's weights say of it: Hugging Face's `config.json` and `preprocessor_config.json`, and
-timm's `config.json`.
+"""Read the configuration files that come with weights.
 
-A field is done, checked against the tensors, or refused by name. Those that neither package's own code reads to compute a
-network's output of an image are left alone.
+These are Hugging Face's `config.json` and `preprocessor_config.json`, and timm's `config.json`. Each field is applied,
+checked against the tensors, or rejected by name. Fields that the packages' own code does not use to compute the output
+for an image are ignored.
 """
 
 import json
@@ -22,7 +22,7 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 """Names of the files."""
 
 BORDER = 32
-"""Pixels that Google's checkpoints of every resolution scale the shorter side to beyond what they crop
+"""Google's checkpoints of every resolution scale the shorter side to this many pixels more than the crop
 (transformers/models/mobilenet_v1/convert_original_tf_checkpoint_to_pytorch.py)."""
 
 ACTIVATIONS = {
@@ -36,30 +36,30 @@ ACTIVATIONS = {
     "tanh": "tanh",
     "linear": "linear",
 }
-"""Ours by the names in transformers (`ACT2FN`)."""
+"""Our activations by their names in transformers (`ACT2FN`)."""
 
 OUTPUTS: dict[str | None, Outputs | None] = {
     None: None,
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
 }
-"""What a classifier's outputs are, by transformers' `problem_type`."""
+"""The kind of a classifier's outputs, by transformers' `problem_type`."""
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""Pillow's by their number, which transformers writes."""
+"""Pillow's filters by number, which is how transformers stores them."""
 
 
 class Said(NamedTuple):
-    """What files say of a network besides its tensors.
+    """What the files of a network state besides its tensors. None or an empty value means not stated.
 
     Attributes:
-        settings: of the model, that its tensors do not tell.
-        stated: what its tensors have to agree with, by our name: (the file's name for it, the value).
-        preprocessing: how its images are prepared; None if nothing is said.
-        resolution: side of its images in pixels.
-        class_names: one a class.
-        outputs: what its classifier's outputs are.
-        notes: what was decided in reading it, a sentence each.
+        settings: of the model; those that cannot be inferred from the tensors.
+        stated: values that the tensors have to agree with, by our name: (name of the field in the file, value).
+        preprocessing: how images are prepared.
+        resolution: side of the images in pixels.
+        class_names: one per class.
+        outputs: kind of the classifier's outputs.
+        notes: decisions made while reading, one sentence each.
     """
 
     settings: Mapping[str, Any] = MappingProxyType({})
@@ -72,24 +72,24 @@ class Said(NamedTuple):
 
 
 def numeric_settings(symmetric_padding: bool, epsilon: float, activation: str) -> dict[str, Any]:
-    """Settings of a model that computes with these."""
+    """Return the model settings for this padding, epsilon and activation."""
     convention = "pytorch" if symmetric_padding else "tensorflow"
     own = None if epsilon == CONVENTIONS[convention].epsilon else epsilon
     return {"convention": convention, "batch_norm_epsilon": own, "activation": activation}
 
 
 class Fields:
-    """The fields of a JSON file, each checked for its type when it is read."""
+    """The fields of a JSON file. Each is checked for its type when it is read."""
 
     def __init__(self, name: str, content: Mapping[str, Any]) -> None:
         self.name, self.content = name, content
 
     @classmethod
     def of(cls, path: Path) -> "Fields":
-        """Those of a file; none if there is no file.
+        """Read a file; a missing file has no fields.
 
         Raises:
-            UserError: if it is damaged.
+            UserError: if the file cannot be read or is not a JSON object.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -100,10 +100,10 @@ class Fields:
         return cls(path.name, content)
 
     def get(self, name: str, kind: Any, default: Any = None) -> Any:
-        """A field's value, `default` if it is not there or null.
+        """Return the value of a field, or `default` if it is missing or null.
 
         Raises:
-            UserError: if it is of another type.
+            UserError: if it has another type.
         """
         value = self.content.get(name)
         if value is None:
@@ -114,16 +114,16 @@ class Fields:
         return value
 
     def only(self, name: str, expected: Any) -> None:
-        """Refuse any other value than one."""
+        """Raise unless a field is missing, null or equal to `expected`."""
         if self.content.get(name, expected) not in (None, expected):
             raise self.refused(name, f"only {json.dumps(expected)} is known here")
 
     def refused(self, name: str, why: str) -> UserError:
-        """The error of a value that cannot be done."""
+        """Return the error for a value that is not supported."""
         return UserError(f"{self.name} says {name} {json.dumps(self.content.get(name))}: {why}")
 
     def side(self, name: str) -> int | None:
-        """A field of one number, or of two that are equal, in pixels."""
+        """Return a field of one number, or of two equal numbers, in pixels."""
         value = self.get(name, (int, list, dict))
         if isinstance(value, dict) and set(value) == {"height", "width"}:
             value = list(value.values())
@@ -138,14 +138,14 @@ class Fields:
 
 
 def read_transformers(folder: Path, name: str) -> Said:
-    """What Hugging Face's files beside the weights say.
+    """Read Hugging Face's files in the folder of the weights.
 
     Args:
-        folder: of the weights.
-        name: of the model, as the tensors' names tell it.
+        folder: folder of the weights.
+        name: name of the model, inferred from the names of the tensors.
 
     Raises:
-        UserError: for a field that cannot be done.
+        UserError: for a field that is not supported.
     """
     preprocessing, resolution = _processor(Fields.of(folder / PREPROCESSOR))
     config = Fields.of(folder / CONFIG)
@@ -200,7 +200,7 @@ def _in_words(settings: Mapping[str, Any]) -> str:
 
 
 def _processor(config: Fields) -> tuple[Preprocessing | None, int | None]:
-    """What an image processor does, and the side of what it makes."""
+    """Return the preprocessing of an image processor, and the side of its output in pixels."""
     if not config.content:
         return None, None
     kind = config.get("image_processor_type", str) or config.get("feature_extractor_type", str, "MobileNetV2")
@@ -243,7 +243,7 @@ def _processor(config: Fields) -> tuple[Preprocessing | None, int | None]:
 
 
 def _scale(config: Fields) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of values in 0 to 1, of a processor that rescales values in 0 to 255 and normalises them then."""
+    """Return mean and std for values in [0, 1], of a processor that rescales values in [0, 255] and then normalises."""
     factor = 255.0
     if config.get("do_rescale", bool, True):
         factor *= config.get("rescale_factor", (int, float), 1 / 255)
@@ -257,7 +257,7 @@ def _scale(config: Fields) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _numbers(config: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """A field of a number a channel, or of one for all."""
+    """Return a field of one number per channel, or of one for all channels."""
     value = config.get(name, (int, float, list), list(default))
     numbers = [value] * 3 if isinstance(value, int | float) else value
     if len(numbers) not in (1, 3) or not all(type(number) in (int, float) for number in numbers):
@@ -268,18 +268,18 @@ def _numbers(config: Fields, name: str, default: tuple[float, ...]) -> tuple[flo
 # --- timm ------------------------------------------------------------------------------------------------
 
 HARMLESS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "pretrained")
-"""Arguments of timm's networks that do not change their output, or that the tensors tell."""
+"""Arguments of timm's networks that do not change their output or can be inferred from the tensors."""
 
 
 def read_timm(folder: Path, name: str) -> Said:
-    """What timm's file beside the weights says, as timm's own validation takes it (timm/data/config.py).
+    """Read timm's file in the folder of the weights, the way timm's validation does (timm/data/config.py).
 
     Args:
-        folder: of the weights.
-        name: of the model, as the tensors' names tell it.
+        folder: folder of the weights.
+        name: name of the model, inferred from the names of the tensors.
 
     Raises:
-        UserError: for a field that cannot be done.
+        UserError: for a field that is not supported.
     """
     config = Fields.of(folder / CONFIG)
     architecture = config.get("architecture", str)
@@ -294,7 +294,7 @@ def read_timm(folder: Path, name: str) -> Said:
     for argument in config.get("model_args", dict, {}):
         if argument not in HARMLESS:
             raise config.refused("model_args", f"{argument!r} is not known here")
-    # Older files have the fields of "pretrained_cfg" among the others.
+    # Older files have the fields of "pretrained_cfg" at the top level.
     used = Fields(config.name, config.get("pretrained_cfg", dict, config.content))
     stated = {"width_multiplier": ("architecture", int(found.group(2)) / 100)}
     stated["classes"] = ("num_classes", config.get("num_classes", int) or used.get("num_classes", int))

@@ -1,7 +1,7 @@
-"""Tensors out of files, and into them. A file is never trusted: sizes are checked before anything is read.
+"""Read tensors from files and write them. Files are not trusted: declared sizes are checked before tensors are read.
 
-Nothing in a file is run. PyTorch's own format is a pickle: it is read with `weights_only`, which refuses all
-but tensors and plain containers. For what training scripts keep beside them a stand-in is made, which does nothing.
+No code in a file is run. PyTorch's format is a pickle. It is read with `weights_only`, which rejects everything but
+tensors and plain containers. Other objects that training scripts often save are replaced by stand-ins that do nothing.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ import safetensors.numpy
 from mnv2_jax.errors import UserError
 
 MOST_BYTES = 1 << 30
-"""More than any network here takes many times over; what declares more is refused unread."""
+"""Many times the size of any network here; files that declare more are rejected unread."""
 
 KNOWN = "known are files of safetensors, PyTorch (.pth, .bin), Keras (.keras, .h5) and TensorFlow (checkpoints)"
 
 STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training scripts keep a network's tensors in a larger checkpoint; averaged ones first."""
+"""Keys under which training scripts save a network's tensors in a larger checkpoint; averaged weights first."""
 
 
 class StandIn:
-    """What is made in place of an object beside the tensors: it takes whatever it is given and keeps nothing."""
+    """Replacement for objects saved beside the tensors: accepts any arguments and state, and keeps none."""
 
     def __new__(cls, *_: Any, **__: Any) -> "StandIn":  # noqa: D102
         return object.__new__(cls)
@@ -50,14 +50,14 @@ STOOD_IN_FOR = (
     *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
     "numpy.dtype",
 )
-"""Arguments of the command line, paths and NumPy's numbers, which torchvision's, timm's and people's own scripts save."""
+"""Classes read as `StandIn`: command-line arguments, paths and NumPy numbers, which training scripts often save."""
 
 
 def check_size(path: Path, size: int) -> None:
-    """Refuse what a file declares to hold, if that is too much.
+    """Check the number of bytes that a file declares.
 
     Raises:
-        UserError: over `MOST_BYTES`.
+        UserError: if it is over `MOST_BYTES`.
     """
     if size > MOST_BYTES:
         raise UserError(f"{path} declares {size / 2**30:.1f} GiB of tensors; no network here has a tenth of that")
@@ -65,21 +65,21 @@ def check_size(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def readable(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library says of a damaged file into one line."""
+    """Turn any error that a library raises for a damaged file into a `UserError` of one line."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # every library has its own errors, and they change
+    except Exception as error:  # each library has its own errors, and they change
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as {what}; it may be truncated ({reason[:200]})") from error
 
 
 def kind_of(path: Path) -> str:
-    """What a path holds, told from its content: "safetensors", "torch", "keras", "hdf5", "tf", or "checkpoint".
+    """Return the format of a path, from its content: "safetensors", "torch", "keras", "hdf5", "tf" or "checkpoint".
 
     Raises:
-        UserError: if there is nothing, or nothing known.
+        UserError: if the path cannot be read or its format is unknown.
     """
     if path.is_dir():
         if (path / "description").is_dir():
@@ -92,7 +92,7 @@ def kind_of(path: Path) -> str:
         )
     if Path(f"{path}.index").is_file() or path.suffix == ".index":
         return "tf"
-    if path.exists() and not path.is_file():  # to open a pipe is to wait for it
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise UserError(f"{path} is no file; expected a file of weights, or a network's folder")
     try:
         with path.open("rb") as file:
@@ -123,17 +123,18 @@ def kind_of(path: Path) -> str:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor by name. The library checks the header against the size of the file."""
+    """Return all tensors by name. The library checks the header against the size of the file."""
     with readable(path, "a safetensors file"), safetensors.safe_open(path, framework="numpy") as file:
         check_size(path, path.stat().st_size)
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Every tensor of a state dict by name, and the key of the larger checkpoint that it was taken from, or "".
+    """Return all tensors of a state dict by name, and its key in the larger checkpoint, or "" if there is none.
 
     Raises:
-        UserError: for a pickle with anything but tensors in it, and where PyTorch is not installed.
+        UserError: for a damaged file, a pickle with objects that are not allowed, a file without a state dict, and if
+            PyTorch is not installed.
     """
     try:
         import torch
@@ -167,19 +168,22 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, expected a state dict")
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    # Strides of 0 let a small file declare a tensor of any size.
+    # With strides of 0, a small file can declare a tensor of any size.
     check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
     with readable(path, "a PyTorch file"):
         return {str(name): _from_torch(tensor) for name, tensor in tensors.items()}, key
 
 
 def _from_torch(tensor: Any) -> np.ndarray:
-    # NumPy has no bfloat16 of its own.
+    # NumPy has no bfloat16.
     return (tensor.float() if tensor.is_floating_point() else tensor).detach().contiguous().numpy()
 
 
 def read_tensorflow(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a TensorFlow checkpoint by name; `path` is its prefix, its .index file, or its folder."""
+    """Return the floating-point tensors of a TensorFlow checkpoint by name.
+
+    `path` is the prefix of the checkpoint, its .index file or its folder.
+    """
     try:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         import tensorflow as tf
@@ -199,15 +203,15 @@ def read_tensorflow(path: Path) -> dict[str, np.ndarray]:
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The content of a safetensors file, of tensors by name."""
+    """Return the content of a safetensors file with these tensors."""
     return safetensors.numpy.save(dict(tensors))
 
 
 def torch_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The content of a file of PyTorch with a state dict.
+    """Return the content of a PyTorch file with these tensors as a state dict.
 
     Raises:
-        UserError: where PyTorch is not installed.
+        UserError: if PyTorch is not installed.
     """
     try:
         import torch

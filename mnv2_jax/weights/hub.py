@@ -1,7 +1,7 @@
-"""Published weights by reference: downloaded once, then found in the cache that other packages share.
+"""Download published weights by reference, and cache them.
 
-`hf://OWNER/NAME` is a repository of the Hugging Face hub, `torchvision://NAME` a file that torchvision publishes. Both
-are kept where their own packages keep them, so that what timm or torchvision has downloaded is not downloaded again.
+`hf://OWNER/NAME` is a repository on the Hugging Face hub, `torchvision://NAME` a file published by torchvision. Both
+are cached where their own packages cache them, so what timm or torchvision has downloaded is not downloaded again.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from mnv2_jax.errors import UserError
 from mnv2_jax.weights.configs import CONFIG, PREPROCESSOR
 
 WEIGHTS = "model.safetensors"
-"""What is taken of a repository, beside the files that say how it is used. Nothing else is, and never a pickle."""
+"""The only file downloaded from a hub repository besides its configuration files; pickles never are."""
 
 TORCHVISION_URL = "https://download.pytorch.org/models"
 TORCHVISION_FILES = {
@@ -30,36 +30,36 @@ TORCHVISION_FILES = {
     "MobileNet_V2_Weights.IMAGENET1K_V2": "mobilenet_v2-7ebf99e0.pth",
     "MobileNet_V2_Weights.DEFAULT": "mobilenet_v2-7ebf99e0.pth",
 }
-"""torchvision's names for its MobileNetV2 weights (torchvision/models/mobilenetv2.py). Behind the dash stand the first
-digits of the file's SHA-256."""
+"""Files of torchvision's MobileNetV2 weights by its names for them (torchvision/models/mobilenetv2.py). The digits
+after the dash are the first of the file's SHA-256."""
 
 MOST_BYTES = 256 << 20
-"""Several times what the largest MobileNet takes; a larger file is refused."""
+"""Several times the size of the largest MobileNet; larger files are rejected."""
 TIMEOUT = 10.0
-"""Seconds to wait for a server's answer."""
+"""Seconds to wait for an answer from a server."""
 ELSEWHERE = "name a local file, or run this once where the network is open"
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text names published weights, `SCHEME://...`, rather than a local path."""
+    """Return whether a text is a reference to published weights, `SCHEME://...`, rather than a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def fetch(reference: str) -> Path:
-    """Find the weights that a reference names, and download them if they are not in the cache.
+    """Return the path of the weights that a reference names, and download them if they are not in the cache.
 
-    A branch is looked up each time; without a network, what the cache has of it is taken.
+    A branch or tag is looked up each time. Without a network, its cached version is used.
 
     Args:
         reference: `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION` (a branch, a tag or a commit; needs the extra "hub");
-            `torchvision://NAME`, of a file or a member of torchvision's `MobileNet_V2_Weights`.
+            or `torchvision://NAME`, where NAME is a file or a member of torchvision's `MobileNet_V2_Weights`.
 
     Returns:
-        The folder of a repository's snapshot, with `config.json`, `model.safetensors` and, where it has one,
-        `preprocessor_config.json`; or torchvision's file.
+        For a repository, the folder of its snapshot, with `config.json`, `model.safetensors` and, if the repository has
+        it, `preprocessor_config.json`. For torchvision, the file.
 
     Raises:
-        UserError: for an unknown reference, no access, no network, and a file that is damaged, missing or too large.
+        UserError: for an unknown reference, denied access, no network, and a damaged, missing or too large file.
     """
     scheme, _, name = reference.partition("://")
     if not is_reference(reference) or scheme.lower() not in SCHEMES:
@@ -74,9 +74,9 @@ def fetch(reference: str) -> Path:
 
 
 def _fetch_repository(name: str) -> Path:
-    """The folder of a repository's snapshot in the hub's cache."""
+    """Return the folder of a repository's snapshot in the hub's cache; download it if needed."""
     reference = f"hf://{name}"
-    # The hub's own rules for names; a revision is a path in its cache.
+    # The hub's own rules for names. The revision is checked too, since it becomes a path in the cache.
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+(?:/[\w.-]+)*))?", name, re.ASCII)
     if found is None or ".." in name or "--" in found.group(1):
         raise UserError(f"{reference} is no repository; expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
@@ -93,7 +93,7 @@ def _fetch_repository(name: str) -> Path:
             return _download_snapshot(hub, reference, repository, revision)
         except UserError:
             raise
-        except Exception as error:  # of three HTTP libraries, by the hub's version
+        except Exception as error:  # which HTTP library raises depends on the hub's version
             if cached is not None and not _is_final(hub, error):
                 return cached
             raise UserError(f"{reference}: {_explain(hub, repository, revision, error)}") from error
@@ -111,31 +111,31 @@ def _import_hub(reference: str) -> ModuleType:
 
 
 def _cached_snapshot(hub: ModuleType, repository: str, revision: str) -> Path | None:
-    """The snapshot that the cache has of a revision, if it is whole."""
+    """Return the cached snapshot of a revision, or None if it is not complete."""
     paths = [hub.try_to_load_from_cache(repository, name, revision=revision) for name in (CONFIG, WEIGHTS)]
     return Path(paths[-1]).parent if all(isinstance(path, str) for path in paths) else None
 
 
 def _download_snapshot(hub: ModuleType, reference: str, repository: str, revision: str) -> Path:
-    """Complete the snapshot of a revision as it is now.
+    """Download the current snapshot of a revision; files already in the cache are kept.
 
     Raises:
         UserError: if the weights are too large.
-        Exception: whatever the hub raises.
+        Exception: any error that the hub raises.
     """
-    # `hf_hub_download` tries for minutes to reach a server; this asks once.
+    # `hf_hub_download` retries for minutes to reach a server; this asks once.
     url = hub.hf_hub_url(repository, WEIGHTS, revision=revision)
     size = hub.get_hf_file_metadata(url, timeout=TIMEOUT).size
     if size is not None and size > MOST_BYTES:
         raise UserError(f"{reference} holds {size / 2**20:.0f} MiB of weights; no network here takes a quarter of that")
-    # Asked for by its name, so that the cache remembers which commit the name stands for.
+    # Requested by the name of the revision, so that the cache records which commit it refers to.
     snapshot = Path(hub.hf_hub_download(repository, WEIGHTS, revision=revision)).parent
     hub.hf_hub_download(repository, CONFIG, revision=snapshot.name)
-    # The cache remembers a file that is not there, too.
+    # None means unknown: the cache also records files that the repository does not have.
     if hub.try_to_load_from_cache(repository, PREPROCESSOR, revision=snapshot.name) is None:
         try:
             hub.hf_hub_download(repository, PREPROCESSOR, revision=snapshot.name)
-        except hub.errors.LocalEntryNotFoundError:  # the network has gone, which says nothing of the file
+        except hub.errors.LocalEntryNotFoundError:  # the network failed, so the file may exist
             raise
         except hub.errors.EntryNotFoundError:
             pass
@@ -143,24 +143,24 @@ def _download_snapshot(hub: ModuleType, reference: str, repository: str, revisio
 
 
 def _is_final(hub: ModuleType, error: Exception) -> bool:
-    """Whether an error stands even if the cache has the revision: it is gone, or the cache itself fails."""
-    if isinstance(error, hub.errors.LocalEntryNotFoundError):  # the network fails; a kind of EntryNotFoundError
+    """Return whether an error forbids using the cached revision: it no longer exists, or the cache itself fails."""
+    if isinstance(error, hub.errors.LocalEntryNotFoundError):  # the network failed; a subclass of EntryNotFoundError
         return False
     return isinstance(error, (hub.errors.RevisionNotFoundError, hub.errors.EntryNotFoundError)) or _is_local(error)
 
 
 def _is_local(error: Exception) -> bool:
-    """Whether an error is the operating system's about a file."""
+    """Return whether an error is the operating system's about a file."""
     return isinstance(error, OSError) and isinstance(error.errno, int) and not isinstance(error, ConnectionError)
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error is about."""
+    """Return the HTTP status of an error, or None."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _explain(hub: ModuleType, repository: str, revision: str, error: Exception) -> str:
-    """What went wrong and what to do, in one line."""
+    """Return one line that says what went wrong and what to do."""
     errors, endpoint, cache = hub.errors, hub.constants.ENDPOINT, hub.constants.HF_HUB_CACHE
     page = f"{endpoint}/{repository}"
     chain = list(_causes(error))
@@ -186,7 +186,7 @@ def _explain(hub: ModuleType, repository: str, revision: str, error: Exception) 
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from, which is the last."""
+    """Yield an error and its causes; the root cause is last."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -194,8 +194,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """An error in a few words."""
-    inner = getattr(error, "reason", None)  # urllib wraps what happened
+    """Return the reason of an error in a few words."""
+    inner = getattr(error, "reason", None)  # urllib wraps the actual error
     if isinstance(inner, BaseException):
         return _reason(inner)
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -204,12 +204,12 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings, messages and progress bars of the hub: what matters in them is said in one line."""
+    """Suppress warnings, messages and progress bars of the hub; errors are reported in one line instead."""
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
         with contextlib.suppress(ImportError):
             from huggingface_hub import utils
-            from huggingface_hub.utils import logging as messages  # sets the level of its messages when it is imported
+            from huggingface_hub.utils import logging as messages  # sets its log level when imported
 
             if not utils.are_progress_bars_disabled():
                 utils.disable_progress_bars()
@@ -223,7 +223,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _fetch_torchvision(name: str) -> Path:
-    """A file in torch hub's cache, whole."""
+    """Return the path of a file in torch hub's cache, downloaded if needed and with a checked digest."""
     file_name = TORCHVISION_FILES.get(name, name)
     if file_name not in TORCHVISION_FILES.values():
         known = ", ".join(sorted({*TORCHVISION_FILES, *TORCHVISION_FILES.values()}))
@@ -248,7 +248,7 @@ def _fetch_torchvision(name: str) -> Path:
 
 
 def _torch_checkpoints() -> Path:
-    """Where torch.hub keeps its files."""
+    """Return the folder in which torch.hub keeps its files."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))).expanduser() / "hub" / "checkpoints"
 
@@ -259,15 +259,16 @@ def _sha256(path: Path) -> str:
 
 
 def _download(url: str, path: Path, expected: str) -> None:
-    """Download a file beside its place, and rename it once its digest is right.
+    """Download to a temporary file in the folder of `path`, and rename it once its digest is verified.
 
     Args:
-        url, path: from where and to where.
-        expected: first digits of its SHA-256.
+        url: source.
+        path: destination.
+        expected: first digits of the SHA-256.
 
     Raises:
-        UserError: for no network, and a file that is not there, cut short, damaged or too large.
-        OSError: if it cannot be written.
+        UserError: for no network, and a file that is missing, truncated, damaged or too large.
+        OSError: if the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     digest = hashlib.sha256()
@@ -287,10 +288,10 @@ def _download(url: str, path: Path, expected: str) -> None:
 
 
 def _read(url: str, path: Path) -> Iterator[bytes]:
-    """The content at an address, block by block.
+    """Yield the content at a URL block by block.
 
     Raises:
-        UserError: for whatever goes wrong with the network or its answer.
+        UserError: for any error of the network or the server, and a file that is too large.
     """
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:

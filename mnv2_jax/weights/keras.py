@@ -1,8 +1,8 @@
-"""Keras's MobileNetV1 and V2 (keras/src/applications), and the files that Keras writes.
+"""Keras's MobileNetV1 and V2 (keras/src/applications), and Keras's file formats.
 
-Those files are HDF5. In the older form each variable lies under its layer's name. In the form of Keras 3 a
-layer's group is called after its class and counted, and its variables are numbered; newer versions note the
-layer's name beside them, for older ones it follows from the model's configuration or from the order of layers.
+The files are HDF5. In the older format each variable is stored under the name of its layer. In the Keras 3 format the
+group of a layer is named after its class with a counter, and variables are numbered. Newer versions also store the name
+of the layer. For older ones it is inferred from the model's configuration or from the order of layers.
 """
 
 import io
@@ -47,9 +47,9 @@ KERAS = Source(
     convention="tensorflow",
     preprocessing={"mobilenet_v1": "keras", "mobilenet_v2": "keras"},
     kernel=("/kernel", Layout((0, 1, 2, 3))),
-    # (height, width, channels, 1) there.
+    # (height, width, channels, 1) in Keras.
     depthwise=("/kernel", Layout((0, 1, 3, 2))),
-    # MobileNet's is a 1x1 convolution, MobileNetV2's a dense layer.
+    # A 1x1 convolution in MobileNet, a dense layer in MobileNetV2.
     classifier={"mobilenet_v1": ("/kernel", Layout((0, 1), squeeze=True)), "mobilenet_v2": ("/kernel", Layout((0, 1)))},
     norm=("/gamma", "/beta", "/moving_mean", "/moving_variance"),
     bias="/bias",
@@ -62,16 +62,16 @@ VARIABLES = {
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "normalization": ("mean", "variance", "count"),
 }
-"""A layer's variables in Keras's order, by the name of its group without the count."""
+"""Variables of a layer in Keras's order, by the name of its group without the counter."""
 
 
 class KerasFile(NamedTuple):
-    """What a Keras file holds.
+    """The content of a Keras file.
 
     Attributes:
-        tensors: by "LAYER/VARIABLE", nested models flattened.
-        layers: every layer in the order of the model, nested models flattened; empty where the file has the weights only.
-        loss: what it was trained for, as Keras writes it; None where the file does not say it.
+        tensors: by "LAYER/VARIABLE", with nested models flattened.
+        layers: all layers in the order of the model, with nested models flattened; empty if the file has only weights.
+        loss: the training loss in Keras's notation; None if the file does not state it.
     """
 
     tensors: Tensors
@@ -83,10 +83,10 @@ class KerasFile(NamedTuple):
 
 
 def read_keras(path: Path, kind: str) -> KerasFile:
-    """Read a `.keras` archive (`kind` "keras"), a `.weights.h5`, or the older `.h5` with or without the model.
+    """Read a `.keras` archive (`kind` "keras"), a `.weights.h5`, or an older `.h5` with or without the model.
 
     Raises:
-        UserError: for a damaged file, and one that declares too much.
+        UserError: for a damaged file, one that is too large or refers to other files, and repeated layer names.
     """
     if kind == "keras":
         with readable(path, "a Keras archive"), zipfile.ZipFile(path) as archive:
@@ -112,7 +112,7 @@ def _keras_file(
             datasets[parts] = item
 
     group.visititems(collect)
-    # A dataset can declare any shape and store none of it.
+    # A dataset can declare any shape without storing the data.
     check_size(path, sum(dataset.nbytes for dataset in datasets.values()))
     numbered = {parts: dataset for parts, dataset in datasets.items() if parts[-2:-1] == ("vars",)}
     if numbered:
@@ -130,7 +130,7 @@ def _keras_file(
 def _names_of_numbered(
     group: h5py.Group, datasets: Mapping[tuple[str, ...], h5py.Dataset], config: Mapping[str, Any] | None
 ) -> dict[tuple[str, ...], str]:
-    # Older versions of Keras call the group of a model's layers "_layer_checkpoint_dependencies".
+    # Older versions of Keras name the group of a model's layers "_layer_checkpoint_dependencies".
     containers = ("layers", "_layer_checkpoint_dependencies")
     from_config = {layer.groups: layer.name for layer in list_layers(config)} if config else {}
     result = {}
@@ -144,7 +144,7 @@ def _names_of_numbered(
 
 
 def group_names(model: Backbone) -> dict[str, str]:
-    """Layer by group, for the layers with variables of Keras's own model in the form of Keras 3."""
+    """Return the layer name of each group, for Keras's own model in the Keras 3 format (layers with variables only)."""
     counts: Counter[str] = Counter()
     names: dict[str, str] = {}
     for entry in entries(KERAS, model):
@@ -163,7 +163,7 @@ def group_names(model: Backbone) -> dict[str, str]:
 
 
 def name_by_order(tensors: Tensors, model: Backbone) -> Tensors:
-    """Give layers that are only known by class and count the names that Keras's own model gives them."""
+    """Rename layers known only by class and counter to the names in Keras's own model."""
     names = group_names(model)
     split = {name: name.split("/", 1) for name in tensors}
     return {f"{names.get(layer, layer)}/{variable}": tensors[name] for name, (layer, variable) in split.items()}
@@ -173,7 +173,7 @@ def name_by_order(tensors: Tensors, model: Backbone) -> Tensors:
 
 
 def keras_bytes(tensors: Tensors, model: Backbone, numbered: bool) -> bytes:
-    """The content of a file that Keras's own model loads: in the form of Keras 3 (`.weights.h5`), or the older one (`.h5`)."""
+    """Return a file that Keras's own model can load: Keras 3 format (`numbered`, `.weights.h5`) or older (`.h5`)."""
     by_layer: dict[str, list[tuple[str, np.ndarray]]] = {}
     for name, tensor in tensors.items():
         layer, variable = name.split("/")

@@ -1,7 +1,7 @@
-"""What a Keras model's configuration says of the layers around and inside a MobileNet.
+"""Interpret the configuration of a Keras model that contains a MobileNet.
 
-Those in front of it become the scale of its images, one dense layer behind it its classifier; what else there is, is
-refused by name, or where it is a head of another kind, left out and named.
+Layers before the network become the scaling of its images. A single dense layer after it becomes its classifier; any
+other head is left out and named in a note. All other layers are rejected by name.
 """
 
 import re
@@ -23,10 +23,10 @@ from mnv2_jax.weights.configs import ACTIVATIONS, Said, numeric_settings
 from mnv2_jax.weights.mapping import Layout, Source, Tensors, count_outputs, entries, flatten
 
 IDLE = ("InputLayer", "Dropout", "AlphaDropout", "SpatialDropout2D", "Identity", "ActivityRegularization", "Cast")
-"""Layers that change nothing when a network is evaluated, besides those of random images and of noise."""
+"""Layers that do nothing at inference, besides those of random augmentation and noise."""
 
 SHAPES = ("Flatten", "Reshape")
-"""Layers that change nothing of pooled features and of logits."""
+"""Layers that do not change pooled features or logits."""
 
 POOLING = "GlobalAveragePooling2D"
 KNOWN_HEAD = "average pooling, then one dense layer or 1x1 convolution, with softmax, sigmoid or no activation"
@@ -36,14 +36,14 @@ ASSUMED = "the file has weights only: images in -1 to 1 and, of outputs, a softm
 
 
 class Layer(NamedTuple):
-    """A layer as the configuration has it.
+    """A layer in the configuration.
 
     Attributes:
-        groups: where its variables are, as Keras 3 counts them.
-        kind: its class.
+        groups: path of the groups of its variables in the Keras 3 format, models first.
+        kind: name of its class.
         name: its name.
         config: its arguments.
-        inputs: what it is called with.
+        inputs: the arguments it is called with.
     """
 
     groups: tuple[str, ...]
@@ -57,8 +57,8 @@ class Layer(NamedTuple):
 
     @property
     def idle(self) -> bool:
-        """Whether it changes nothing when a network is evaluated."""
-        # `RandomCrop` takes the centre then.
+        """Whether the layer does nothing at inference."""
+        # `RandomCrop` crops the centre at inference.
         return self.kind in IDLE or (self.kind.startswith(("Random", "Gaussian")) and self.kind != "RandomCrop")
 
     @property
@@ -74,11 +74,11 @@ class Layer(NamedTuple):
 
 
 def list_layers(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[Layer]:
-    """Every layer of a model, models inside the model flattened."""
+    """Yield every layer of a model, with nested models flattened."""
     counts: Counter[str] = Counter()
     for layer in config.get("layers", ()):
         kind, inner = layer["class_name"], layer["config"]
-        # "DepthwiseConv2D" becomes "depthwise_conv2d": a capital begins a word only before a small letter.
+        # "DepthwiseConv2D" becomes "depthwise_conv2d".
         snake = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", kind).lower()
         groups = (*above, f"{snake}_{counts[snake]}" if counts[snake] else snake)
         counts[snake] += 1
@@ -91,20 +91,21 @@ def list_layers(config: Mapping[str, Any], above: tuple[str, ...] = ()) -> Itera
 def adapt(
     source: Source, tensors: Tensors, layers: Sequence[Layer], loss: Any, model: Backbone
 ) -> tuple[Tensors, Said]:
-    """The network out of a larger model, and what the configuration says of it.
+    """Extract the MobileNet from a larger model, and what the configuration states about it.
 
     Args:
         source: Keras's table.
         tensors: of the file, by "LAYER/VARIABLE".
-        layers: of the model, in its order; empty if the file has the weights only.
-        loss: as Keras writes it.
-        model: any of the right kind; its names count, not its sizes.
+        layers: of the model, in order; empty if the file has only weights.
+        loss: the training loss in Keras's notation.
+        model: any network of the right class. Its layer names, strides and structure are used, its widths are not.
 
     Returns:
-        Tensors by the names of Keras's own model, and what there is to say.
+        The tensors by the names of Keras's own model, and what the configuration states.
 
     Raises:
-        UserError: names a layer in front of the network or inside of it that is not understood.
+        UserError: for an unknown layer before or inside the network (named in the message), and settings or images
+            that are not supported.
     """
     listed = entries(source, model)
     body = dict.fromkeys(entry.theirs.split("/")[0] for entry in listed if entry.ours[1] != "classifier")
@@ -126,7 +127,7 @@ def adapt(
     if front and front[-1].kind == "ZeroPadding2D":
         own.insert(0, front.pop())  # older versions of Keras pad in a layer
     if behind and behind[0].kind in ("ReLU", "Activation") and behind[0].activation not in ("softmax", "sigmoid"):
-        own.append(behind.pop(0))  # the network's own, behind its last norm
+        own.append(behind.pop(0))  # the activation after the network's last norm
     preprocessing, scaled = _input_scale(front, tensors)
     settings = _settings_of(own, body, model)
     side = _image_size(layers)
@@ -152,7 +153,7 @@ def _left_out(layers: Sequence[Layer]) -> tuple[str, ...]:
 def _with_head(
     inside: Tensors, tensors: Tensors, head: Layer | None, classifier: str, layout: Layout, said: Said
 ) -> tuple[Tensors, Said]:
-    """The network's tensors with those of its head under their usual name."""
+    """Return the network's tensors, and those of its head under their usual names."""
     kernel = tensors.get(f"{head.name}/kernel") if head else None
     if head is None or kernel is None:
         return inside, said
@@ -170,10 +171,10 @@ def _with_head(
 
 
 def _image_size(layers: Sequence[Layer]) -> int | None:
-    """Side of the input in pixels, where the model says it.
+    """Return the side of the input in pixels, or None if the model does not state it.
 
     Raises:
-        UserError: for other inputs than squares of channels last.
+        UserError: for inputs whose first two axes differ: only square, channels-last images are supported.
     """
     for layer in layers:
         shape = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
@@ -184,12 +185,12 @@ def _image_size(layers: Sequence[Layer]) -> int | None:
     return None
 
 
-# --- In front of the network -----------------------------------------------------------------------------
+# --- Before the network ----------------------------------------------------------------------------------
 
 
 def _input_scale(layers: Sequence[Layer], tensors: Tensors) -> tuple[Preprocessing | None, list[Layer]]:
-    """How images are prepared where the model takes bytes and scales them itself, and by which layers."""
-    slope, offset = np.ones(1), np.zeros(1)  # of bytes
+    """Return the preprocessing of a model that takes bytes and scales them itself, and the layers that do it."""
+    slope, offset = np.ones(1), np.zeros(1)  # applied to bytes
     scaled = [layer for layer in layers if not layer.idle]
     for layer in scaled:
         times, plus = _linear(layer, tensors)
@@ -199,7 +200,7 @@ def _input_scale(layers: Sequence[Layer], tensors: Tensors) -> tuple[Preprocessi
     slope, offset = (np.broadcast_to(value, np.broadcast_shapes((3,), value.shape)) for value in (slope, offset))
     if slope.shape != (3,) or not np.isfinite([slope, offset]).all() or (slope == 0).any():
         raise UserError(f"{', '.join(map(str, scaled))} in front of the network scale images by {slope} and {offset}")
-    # As precise as float32, so that 1/127.5 and -1 are what they are meant to be.
+    # Rounded to float32 precision, so that 1/127.5 and -1 come out as intended.
     mean, std = (
         tuple(float(f"{value:.7g}") for value in values) for values in (-offset / slope / 255, 1 / slope / 255)
     )
@@ -208,7 +209,7 @@ def _input_scale(layers: Sequence[Layer], tensors: Tensors) -> tuple[Preprocessi
 
 
 def _linear(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
-    """What a layer multiplies by, and what it adds then."""
+    """Return the factor of a layer, and the term that it adds after it."""
     config = layer.config
     if layer.kind == "Rescaling":
         return np.asarray(config["scale"], float), np.asarray(config.get("offset", 0), float)
@@ -217,7 +218,7 @@ def _linear(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
             np.asarray(tensors.get(f"{layer.name}/{name}") if config.get(name) is None else config[name], float).ravel()
             for name in ("mean", "variance")
         )
-        deviation = np.maximum(np.sqrt(variance), 1e-7)  # as Keras bounds it
+        deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras's lower bound
         return 1 / deviation, -mean / deviation
     constant = _constant(layer)
     if constant is not None:
@@ -236,12 +237,12 @@ def _linear(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _constant(layer: Layer) -> np.ndarray | None:
-    """The number that an operation such as `x / 127.5` has as its second operand."""
+    """Return the constant second operand of an operation such as `x / 127.5`, or None."""
     try:
         (call,) = layer.inputs
         if isinstance(call, Mapping):  # Keras 3
             value = [*call["args"], *call["kwargs"].values()][1]
-        else:  # Keras 2: the input's name, two numbers, and what else it is called with
+        else:  # Keras 2: name of the input, two numbers, further arguments
             value = call[3]["y"] if isinstance(call[3], Mapping) else call[3]
         value = value["config"]["value"] if isinstance(value, Mapping) else value
         return np.asarray(value, float).reshape(-1)
@@ -253,7 +254,7 @@ def _constant(layer: Layer) -> np.ndarray | None:
 
 
 def _settings_of(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone) -> dict[str, Any]:
-    """Epsilon and activation of the network, which all of its layers share."""
+    """Return epsilon and activation of the network, which all of its layers must share."""
     if not own:
         return {}
     added = [layer for layer in own if not (layer.name in body or layer.idle or layer.kind in ("ZeroPadding2D", "Add"))]
@@ -276,12 +277,12 @@ def _settings_of(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone)
 
 
 def _units(model: Backbone) -> list[tuple[str, ...]]:
-    """The path of every convolution with its norm."""
+    """Return the path of every convolution-and-norm layer."""
     return [path[:-2] for path in flatten(variable_shapes(model)) if path[-2:] == ("conv", "kernel")]
 
 
 def _relu_name(config: Mapping[str, Any]) -> str:
-    """As `ACTIVATIONS` calls it; in words if it is none of them."""
+    """Return the name of a ReLU layer in `ACTIVATIONS`, or a description if it has none."""
     slope = config.get("negative_slope", config.get("alpha")) or 0
     limit = config.get("max_value")
     if not slope and not config.get("threshold") and limit in (None, 6):
@@ -290,7 +291,7 @@ def _relu_name(config: Mapping[str, Any]) -> str:
 
 
 def _check_windows(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone, side: int | None) -> None:
-    """Refuse layers that move over their input otherwise than the published network's, or pad it otherwise."""
+    """Check that strides, dilations and padding of the layers are those of the published network."""
     strides = [2, *(row.stride if repeat == 0 else 1 for row in model.stages for repeat in range(row.repeats))]
     moves, padded = iter(strides_and_dilations(strides)), None
     for layer in own:
@@ -315,11 +316,11 @@ def _check_windows(own: Sequence[Layer], body: Mapping[str, Any], model: Backbon
         padded, side = None, side and -(-side // stride)
 
 
-# --- Behind the network ----------------------------------------------------------------------------------
+# --- After the network -----------------------------------------------------------------------------------
 
 
 def _head(behind: Sequence[Layer], loss: Any) -> tuple[Layer | None, Outputs | None]:
-    """The layer that is the classifier, if it is of a known kind, and what makes probabilities of its outputs."""
+    """Return the classifier layer and the kind of its outputs; None for either if unknown."""
     kinds = [layer.kind for layer in behind]
     if kinds[:1] != [POOLING] or kinds[1:2] not in (["Dense"], ["Conv2D"]):
         return None, None
@@ -333,7 +334,7 @@ def _head(behind: Sequence[Layer], loss: Any) -> tuple[Layer | None, Outputs | N
 
 
 def _of_loss(loss: Any) -> Outputs | None:
-    """What the outputs are of a network without a last activation that was trained for this."""
+    """Return the kind of outputs of a network trained with this loss and without a last activation."""
     config = loss.get("config") if isinstance(loss, Mapping) else None
     if not isinstance(config, Mapping) or not config.get("from_logits"):
         return None

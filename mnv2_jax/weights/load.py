@@ -1,4 +1,4 @@
-"""Trained networks from any source that is known, as one kind of object."""
+"""Load trained networks from all supported sources, and export them."""
 
 import dataclasses
 import re
@@ -30,36 +30,40 @@ from mnv2_jax.wording import counted
 SOURCES: dict[str, Source] = {source.name: source for source in (TORCHVISION, TIMM, TRANSFORMERS, KERAS, TF_SLIM)}
 
 HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
-"""The weights in a folder of Hugging Face's, the first that is there."""
+"""Names of the weights file in a Hugging Face folder; the first that exists is used."""
 
 ENOUGH_NAMES = 0.5
-"""Share of a source's names that a file must have to be taken for its."""
+"""Fraction of a source's tensor names that a file must have to be recognised as coming from it."""
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 classes of ImageNet (ILSVRC 2012) in the order of their WordNet numbers, in WordNet's words."""
+    """Return WordNet's names of the 1000 ImageNet classes (ILSVRC 2012), in the order of their WordNet IDs."""
     return tuple((Path(__file__).parent / "imagenet.txt").read_text().splitlines())
 
 
 def load_weights(
     path: str | Path, source: str | None = None, drop_background: bool = False, blocks: Sequence[type[Block]] = ()
 ) -> Network:
-    """Read a trained network; what it is and how wide, is told from the file.
+    """Load a trained network. Its class and width are inferred from the file.
 
-    What the files beside the weights say (`config.json` and `preprocessor_config.json` of Hugging Face, `config.json` of
-    timm), and a Keras model's own configuration, is done or refused by name.
+    The files that come with weights (Hugging Face's `config.json` and `preprocessor_config.json`, timm's `config.json`)
+    and the configuration of a Keras model are read too. Their fields are applied, or rejected by name.
 
     Args:
-        path: a network's or a finished run's folder; torchvision's, timm's or Hugging Face's `.safetensors` or `.pth` (needs
-            PyTorch), or Hugging Face's folder (also with `pytorch_model.bin`); a Keras `.keras`, `.weights.h5` or `.h5`; a TF-slim checkpoint (needs
-            TensorFlow); or published weights by reference, see `mnv2_jax.weights.hub`: "hf://timm/mobilenetv2_100.ra_in1k",
-            "torchvision://mobilenet_v2-b0353104.pth".
-        source: refuse a file of another source than this one of `SOURCES`.
-        drop_background: leave out class 0 of a network with 1001, which the paper's code keeps for "background".
-        blocks: block classes of one's own that a network of this package may be made of.
+        path: one of
+            - the folder of a network or of a finished run of this package;
+            - a `.safetensors` or `.pth` file of torchvision, timm or Hugging Face (`.pth` needs PyTorch);
+            - a Hugging Face folder (also with `pytorch_model.bin`, which needs PyTorch);
+            - a Keras file: `.keras`, `.weights.h5` or `.h5`;
+            - a TF-slim checkpoint (needs TensorFlow);
+            - a reference to published weights, see `mnv2_jax.weights.hub`: "hf://timm/mobilenetv2_100.ra_in1k",
+              "torchvision://mobilenet_v2-b0353104.pth".
+        source: a name in `SOURCES`; files of any other source are rejected.
+        drop_background: drop class 0 of a network with 1001 classes, which the paper's code reserves for "background".
+        blocks: your own block classes that a network of this package may use.
 
     Raises:
-        UserError: says which tensor is missing, left over, misshapen or not a number, or what else is wrong.
+        UserError: with what is wrong, such as the tensor that is missing, unexpected, of the wrong shape or not finite.
     """
     if source is not None and source not in SOURCES:
         raise UserError(f"there is no source {source!r}; known are {', '.join(SOURCES)}")
@@ -68,10 +72,10 @@ def load_weights(
         raise UserError(f"{path} does not exist; expected a network's folder or a file of weights")
     for name in HUGGING_FACE if (path / configs.CONFIG).is_file() else ():
         if (path / name).is_file():
-            path = path / name  # of a folder of Hugging Face's
+            path = path / name  # a Hugging Face folder
             break
     if (path / "network" / "description").is_dir():
-        path = path / "network"  # a finished run's folder
+        path = path / "network"  # the folder of a finished run
     kind = files.kind_of(path)
     try:
         network = _load_own(path, source, blocks) if kind == "checkpoint" else _load_foreign(path, kind, source)
@@ -113,7 +117,7 @@ def _load_foreign(path: Path, kind: str, wanted: str | None) -> Network:
 
 
 def _read(path: Path, kind: str, wanted: str | None) -> tuple[Source, str, Tensors, Said]:
-    """(whose weights these are, of which model, the tensors by that source's names, what else the files say)."""
+    """Return (source, name of the model, tensors by the source's names, what else the files state)."""
     notes: list[str] = []
     if kind in ("keras", "hdf5"):
         file = keras.read_keras(path, kind)
@@ -139,10 +143,10 @@ def _read(path: Path, kind: str, wanted: str | None) -> tuple[Source, str, Tenso
 
 
 def _check_stated(said: Said, model: Backbone, channels: int) -> None:
-    """Refuse tensors that are not as the file beside them says.
+    """Check that the tensors agree with the configuration file beside them.
 
     Raises:
-        UserError: names the field.
+        UserError: if they do not; names the field.
     """
     widths = mapping.output_widths(model)
     inputs = [width for (unit, *_), width in widths.items() if unit.startswith("block_")]
@@ -158,7 +162,7 @@ def _check_stated(said: Said, model: Backbone, channels: int) -> None:
     found = {"width_multiplier": model.width_multiplier, "expansion": expansion, "channels": channels}
     for setting, (field, value) in said.stated.items():
         if setting == "classes" and not model.num_classes:
-            continue  # a backbone alone, whose file still counts classes
+            continue  # a backbone without classifier, whose file still states the number of classes
         if value is not None and not agrees(setting, value):
             has = found.get(setting, model.num_classes)
             raise UserError(
@@ -167,7 +171,7 @@ def _check_stated(said: Said, model: Backbone, channels: int) -> None:
 
 
 def _recognise(tensors: Tensors, candidates: Sequence[Source], wanted: str | None) -> tuple[Source, str, Tensors]:
-    """(whose tensors these are, of which model, by that source's names)."""
+    """Return (source, name of the model, tensors by the source's names)."""
     found = []
     for source in candidates:
         named = mapping.strip_prefix(source, tensors)
@@ -189,7 +193,7 @@ def _recognise(tensors: Tensors, candidates: Sequence[Source], wanted: str | Non
 
 
 def _named_keras(tensors: Tensors) -> Tensors:
-    """Names for the layers of a file that only counts them."""
+    """Name the layers of a file that only numbers them."""
     if "depthwise_conv2d/kernel" not in tensors:
         return tensors
     count = sum(name.startswith("depthwise_conv2d") for name in tensors)
@@ -200,7 +204,7 @@ def _preprocessing(
     path: Path, source: Source, name: str, said: Preprocessing | None, resolution: int
 ) -> str | Preprocessing:
     usual = source.preprocessing[name]
-    # Only the name that torchvision gives the file tells its second weights from its first.
+    # Only the file name distinguishes torchvision's second weights from its first.
     if source is TORCHVISION and "7ebf99e0" in path.name:
         usual = "torchvision_v2"
     how = said or PREPROCESSING[usual]
@@ -210,7 +214,7 @@ def _preprocessing(
 
 
 def _named_resolution(path: Path) -> int | None:
-    """The paper's checkpoints have it in their names: mobilenet_v2_0.35_96.ckpt."""
+    """Return the resolution in a file name, as in the paper's checkpoints: mobilenet_v2_0.35_96.ckpt."""
     found = re.search(r"_(96|128|160|192|224)(?!\d)", path.name)
     return int(found.group(1)) if found else None
 
@@ -224,10 +228,10 @@ def _imagenet_names(classes: int) -> tuple[str, ...] | None:
 
 
 def with_outputs(network: Network, outputs: Outputs) -> Network:
-    """The network with outputs that are a softmax over its classes, or a sigmoid each.
+    """Return the network with its outputs set to a softmax over the classes, or to one sigmoid per class.
 
-    One sigmoid says with which probability the second of two classes holds. That is a softmax over two logits of which the
-    first is 0, and becomes one, so that such a network is evaluated and trained as any other.
+    A single sigmoid is the probability of the second of two classes. It is converted to the equivalent softmax over two
+    logits, the first of which is 0, so that such a network is evaluated and trained like any other.
 
     Raises:
         UserError: for a network without a classifier.
@@ -266,12 +270,14 @@ def _without_background(path: Path, network: Network) -> Network:
 
 
 def export_weights(path: Path, network: Network, target: str) -> None:
-    """Write a network as torchvision (`.safetensors`, or `.pth` with PyTorch) or Keras (`.weights.h5`, `.h5`) has it.
+    """Write a network in the format of torchvision or Keras.
+
+    The suffix of `path` is `.safetensors` or `.pth` (needs PyTorch) for torchvision, `.weights.h5` or `.h5` for Keras.
 
     Raises:
-        UserError: for another target or suffix, and a network that the target has no names for, or would compute
-            otherwise: any but a published one, at whatever width and expansion.
-        OSError: if it cannot be written.
+        UserError: for another target or suffix, and for a network that the target has no names for or would compute
+            differently, which is any but a published one (at any width and expansion).
+        OSError: if the file cannot be written.
     """
     suffixes = {"torchvision": (".safetensors", ".pth"), "keras": (".weights.h5", ".h5")}
     if target not in suffixes:

@@ -1,7 +1,7 @@
-"""From somebody else's tensors to our parameter tree and back: one table a source, read in both directions.
+"""Convert other code bases' tensors to our parameter tree and back, with one table per source for both directions.
 
-A table has a row for each kind of layer, with their names for it as `str.format` patterns over the block's
-position. Our layers are those of the network's own parameter tree.
+A table has one row per kind of layer, with the source's names for it as `str.format` patterns over the position of the
+block. Our layers are those of the network's parameter tree. "Ours" is this package, "theirs" the source.
 """
 
 import dataclasses
@@ -23,34 +23,39 @@ from mnv2_jax.network import variable_shapes
 Tensors = dict[str, np.ndarray]
 
 Row = tuple[str, ...]
-"""Their names of a layer: (convolution, batch norm), or (classifier,)."""
+"""Their names for a layer: (convolution, batch norm), or (classifier,)."""
 
 Table = Mapping[str, Row]
-"""Rows by our name of the layer: "stem", "head", "classifier", "block/expand", ... "plain/..." is for blocks without
-an expansion layer, where they are called otherwise."""
+"""Rows by our name for the layer: "stem", "head", "classifier", "block/expand", ... "plain/..." is for blocks without
+an expansion layer, if their names differ."""
 
 
 class Layout(NamedTuple):
-    """How one of their arrays becomes ours: first `shape`, if they keep axes of size 1 that we do not; then `axes`."""
+    """Conversion of one of their arrays to ours.
+
+    Attributes:
+        axes: order of their axes in ours, after squeezing.
+        squeeze: first drop their leading axes of size 1, keeping the last two axes.
+    """
 
     axes: tuple[int, ...]
     squeeze: bool = False
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Their array in our layout."""
+        """Convert their array to our layout."""
         if self.squeeze:
             array = array.reshape(array.shape[-2:])
         return np.ascontiguousarray(array.transpose(self.axes))
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """Our array in their layout."""
+        """Convert our array to their layout."""
         array = array.transpose(np.argsort(self.axes))
         if self.squeeze:
             array = array[None, None]
         return np.ascontiguousarray(array)
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that theirs has when ours has `shape`."""
+        """Return their shape of an array that has `shape` in our layout."""
         theirs = tuple(shape[axis] for axis in np.argsort(self.axes))
         return (1, 1, *theirs) if self.squeeze else theirs
 
@@ -60,19 +65,20 @@ VECTOR = Layout((0,))
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A code base whose weights we read.
+    """A code base whose weights we can read.
 
     Attributes:
-        name: as `--source` takes it.
-        title: as people know it.
-        tables: a table a model, by our name of the model.
-        convention: the numeric convention that its networks are written in.
-        preprocessing: name of what its networks expect, a model (see `mnv2_jax.data.preprocessing`).
-        kernel, depthwise: (suffix of the tensor's name, layout) of the convolutions' kernels.
-        classifier: the same of the classifier's kernel, by our name of the model.
+        name: value of `--source`.
+        title: name in messages.
+        tables: one table per model, by our name for the model.
+        convention: the numeric convention of its networks.
+        preprocessing: name of the preprocessing that its networks expect, by our name for the model (see
+            `mnv2_jax.data.preprocessing`).
+        kernel, depthwise: (suffix of the tensor's name, layout) of the kernels of full and depthwise convolutions.
+        classifier: the same for the classifier's kernel, by our name for the model.
         norm: their suffixes for our scale, bias, mean and var.
-        bias: their suffix for the classifier's bias.
-        ignored: ends of names that hold nothing of the network.
+        bias: their suffix for the bias of the classifier.
+        ignored: suffixes of names that are not part of the network.
     """
 
     name: str
@@ -89,7 +95,7 @@ class Source:
 
 
 class Entry(NamedTuple):
-    """One tensor: our path in the variables, their name, and how one becomes the other."""
+    """One tensor: our path in the variables, their name, and the layout that converts between them."""
 
     ours: tuple[str, ...]
     theirs: str
@@ -98,13 +104,13 @@ class Entry(NamedTuple):
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """Leaves by path."""
+    """Return the leaves of a tree by path."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
 def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """The tree of leaves by path."""
+    """Return the tree of leaves by path; the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = tree
@@ -115,7 +121,7 @@ def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def _positions(model: Backbone) -> list[dict[str, int]]:
-    """What the patterns of a table may name of each block: its number, its stage, and its number there."""
+    """Return the fields for the patterns of a table, per block: index, stage, index in the stage, derived numbers."""
     blocks = [(stage, repeat) for stage, row in enumerate(model.stages) for repeat in range(row.repeats)]
     return [
         {
@@ -133,7 +139,7 @@ def _positions(model: Backbone) -> list[dict[str, int]]:
 
 
 def _order(path: tuple[str, ...]) -> tuple[int, int, int, int]:
-    """Sorts paths as the network runs, and within a norm: scale, bias, mean, var."""
+    """Sort key of paths: execution order; scale, bias, mean, var within a norm."""
     unit = path[1]
     block = int(unit.removeprefix("block_")) if unit.startswith("block_") else -1
     units, layers = ("stem", "block", "head", "classifier"), ("expand", "depthwise", "project", "pointwise")
@@ -143,7 +149,7 @@ def _order(path: tuple[str, ...]) -> tuple[int, int, int, int]:
 
 
 def entries(source: Source, model: Backbone, channels: int = 3) -> list[Entry]:
-    """The source's table written out for one network: every leaf of its variables once, layer after layer."""
+    """Expand the source's table for one network: one entry per leaf of its variables, in execution order."""
     name = model_name(model)
     table, positions = source.tables[name], _positions(model)
     shapes = {path: leaf.shape for path, leaf in flatten(variable_shapes(model, channels)).items()}
@@ -180,9 +186,9 @@ def _listed(names: Iterable[str], most: int = 5) -> str:
 
 
 def strip_prefix(source: Source, tensors: Tensors) -> Tensors:
-    """Names as the table has them: wrappers put a prefix in front ("module.", "model.", "mobilenet_v2.", ...).
+    """Remove the prefix that wrappers add to names ("module.", "model.", "mobilenet_v2.", ...).
 
-    It is what stands in front of the stem; a classifier beside the backbone has only the first parts of it.
+    The prefix is taken from the name of the stem. A classifier outside the backbone has only the first parts of it.
     """
     best: tuple[int, str] = (0, "")
     for table in source.tables.values():
@@ -197,21 +203,21 @@ def strip_prefix(source: Source, tensors: Tensors) -> Tensors:
 
 
 def _behind(listed: Sequence[Entry], names: Iterable[str]) -> list[str]:
-    """Names of PyTorch's kind that no part of the network begins with, the classifier left out."""
+    """Return the PyTorch names whose first part is not in the network; the classifier does not count as part of it."""
     parts = {entry.theirs.partition(".")[0] for entry in listed if entry.ours[1] != "classifier"}
     return [name for name in names if name.partition(".")[0] not in parts]
 
 
 def count_outputs(number: int) -> str:
-    """In words."""
+    """Return "1 output", "2 outputs", and so on."""
     return f"{number} output{'' if number == 1 else 's'}"
 
 
 def find_classifier(source: Source, name: str, tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """The classifier by its usual name where another linear layer is all that stands behind a network of PyTorch.
+    """Rename the classifier of a PyTorch network to its usual name, if a single linear layer follows the backbone.
 
     Returns:
-        The tensors, and what there is to say.
+        The tensors, and notes on the renaming.
     """
     behind = _behind(entries(source, create_model(name, num_classes=0)), tensors)
     layers = {other.rpartition(".")[0] for other in behind}
@@ -228,7 +234,7 @@ def find_classifier(source: Source, name: str, tensors: Tensors) -> tuple[Tensor
 
 
 def guess(source: Source, tensors: Tensors) -> tuple[str, float]:
-    """The model whose names these are, and the share of its layers' names that are there."""
+    """Return the model that best matches the names, and the fraction of its tensor names present, classifier aside."""
     found = []
     for name in source.tables:
         names = {entry.theirs for entry in entries(source, create_model(name, num_classes=0))}
@@ -238,7 +244,7 @@ def guess(source: Source, tensors: Tensors) -> tuple[str, float]:
 
 
 COMMON_WIDTHS = (1.0, 1.4, 1.3, 0.75, 0.5, 0.35, 0.25)
-# Rounding makes several multipliers the same network: the published ones first, then the rounder ones.
+# Because of rounding, several multipliers give the same network. Published ones come first, then rounder ones.
 WIDTHS = tuple(
     dict.fromkeys(
         (*COMMON_WIDTHS, *np.arange(0.05, 3, 0.05).round(2).tolist(), *np.arange(0.01, 3, 0.01).round(2).tolist())
@@ -247,12 +253,13 @@ WIDTHS = tuple(
 
 
 def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, int]:
-    """The network that these tensors are of, and the channels of its images.
+    """Return the network that these tensors belong to, and the number of channels of its images.
 
-    Every tensor has a say, so that one with a wrong shape is found by name later instead of misleading here.
+    The width multiplier is the one that matches the most layers. A single tensor with a wrong shape does not change it,
+    and is reported by name later.
 
     Raises:
-        UserError: where no width multiplier gives these channels.
+        UserError: if no width multiplier gives these channels.
     """
     (classifier,) = source.tables[name]["classifier"]
     suffix, layout = source.classifier[name]
@@ -274,10 +281,10 @@ def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, 
         if entry.theirs in tensors and tensors[entry.theirs].ndim == 4
     ]
     expansion = infer_expansion([shape[2:] for shape in shapes if shape[:2] == (1, 1)])
-    if expansion != infer_expansion([entry.shape[2:] for entry in expand]):  # else each stage has its own
+    if expansion != infer_expansion([entry.shape[2:] for entry in expand]):  # otherwise keep the t of each stage
         settings["expansion"] = expansion
 
-    # Batch norm's vectors give the widths of all blocks.
+    # The vectors of batch norm give the widths of all blocks.
     found = {
         entry.ours[1:-2]: tensors[entry.theirs].shape[0]
         for entry in standard
@@ -299,7 +306,7 @@ def infer_model(source: Source, name: str, tensors: Tensors) -> tuple[Backbone, 
 
 
 def infer_expansion(widths: Sequence[tuple[int, ...]]) -> float | None:
-    """The roundest t that gives these widths, each (of a block's input, of its expansion); None if there are none."""
+    """Return the roundest t that gives these (input channels, expanded channels) of blocks; None if there are none."""
     widths = [(inputs, inner) for inputs, inner in widths if inputs and inner]
     if not widths:
         return None
@@ -309,12 +316,12 @@ def infer_expansion(widths: Sequence[tuple[int, ...]]) -> float | None:
         expansion = round((lowest + highest) / 2, digits)
         if all(round(expansion * inputs) == inner for inputs, inner in widths):
             return expansion
-    # There is none, so that a tensor has a wrong shape, which is named later; most have the right one.
+    # No t fits all, so some tensor has a wrong shape and is reported later. The median goes with the majority.
     return statistics.median(inner / inputs for inputs, inner in widths)
 
 
 def output_widths(model: Backbone) -> dict[tuple[str, ...], int]:
-    """Channels of the layers that end the network's stem, blocks and head."""
+    """Return the output channels of the stem, of each block and of the head, by the path of their last layer."""
     last = "pointwise" if isinstance(model, MobileNetV1) else "project"
     channels = [row.channels for row in model.stages for _ in range(row.repeats)]
     widths: dict[tuple[str, ...], int] = {("stem",): model.scaled(32)}
@@ -326,10 +333,11 @@ def output_widths(model: Backbone) -> dict[tuple[str, ...], int]:
 
 
 def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> dict[str, Any]:
-    """Our variables from their tensors: every tensor used once, every variable filled once.
+    """Convert their tensors to our variables. Every tensor is used once and every variable filled once.
 
     Raises:
-        UserError: names the tensors that are missing, too many, of another shape, or not all numbers.
+        UserError: names the tensors that are missing, unexpected, of the wrong shape or dtype, or not finite, and
+            negative variances.
     """
     wanted = entries(source, model, channels)
     names = [entry.theirs for entry in wanted]
@@ -367,10 +375,10 @@ def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> di
 
 
 def export(source: Source, model: Backbone, variables: Mapping[str, Any]) -> Tensors:
-    """Their tensors from our variables, in the order of the network.
+    """Convert our variables to their tensors, in execution order.
 
     Raises:
-        UserError: for a network without expansions, where they have names for one such block only.
+        UserError: for a network with several blocks without an expansion, if they have names for only one.
     """
     leaves = flatten(variables)
     channels = leaves["params", "stem", "conv", "kernel"].shape[2]

@@ -1,4 +1,4 @@
-"""Checkpoints of TF-slim, the paper's own code (tensorflow/models, research/slim/nets)."""
+"""Checkpoints of TF-slim, the paper's code (tensorflow/models, research/slim/nets)."""
 
 from mnv2_jax.weights.mapping import Layout, Source, Tensors
 
@@ -34,9 +34,9 @@ TF_SLIM = Source(
     convention="tensorflow",
     preprocessing={"mobilenet_v1": "tensorflow", "mobilenet_v2": "tensorflow"},
     kernel=("/weights", Layout((0, 1, 2, 3))),
-    # (height, width, channels, 1) there.
+    # (height, width, channels, 1) in TF-slim.
     depthwise=("/depthwise_weights", Layout((0, 1, 3, 2))),
-    # A 1x1 convolution there.
+    # A 1x1 convolution in TF-slim.
     classifier=dict.fromkeys(("mobilenet_v1", "mobilenet_v2"), ("/weights", Layout((0, 1), squeeze=True))),
     norm=("/gamma", "/beta", "/moving_mean", "/moving_variance"),
     bias="/biases",
@@ -45,9 +45,9 @@ TF_SLIM = Source(
 
 
 def choose_averages(tensors: Tensors) -> tuple[Tensors, int]:
-    """Leave out the optimizer's slots and take each moving average in place of what it averages.
+    """Drop the optimizer's slots, and replace each variable by its moving average if it has one.
 
-    Returns the tensors by the network's names, and how many averages were taken.
+    Returns the tensors by the names of the network's variables, and the number of moving averages.
     """
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(SLOTS)}
     averages = {name.removesuffix(EMA): tensor for name, tensor in kept.items() if name.endswith(EMA)}

@@ -22,7 +22,7 @@ TIMM = Source(
         },
         "mobilenet_v2": {
             "stem": ("conv_stem", "bn1"),
-            # At an expansion of 1 timm builds V1's block, without the activation at its end.
+            # For an expansion of 1, timm uses V1's block without its last activation.
             "plain/depthwise": _SEPARABLE["depthwise"],
             "plain/project": _SEPARABLE["pointwise"],
             "block/expand": (_BLOCK + "conv_pw", _BLOCK + "bn1"),

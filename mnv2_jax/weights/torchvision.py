@@ -2,11 +2,11 @@
 
 from mnv2_jax.weights.mapping import Layout, Source
 
-# PyTorch's kernels are OIHW, a depthwise one (C, 1, H, W): the same turn makes HWIO of both. Linear layers are OI.
+# PyTorch's kernels are OIHW, depthwise ones (C, 1, H, W); the same transposition gives HWIO. Linear layers are OI.
 KERNEL = (".weight", Layout((2, 3, 1, 0)))
 LINEAR = (".weight", Layout((1, 0)))
 NORM = (".weight", ".bias", ".running_mean", ".running_var")
-# Counters that PyTorch keeps beside the running statistics, and beside averaged weights.
+# PyTorch's counters for running statistics and for averaged weights.
 COUNTERS = (".num_batches_tracked", "n_averaged")
 
 TORCHVISION = Source(

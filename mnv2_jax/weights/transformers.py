@@ -19,7 +19,7 @@ TRANSFORMERS = Source(
             "classifier": ("classifier",),
         },
         "mobilenet_v2": {
-            # What they call the stem holds our first block as well.
+            # Their stem includes our first block.
             "stem": _layer("conv_stem.first_conv"),
             "plain/depthwise": _layer("conv_stem.conv_3x3"),
             "plain/project": _layer("conv_stem.reduce_1x1"),
