@@ -23,7 +23,7 @@ FigureKind = Literal["arms", "sweep", "tradeoff", "memory", "grid"]
 
 @dataclasses.dataclass(frozen=True)
 class PaperResult:
-    """The paper's result: `difference` in top-1 accuracy from its baseline (a fraction), `where`, and `how` it was read."""
+    """The paper's result: `difference` in top-1 accuracy from its baseline (a fraction), `where`, and `how` read."""
 
     difference: float
     where: str
