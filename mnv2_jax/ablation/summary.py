@@ -130,7 +130,7 @@ def metric_of(described: Mapping[str, Any]) -> Metric:
 
 
 def failed_of(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return which runs of each arm failed, one bool per seed, as judged in the whole study, not only its shown arms."""
+    """Return which runs of each arm failed, one bool per seed, judged among all arms of the study, shown or not."""
     if "failed_runs" in summary:
         return summary["failed_runs"]
     metric = metric_of(summary)
