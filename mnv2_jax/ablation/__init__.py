@@ -1,1 +1,1 @@
-"""Claims as experiments: arms and seeds, statistics, figures, report."""
+"""Ablation studies of the paper's claims: arms and seeds, statistics, figures, report."""

@@ -1,4 +1,4 @@
-"""The networks of a study's arms, and which arms share a program."""
+"""The networks of a study's arms, and which arms share a compiled program."""
 
 import dataclasses
 import json
@@ -27,47 +27,47 @@ from mnv2_jax.training.devices import Devices
 from mnv2_jax.training.step import Learner
 
 BASE = "mobilenet_v2"
-"""The network of an arm that names none."""
+"""The network of an arm that does not name one."""
 
 
 SIZES = ("width_multiplier", "expansion", "reduction", "stages")
-"""Settings that are all in the layers' shapes."""
+"""Settings that only affect the layers' shapes."""
 
 IDLE = {
     "batch_norm": "with one device a run",
     "smallest_crop": "for images of one size",
     "color_distortion": "for images of one size",
 }
-"""Settings of training that may change nothing, and where."""
+"""Training settings that may have no effect, and when."""
 
 
 def with_shared(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's settings, as `create_model` takes them: the shared ones as far as it has them, and its own."""
+    """Merge the shared settings that the network has with its `own`; returns arguments of `create_model`."""
     name = own.get("name") or shared.get("name") or BASE
     known = setting_names(find_model(name))
     return {"name": name, **{key: value for key, value in shared.items() if key in known}, **own}
 
 
 def run_of(study: Study, arm: Arm, seed: int = 0) -> Run:
-    """A run of an arm, with all settings of its network."""
+    """Return a run of an arm, with all settings of its network."""
     return dataclasses.replace(study.run(arm, seed), model=with_shared(study.model, arm.model))
 
 
 def network_of_arm(study: Study, arm: Arm, dataset: Dataset) -> nn.Module:
-    """The network of an arm."""
+    """Create the network of an arm."""
     return create_network(run_of(study, arm), dataset)
 
 
 def image_shape(arm: Arm, dataset: Dataset) -> tuple[int, int, int]:
-    """(height, width, channels) of what an arm sees."""
+    """Return (height, width, channels) of an arm's input images."""
     side = arm.resolution or dataset.image_shape[0]
     return side, side, dataset.image_shape[2]
 
 
 def data_of_arm(study: Study, arm: Arm, dataset: Dataset, start: Network | None = None) -> Dataset:
-    """The study's data as an arm sees them: varied as its own training asks, and at its resolution.
+    """Return the study's data with an arm's own augmentation and resolution.
 
-    `start` is the trained network that the study's data are prepared for, if there is one.
+    `start` is the trained network whose preprocessing the study's data use, if there is one.
     """
     common = dataclasses.replace(study.run(study.baseline), resolution=study.resolution, weights=study.weights)
     own = dataclasses.replace(common, training=arm.recipe(study.training))
@@ -77,16 +77,19 @@ def data_of_arm(study: Study, arm: Arm, dataset: Dataset, start: Network | None 
 
 
 def devices_a_run(recipe: Recipe, dataset: Dataset) -> int:
-    """One, but for a stream, which belongs to one run, and on several hosts: there a run has all devices."""
+    """Return the number of devices per run: one, or all devices for streamed data or with several processes.
+
+    A stream cannot be shared between runs.
+    """
     shared = dataset.train_data(recipe.batch_size, recipe.accumulation).shared
     return 1 if shared and jax.process_count() == 1 else jax.device_count()
 
 
 def check_arms(study: Study, dataset: Dataset, start: Network | None = None) -> None:
-    """Refuse an arm that cannot be trained, and two that are the same, which would only tell how two runs of it differ.
+    """Check that every arm can be trained and that no two are the same. Identical arms would only measure noise.
 
     Raises:
-        UserError: names them.
+        UserError: if an arm cannot be trained, or two are the same; names them.
     """
     known: list[tuple[Any, Arm]] = []
     for arm in study.arms:
@@ -107,7 +110,7 @@ def check_arms(study: Study, dataset: Dataset, start: Network | None = None) -> 
 
 
 def _seen(study: Study, arm: Arm, data: Dataset) -> Any:
-    """All that an arm's results follow from; of two arms with the same, one is too many."""
+    """Return everything that determines an arm's results. Arms for which this is equal are duplicates."""
     recipe = study.run(arm).training
     recipe.steps(data.train_images)
     devices = devices_a_run(recipe, data)
@@ -123,7 +126,7 @@ def _seen(study: Study, arm: Arm, data: Dataset) -> Any:
 
 
 def batch_norm_notes(study: Study, dataset: Dataset) -> list[str]:
-    """What has to be said of the images that batch norm takes its statistics over; see `check_batch_norm`."""
+    """Return notes about batch norm over very few images; see `check_batch_norm`."""
     notes: dict[str, None] = {}
     for arm in study.arms:
         run = run_of(study, arm)
@@ -133,7 +136,7 @@ def batch_norm_notes(study: Study, dataset: Dataset) -> list[str]:
 
 
 def batch_notes(study: Study, dataset: Dataset) -> list[str]:
-    """What has to be said of batches of several sizes: how many steps each arm has, and what is not paired any more."""
+    """Return notes for arms with different batch sizes: the steps of each arm, and what is no longer paired by seed."""
     if len(study.batch_sizes) == 1:
         return []
     recipes = {arm.name: arm.recipe(study.training) for arm in study.arms}
@@ -145,10 +148,11 @@ def batch_notes(study: Study, dataset: Dataset) -> list[str]:
 
 
 def families(study: Study) -> list[tuple[Arm, ...]]:
-    """The arms, those together that one program serves: they differ in what follows the bottlenecks, or in what they start
-    from, and in nothing else, their training included.
+    """Group the arms that can share one compiled program.
 
-    To compile a program takes as long as to train some of a study's runs; to choose between activations, next to nothing.
+    Arms of a family may differ in the activation after the bottlenecks and in whether they start from trained weights.
+    Everything else, including training, is the same. Compiling a program can take as long as training some of a
+    study's runs, while switching between activations costs next to nothing.
     """
     found: dict[str, list[Arm]] = {}
     for arm in study.arms:
@@ -161,16 +165,19 @@ def families(study: Study) -> list[tuple[Arm, ...]]:
 
 
 def learner_of(study: Study, family: Sequence[Arm], dataset: Dataset, devices: int = 1) -> Learner:
-    """What the steps of a family need on so many devices; of several activations, a run has its own by its number."""
+    """Create the learner of a family for `devices` devices per run.
+
+    If the arms' activations differ, each run selects its own by index.
+    """
     networks = [network_of_arm(study, arm, dataset) for arm in family]
     activations: list[Any] = [getattr(network, "bottleneck_activation", None) for network in networks]
     differ = activations if len(set(activations)) > 1 else []
-    # Of a frozen backbone the recipe says so, whether or not this arm has the weights.
+    # Prefer an arm that starts from trained weights: its recipe says whether the backbone is frozen.
     run = run_of(study, next((arm for arm in family if arm.started), family[0]))
     return create_learner(run, dataset, devices, activations=differ, rated=study.tune)
 
 
 def trained_network(study: Study, arm: Arm, dataset: Dataset, variables: Mapping[str, Any]) -> Network:
-    """A trained network with what it takes to use it on other images."""
+    """Return a trained network with everything needed to use it on other images."""
     network = network_of(run_of(study, arm), dataset, source=study.experiment)
     return network.replace(variables=variables)

@@ -1,4 +1,4 @@
-"""What a study asks: its arms, what they have in common, and what the paper found. Described without loading JAX."""
+"""Definition of a study: its arms, their shared settings, and the paper's results. Does not import JAX."""
 
 import dataclasses
 import difflib
@@ -16,14 +16,14 @@ from mnv2_jax.settings import DataSettings, SharedSettings
 from mnv2_jax.training.config import ONLY_WITH, Recipe, Run
 
 FORMAT = 3
-"""Of a study's folder; another one's is not continued."""
+"""Format version of a study's folder. Folders of another version are not continued."""
 FigureKind = Literal["arms", "sweep", "tradeoff", "memory", "grid"]
-"""How a study is drawn: its arms side by side; against a number; against what they cost; layer by layer; against two numbers."""
+"""Kind of figure: arms side by side; against a number; against cost; memory per layer; against two numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperResult:
-    """What the paper found: `difference` in top-1 accuracy (a fraction) to its baseline, `where`, and `how` read."""
+    """The paper's result: `difference` in top-1 accuracy from its baseline (a fraction), `where`, and `how` read."""
 
     difference: float
     where: str
@@ -31,9 +31,9 @@ class PaperResult:
 
 
 TRAINING = tuple(field.name for field in dataclasses.fields(Recipe))
-"""Settings of an arm's training."""
+"""Names of the training settings."""
 OF_STUDY = ("epochs", "images", "evaluations")
-"""Those that all arms share: every run sees as many images, and is evaluated after as many of them."""
+"""Training settings that all arms share, so that every run sees the same number of images between evaluations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Arm:
 
     Attributes:
         name: in files and figures.
-        model: what it changes in the study's network, as `create_model` takes it; "name" is another network's.
-        training: what it changes in the study's recipe, by the names of `Recipe`: {"label_smoothing": 0.1}.
+        model: arguments of `create_model` that override the study's; "name" selects another network.
+        training: fields of `Recipe` that override the study's, such as {"label_smoothing": 0.1}.
         started: whether it starts from the study's trained weights.
         paper: the paper's own result for it, if there is one.
-        resolution: side of its images in pixels; None for the data set's.
-        series: arms of one series are joined in figures that draw them against something; a grid's row.
-        value: what the arms of a sweep differ in; a grid's column. Arms of a grid without one stand beside it.
-        note: a sentence for the report, of how it was matched for instance.
+        resolution: side of its images in pixels; None for the study's.
+        series: arms of one series are joined by a line in sweeps and trade-offs; the row of a grid.
+        value: the swept value of a sweep; the column of a grid. Arms without a value are drawn beside the grid.
+        note: a sentence for the report, for example how the arm was matched.
 
     Raises:
-        UserError: for a training setting that there is not, or that all arms share; for a value that no recipe has.
+        UserError: for an unknown training setting, one that all arms share, or an invalid value.
     """
 
     name: str
@@ -81,12 +81,12 @@ class Arm:
                 raise self._error(f"there is no training setting {name!r}; {hint}")
             if name in OF_STUDY:
                 raise self._error(f"all arms share {name}, so that all see the same images; set it for the study")
-        # What needs another setting, the study may have.
+        # Settings that need another one are checked with the study's recipe, which may have it.
         alone = {name: value for name, value in self.training.items() if name not in ONLY_WITH}
         self._changed(Recipe(epochs=1, batch_size=1, learning_rate=1.0), alone)
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        """How it is trained in a study with this recipe.
+        """Return the recipe of this arm in a study with this `recipe`.
 
         Raises:
             UserError: for settings that do not go together.
@@ -105,31 +105,31 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is asked.
+    """A question, and the runs that answer it.
 
     Attributes:
-        experiment: name of the script, and of the question where a script has several.
+        experiment: name of the script, followed by that of the question if a script has several.
         question: one sentence, for the report.
         claim: the paper's answer, with the section, for the report.
         dataset: name in the catalog.
         arms: the first is the baseline.
-        model: settings that all arms share, each as far as its network has it.
-        training: how each run is trained, as far as its arm does not change it.
-        seeds: run with seeds 0, 1, ..., seeds - 1.
-        train_images: train on the first of the training split only; None for all.
-        validation_images: of the learning curves, and of the choice of learning rates; None for the whole split.
+        model: shared settings; an arm's network ignores those that it does not have.
+        training: the recipe of every run, unless its arm overrides it.
+        seeds: number of seeds per arm: 0, 1, ..., seeds - 1.
+        train_images: train on only the first images of the training split; None for all.
+        validation_images: number of validation images for learning curves and tuning; None for the whole split.
         resolution: side of the images in pixels; None for the data set's own.
-        streamed, data_files, exif_orientation: as of a run.
-        weights: trained weights that arms may start from; all arms then have their network.
-        task: what is learnt, a name in `mnv2_jax.tasks.task.TASKS`; its metric decides.
+        streamed, data_files, exif_orientation: as in `Run`.
+        weights: trained weights that arms may start from; all arms then use their network.
+        task: a name in `mnv2_jax.tasks.task.TASKS`; its metric decides the comparisons.
         tune: choose a learning rate for each arm first, on the validation split.
-        figure: how it is drawn.
-        axis: what the arms of a sweep differ in, for the figure; of a grid, what its columns and its rows are, "X|Y".
+        figure: kind of figure.
+        axis: label of a sweep's value in the figure; for a grid, "X|Y" labels its columns and rows.
         published: (series, multiply-adds, top-1 as a fraction) of the paper's own networks, for the figure.
-        paper_range: (lowest, highest, what the paper says of values between), for a sweep's figure.
+        paper_range: (lowest, highest, what the paper says about values between), for a sweep's figure.
 
     Raises:
-        UserError: for two arms of one name, and for training settings of an arm that do not go with the study's.
+        UserError: for two arms with the same name, or an arm's training settings that conflict with the study's.
     """
 
     experiment: str
@@ -168,13 +168,13 @@ class Study:
 
     @property
     def title(self) -> str:
-        """What to call the data: the catalog's title, or the name of the user's folder."""
+        """Title of the data: the catalog's title, or the name of the user's folder."""
         if self.dataset in CATALOG:
             return CATALOG[self.dataset].title
         return self.data_files.resolve().name if self.dataset == FOLDER and self.data_files else self.dataset
 
     def run(self, arm: Arm, seed: int = 0) -> Run:
-        """A run of an arm; its model's settings as far as the arm and the study say them."""
+        """Return a run of an arm. Model settings that neither the arm nor the study sets are left out."""
         return Run(
             dataset=self.dataset,
             model={**self.model, **arm.model},
@@ -192,17 +192,18 @@ class Study:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Images a step, of all arms; one where they are all the study's."""
+        """The distinct batch sizes of the study and its arms, in rising order."""
         own = self.training.batch_size
         return tuple(sorted({own, *(arm.recipe(self.training).batch_size for arm in self.arms)}))
 
     def at_equal_images(self, train_images: int) -> "Study":
-        """The study with one number of images for all runs, where arms have batches of several sizes; else as it is.
+        """Return the study with the same number of training images for every batch size.
 
-        That number is the largest up to the study's own that is a whole number of batches of each size.
+        That number is the largest, up to the study's own, that is a whole number of batches of each size. A study
+        with one batch size is returned unchanged.
 
         Raises:
-            UserError: if there is none.
+            UserError: if there is no such number.
         """
         if len(self.batch_sizes) == 1:
             return self
@@ -217,10 +218,10 @@ class Study:
         return dataclasses.replace(self, training=dataclasses.replace(self.training, images=images // unit * unit))
 
     def with_arms(self, names: Sequence[str]) -> "Study":
-        """The study of these arms and the baseline alone.
+        """Return the study restricted to the baseline and these arms.
 
         Raises:
-            UserError: for a name that no arm has; says which there are.
+            UserError: for an unknown name; lists the arms.
         """
         known = [arm.name for arm in self.arms]
         unknown = [name for name in names if name not in known]
@@ -231,11 +232,11 @@ class Study:
 
 
 ARM = "arm "
-"""What the settings of an arm are kept under in a study's config.json, before its name."""
+"""Prefix of an arm's key in a study's config.json; the arm's name follows."""
 
 
 def identity(study: Study) -> dict[str, Any]:
-    """What makes two studies the same one, flat, as in config.json. More seeds and more arms extend a study."""
+    """Return the settings that identify a study, flat, as in config.json. More seeds or more arms extend a study."""
     return {
         "format": FORMAT,
         "experiment": study.experiment,
@@ -260,7 +261,7 @@ def _identity_of_arm(arm: Arm) -> dict[str, Any]:
 
 
 def named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's settings as JSON can hold them: a block or an activation of one's own by its module and name."""
+    """Return a network's settings as JSON values; custom blocks and activations become their qualified names."""
 
     def name(value: Any) -> Any:
         return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else value
@@ -271,7 +272,7 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
 # --- From flags ------------------------------------------------------------------------------------------
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02)
-"""Of a study on digits: a minute for two arms. The learning rate warms up, then falls as a cosine to zero."""
+"""Default recipe, for digits: about a minute for two arms. The learning rate warms up, then decays to zero (cosine)."""
 
 Flat = tyro.conf.arg(name="")
 LARGEST_SEEDS = 1000
@@ -279,26 +280,26 @@ LARGEST_SEEDS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """Flags of a study. What follows a field is its help."""
+    """Flags of a study. The string below each field is its help text."""
 
     data: Annotated[DataSettings, Flat] = DataSettings()
-    """What to train and test on."""
+    """Data to train and test on."""
     validation_images: int | None = None
-    """Draw learning curves, and choose learning rates, on this many images of the validation split; all if not given."""
+    """Number of validation images for learning curves and --tune; all if not given."""
     arms: tuple[str, ...] = ()
-    """Only these arms, besides the baseline; all of them if not given."""
+    """Run only these arms and the baseline; all arms if not given."""
     seeds: int | None = None
-    """Runs an arm; if not given, the fewest with which p < 0.05 can be reached for every comparison that is made."""
+    """Runs per arm; if not given, the smallest number with which every comparison can reach p < 0.05."""
     tune: bool = False
-    """Choose each arm's learning rate first, of half, once and twice --learning-rate, on the validation split."""
+    """First choose each arm's learning rate on the validation split: 0.5, 1 or 2 times --learning-rate."""
     network: Annotated[SharedSettings, Flat] = SharedSettings(width_multiplier=0.35, expansion=6.0)
-    """What all networks have in common."""
+    """Settings that all networks share."""
     training: Annotated[Recipe, Flat] = RECIPE
-    """How parameters change."""
+    """Training recipe."""
     out: Path | None = None
     """Folder for the results; runs/EXPERIMENT-DATASET if not given."""
     overwrite: bool = False
-    """Replace the study that --out holds instead of continuing it."""
+    """Replace the study in --out instead of continuing it."""
 
     def __post_init__(self):
         usual = type(self).__dataclass_fields__["network"].default
@@ -308,13 +309,13 @@ class StudyOptions:
 
 
 def image_size(data: DataSettings) -> int:
-    """Side in pixels of the images that the flags ask for."""
+    """Return the side of the images in pixels: --resolution, else the data set's own, else 224."""
     entry = CATALOG.get(data.dataset)
     return data.resolution or (entry.image_size if entry else 224)
 
 
 def shared_settings(options: StudyOptions) -> dict[str, Any]:
-    """What the networks of all arms have in common, each as far as it has it."""
+    """Return the settings that all networks share; a network ignores those that it does not have."""
     entry, network = CATALOG.get(options.data.dataset), options.network
     fitting = unit_strides_for(image_size(options.data), entry.source_size if entry else None)
     shared = {
@@ -327,11 +328,11 @@ def shared_settings(options: StudyOptions) -> dict[str, Any]:
 
 
 def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any) -> Study:
-    """The study that the flags describe.
+    """Create the study that the flags describe.
 
     Args:
         options: the flags.
-        arms: all arms, the baseline first; the flags may ask for fewer.
+        arms: all arms, the baseline first; --arms may select fewer.
         described: the other attributes of `Study`.
 
     Raises:
@@ -339,7 +340,7 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
     """
     model = shared_settings(options)
     if "weights" in described:
-        # What is not given, the weights decide.
+        # If not given, the trained weights decide.
         model["unit_strides"] = options.network.unit_strides
     study = Study(
         arms=tuple(arms),

@@ -1,4 +1,4 @@
-"""The panel that answers a study's question: what each arm differs by from the baseline, and the verdict in words."""
+"""The panel that answers a study's question: each arm's difference from the baseline, and the verdict in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_diff
 from mnv2_jax.tasks.task import Metric
 
 SHAPES = {"mean": "o", "median": "D"}
-"""Of what a verdict is about."""
+"""Marker of each estimand."""
 ROW = 0.66
-"""Inches that a comparison takes."""
+"""Height of a comparison's row in inches."""
 
 
 def draw_differences(axes: Axes, summary: Mapping[str, Any], styles: Mapping[str, int], order: Sequence[str]) -> None:
-    """Draw every comparison as a row: the differences of all seeds, what they come to with its interval, the verdict.
+    """Draw every comparison as a row: the difference for each seed, the estimate with its interval, the verdict.
 
     Args:
         axes: to draw on.
         summary: as in summary.json.
-        styles: index of the style of each arm's dots.
+        styles: style index of each arm's dots.
         order: names of the arms, the first on top.
     """
     metric = metric_of(summary)
@@ -72,7 +72,7 @@ def _draw_comparison(
 
 
 def _draw_estimate(axes: Axes, comparison: Mapping[str, Any], metric: Metric, height: float) -> None:
-    """What a verdict is about, with its interval as far as it has bounds: filled if decided, a diamond for a median."""
+    """Draw the estimate and its interval, if bounded. Filled: conclusive. Circle: mean. Diamond: median."""
     value, bars = difference(comparison, metric), None
     if comparison["ci95"] is not None:
         low, high = (metric.scale * bound for bound in comparison["ci95"])
@@ -90,7 +90,7 @@ def _draw_estimate(axes: Axes, comparison: Mapping[str, Any], metric: Metric, he
 
 
 def _explain(axes: Axes, comparisons: Sequence[Mapping[str, Any]], count: int) -> None:
-    """Put into the legend what the rows show."""
+    """Add the markers of the rows to the legend."""
     whole = "95 % interval" if count == 1 else "95 % simultaneous interval"
     for estimand, label in (("mean", "mean difference"), ("median", "median difference (runs failed)")):
         of_kind = [comparison for comparison in comparisons if comparison["estimand"] == estimand]

@@ -1,6 +1,6 @@
-"""The figure of a study: how every run learnt, where it ended, what the arms cost and differ by, and the verdicts.
+"""The figure of a study: learning curves, final results, costs, differences between the arms, and the verdicts.
 
-What is drawn is the metric that decides, whichever the task's is.
+All panels show the task's metric, the one that decides the comparisons.
 """
 
 import textwrap
@@ -39,7 +39,7 @@ TOP = 3.7
 
 
 def draw(summary: Mapping[str, Any], records: Sequence[Record]) -> Figure:
-    """Draw a study as its kind is drawn: its question, the evidence, and below it what the arms differ by.
+    """Draw a study: its question, the panels of its kind of figure, and below them the differences between the arms.
 
     Args:
         summary: as in summary.json.
@@ -68,12 +68,12 @@ def draw(summary: Mapping[str, Any], records: Sequence[Record]) -> Figure:
 
 
 def _rows(figure: SubFigure, heights: Sequence[float]) -> Any:
-    """Parts of a figure, one below the other."""
+    """Split a figure into parts, one below the other."""
     return figure.subfigures(len(heights), 1, height_ratios=heights)
 
 
 def _titled(figure: Figure, summary: Mapping[str, Any]) -> SubFigure:
-    """Put the question above the figure, and what was tried below it, apart from it; returns where the panels go."""
+    """Write the question on top and the subtitle below it; returns the subfigure for the panels."""
 
     def put(part: Any, text: str, width: int, **style: Any) -> SubFigure:
         part.suptitle(textwrap.fill(text, width, break_on_hyphens=False), x=0.01, ha="left", **style)
@@ -87,9 +87,9 @@ def _titled(figure: Figure, summary: Mapping[str, Any]) -> SubFigure:
 
 
 def subtitle(summary: Mapping[str, Any]) -> str:
-    """Data set, baseline network and number of seeds, in a line."""
+    """Return a line with the data set, the baseline network and the number of seeds."""
     settings, baseline = summary["model"], summary["arms"][summary["baseline"]]
-    # Summaries of earlier versions do not say the network of each arm.
+    # Summaries of earlier versions do not name each arm's network.
     name = settings.get("name", "mobilenet_v2")
     network = baseline.get("network", str(MODELS.get(name, name)).rpartition(".")[2])
     width = settings.get("width_multiplier")
@@ -98,13 +98,13 @@ def subtitle(summary: Mapping[str, Any]) -> str:
 
 
 def _order(summary: Mapping[str, Any]) -> list[str]:
-    """The arms as rows show them: those of a sweep by their value, others as they were listed."""
+    """Return the arms in the order of rows: those of a sweep by value, others as listed."""
     arms = summary["arms"]
     return sorted(arms, key=lambda name: arms[name]["value"]) if summary["figure"] == "sweep" else list(arms)
 
 
 def _styles(summary: Mapping[str, Any]) -> dict[str, int]:
-    """Index of each arm's color and marker: its own, its series' in a sweep, or its network's in a trade-off."""
+    """Return the style index of each arm: its own, its series' in a sweep, or its network's in a trade-off."""
     arms, kind = summary["arms"], summary["figure"]
     if kind in ("arms", "memory"):
         return {name: index for index, name in enumerate(arms)}
@@ -116,19 +116,19 @@ def _styles(summary: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _network(series: str) -> str:
-    """ "MobileNetV2" of "MobileNetV2, 28 pixels"."""
+    """Return the network's name in a series' name: "MobileNetV2" for "MobileNetV2, 28 pixels"."""
     return series.split(", ")[0]
 
 
 def _bars(arms: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Intervals of the arms' means as lengths below and above them; None where they have no bounds."""
+    """Return the intervals of the arms' means as lengths below and above; None if any is unbounded."""
     if any(arm["ci95"] is None for arm in arms):
         return None
     return np.abs(np.array([arm["ci95"] for arm in arms]).T - [arm["mean"] for arm in arms])
 
 
 def _bounds(summary: Mapping[str, Any]) -> str:
-    """What is drawn around a mean."""
+    """Describe the error bars of a mean."""
     bounded = all(arm["ci95"] is not None for arm in summary["arms"].values())
     return "95 % interval" if bounded else f"no bound with {len(summary['seeds'])} seeds"
 
@@ -137,14 +137,14 @@ def _bounds(summary: Mapping[str, Any]) -> str:
 
 
 def _draw_arms(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """Learning curves, and where every run ended."""
+    """Draw the learning curves, and the final result of every run."""
     curves, runs = figure.subplots(1, 2)
     _learning_curves(curves, summary, records)
     _every_run(runs, summary)
 
 
 def _draw_memory(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """The panels of `_draw_arms`, and below them what each layer holds at once."""
+    """Draw the panels of `_draw_arms`, and below them the memory of each layer's input and output."""
     above, below = _rows(figure, (1, 1))
     _draw_arms(above, summary, records)
     axes = below.subplots()
@@ -184,7 +184,7 @@ def _learning_curves(axes: Axes, summary: Mapping[str, Any], records: Sequence[R
 
 
 def _every_run(axes: Axes, summary: Mapping[str, Any]) -> None:
-    """A row an arm, the first on top: every run, their mean, and where runs failed their median."""
+    """Draw one row per arm, the first on top: every run, their mean, and their median if runs failed."""
     metric, styles = metric_of(summary), _styles(summary)
     values, failed = (
         {name: np.array(arm[f"test_{metric.name}"]) for name, arm in summary["arms"].items()},
@@ -210,11 +210,11 @@ def _every_run(axes: Axes, summary: Mapping[str, Any]) -> None:
 
 
 def _draw_sweep(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """The test metric against what is swept, and against a cost."""
+    """Draw the test metric against the swept value, and against a cost."""
     swept, costs = figure.subplots(1, 2, sharey=True)
     metric, styles = metric_of(summary), _styles(summary)
     arms, failed = {name: summary["arms"][name] for name in _order(summary)}, failed_of(summary)
-    # Where multiply-adds were matched, parameters are what differs.
+    # If multiply-adds were matched, the arms differ in parameters.
     multiply_adds = [arm["multiply_adds"] for arm in arms.values()]
     cost = "multiply_adds" if max(multiply_adds) > 1.05 * min(multiply_adds) else "parameters"
     for axes, at in ((swept, "value"), (costs, cost)):
@@ -223,7 +223,7 @@ def _draw_sweep(figure: SubFigure, summary: Mapping[str, Any], records: Sequence
             values = np.array(arm[f"test_{metric.name}"])
             draw_runs(axes, np.full(len(values), place), values, failed[name], styles[name], size=18)
         draw_metric_axis(axes, summary)
-    # Arms of another series are another kind of network: no line leads to them.
+    # Each series is another kind of network, so lines join arms of one series only.
     for index, series in enumerate(dict.fromkeys(arm["series"] for arm in arms.values())):
         own = [arm for arm in arms.values() if arm["series"] == series]
         bar = {"color": "black", "capsize": 3, "markersize": 5, "linewidth": 1.4, "zorder": 3, "yerr": _bars(own)}
@@ -247,7 +247,10 @@ def _draw_sweep(figure: SubFigure, summary: Mapping[str, Any], records: Sequence
 
 
 def _label_above(axes: Axes, points: list[tuple[float, float, float]], symbol: str) -> None:
-    """Write the number of each point (x, y, number) in a row above all, with a line down to it; no two lines cross."""
+    """Write the number of each point (x, y, number) in a row above all points, with a line down to it.
+
+    Numbers are in the order of x, so that no two lines cross.
+    """
     bottom, top = axes.get_ylim()
     axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= top])
     axes.set_ylim(bottom, top + 0.22 * (top - bottom))
@@ -267,7 +270,7 @@ def _label_above(axes: Axes, points: list[tuple[float, float, float]], symbol: s
 
 
 def _draw_tradeoff(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """Panels of the test metric against multiply-adds and against parameters, and of the paper's own networks."""
+    """Draw the test metric against multiply-adds and against parameters, and the paper's own networks."""
     published = summary["published"]
     panels = figure.subplots(1, 3 if published else 2)
     arms, metric = summary["arms"], metric_of(summary)
@@ -276,7 +279,7 @@ def _draw_tradeoff(figure: SubFigure, summary: Mapping[str, Any], records: Seque
     sizes = list(dict.fromkeys(name.removeprefix(_network(name)) for name in series))
 
     def marker(name: str, size: int = 0) -> dict[str, Any]:
-        """Of a network, in all panels; filled or not, and joined by another line, by the size of its images."""
+        """Return a network's style, the same in all panels; fill and line style depend on the size of its images."""
         index = networks.index(name)
         fill = ("full", "none", "left", "top", "right", "bottom")[size % 6]
         kept = {"color": line_style(index)["color"], "linestyle": line_style(size)["linestyle"]}
@@ -307,7 +310,7 @@ def _draw_tradeoff(figure: SubFigure, summary: Mapping[str, Any], records: Seque
 
 
 def _log_ticks(axes: Axes, values: list[float]) -> None:
-    """Make the axis of costs logarithmic, with some five round numbers."""
+    """Make the x axis logarithmic, with about five round ticks."""
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -319,7 +322,7 @@ def _log_ticks(axes: Axes, values: list[float]) -> None:
 
 
 def _draw_grid(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[Record]) -> None:
-    """A heat map of the test metric, the best brightest, and where every run ended."""
+    """Draw a heat map of the test metric, the best brightest, and the final result of every run."""
     heat, runs = figure.subplots(1, 2)
     metric = metric_of(summary)
     inside = {name: arm for name, arm in summary["arms"].items() if arm["value"] is not None}
@@ -328,7 +331,7 @@ def _draw_grid(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[
     means = np.full((len(rows), len(columns)), np.nan)
     for arm in inside.values():
         means[rows.index(arm["series"]), columns.index(arm["value"])] = arm["mean"]
-    # From dark to bright, in grey as well.
+    # Lightness rises along the map, so it also reads in grey.
     image = heat.imshow(
         means, cmap="cividis" if metric.higher_is_better else "cividis_r", origin="lower", aspect="auto"
     )
@@ -348,7 +351,7 @@ def _draw_grid(figure: SubFigure, summary: Mapping[str, Any], records: Sequence[
 
 
 def pareto(points: list[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
-    """Of points of (cost, value), the Pareto front: those with a better value than any cheaper one, by cost."""
+    """Return the Pareto front of (cost, value) points, by cost: those with a better value than any cheaper one."""
     front: list[tuple[float, float]] = []
     sign = 1 if higher_is_better else -1
     for cost, value in sorted(points, key=lambda point: (point[0], -sign * point[1])):

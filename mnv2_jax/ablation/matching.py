@@ -1,4 +1,4 @@
-"""Networks of other kinds at the same cost: the width at which they meet it."""
+"""Match networks of different kinds in cost, by their width multiplier."""
 
 import math
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ Cost = Literal["multiply_adds", "parameters"]
 COUNTS = {"multiply_adds": count_multiply_adds, "parameters": count_parameters}
 
 TOLERANCE = 0.02
-"""Share of the cost that a matched network may be off by."""
+"""Largest relative error in cost of a matched network."""
 
 
 class Matching:
     """Finds widths for the images and classes of one data set.
 
     Args:
-        data: the flags of it.
-        shared: settings that all networks share, as far as they have them, as `create_model` takes them.
+        data: its flags.
+        shared: arguments of `create_model` that all networks share; a network ignores those that it does not have.
     """
 
     def __init__(self, data: DataSettings, shared: Mapping[str, Any]):
@@ -42,20 +42,20 @@ class Matching:
         self._shared = shared
 
     def cost(self, cost: Cost, settings: Mapping[str, Any]) -> int:
-        """What a network costs that is `settings` besides what is shared."""
+        """Return the cost of the network with these `settings` and the shared ones."""
         network = create_model(**with_shared(self._shared, settings), num_classes=self._classes)
         return COUNTS[cost](network, self._image_shape)
 
     def match(self, cost: Cost, target: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings with the width that costs as much as `target`, with channels in single steps.
+        """Return `settings` with the width multiplier at which the cost is `target`, and unrounded channels.
 
-        Costs grow about with the square of the width, but for the last layers, whose outputs do not depend on it.
+        Cost grows roughly with the square of the width, except in the last layers, whose outputs do not depend on it.
 
         Raises:
-            UserError: if no width comes near enough.
+            UserError: if no width is within `TOLERANCE`.
         """
         width = float(self._shared["width_multiplier"])
-        # MobileNetV1's channels come in single steps as they are.
+        # MobileNetV1's channels are not rounded to a divisor anyway.
         fine = {"channel_divisor": 1} if settings.get("name") != "mobilenet_v1" else {}
         best, error = {}, math.inf
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""A study as a page: `report.html`, which opens without a network; several studies and training runs joined on one."""
+"""HTML reports of studies and training runs, one or several on a page; a page needs no other files or network."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ from mnv2_jax.training.metrics import Record, read_records
 CLAIMS = "The claims of MobileNetV2, tried again"
 """Title of a page of several studies."""
 RUN = {"dataset": str, "steps": int, "test": {"loss": float, str: float}, "settings": dict}
-"""What the summary of a training run holds, as far as its section shows it."""
+"""Fields of a training run's summary that its section shows."""
 
 
 def read_study(folder: Path, metric: str | None = None) -> tuple[dict[str, Any], list[Record]]:
-    """A finished study's summary, made again from the records beside it, and the records that it is made of.
+    """Read a finished study; returns its summary, recomputed from its records, and the records.
 
     Args:
-        folder: the study's.
-        metric: another one to judge it by, if it was recorded.
+        folder: of the study.
+        metric: name of another recorded metric to judge it by; None for the task's own.
 
     Raises:
         UserError: if the folder holds no finished study, one that another version wrote, or one without that metric.
@@ -52,13 +52,13 @@ def read_study(folder: Path, metric: str | None = None) -> tuple[dict[str, Any],
             records = [record for record in found if record.arm in arms and record.seed in seeds]
             summary = summarize(described, records)
             return (judged_by(summary, records, metric) if metric is not None else summary), records
-        except (KeyError, ValueError, TypeError) as error:  # a baseline that is no arm, a task that is none
+        except (KeyError, ValueError, TypeError) as error:  # for example an unknown baseline or task
             problem = repr(error)
     raise UserError(f"{folder / SUMMARY} is damaged, or was written by another version ({problem}); {again}")
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder holds a finished training run."""
+    """Return whether a folder holds a finished training run."""
     path = folder / SUMMARY
     return path.exists() and not misfit(read_json(path, {}, "train it again"), {"test": dict, "settings": dict})
 
@@ -75,7 +75,7 @@ def draw_study(summary: Mapping[str, Any], records: Sequence[Record], folder: Pa
 
 
 def write_page(sections: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Write a page of what `study_section` and `run_section` make; of several studies, with a table of all."""
+    """Write a page of sections from `study_section` and `run_section`; several studies also get a common table."""
     sections = [{**section, "id": f"section-{index}"} for index, section in enumerate(sections)]
     studies = [section for section in sections if "comparisons" in section["summary"]]
     page = _template("report.html.jinja").render(sections=sections, studies=studies, title=title)
@@ -83,11 +83,11 @@ def write_page(sections: Sequence[Mapping[str, Any]], path: Path, title: str) ->
 
 
 def study_section(summary: Mapping[str, Any], records: Sequence[Record], folder: Path, drawn: Path) -> dict[str, Any]:
-    """A study on a page.
+    """Return the section of a study, for `write_page`.
 
     Args:
         summary, records: of the study.
-        folder: the study's.
+        folder: of the study.
         drawn: the folder with its figure.svg.
     """
     svg = (drawn / FIGURES[1]).read_text()
@@ -105,7 +105,7 @@ def study_section(summary: Mapping[str, Any], records: Sequence[Record], folder:
 
 
 def run_section(folder: Path) -> dict[str, Any]:
-    """A training run on a page: its curve and its summary.
+    """Return the section of a training run, for `write_page`: its curves and its summary.
 
     Raises:
         UserError: if its summary or its figure is damaged or missing.
@@ -134,7 +134,7 @@ def run_section(folder: Path) -> dict[str, Any]:
 
 
 def _unique(svg: str, name: str) -> str:
-    """An SVG whose parts have names of their own: a page holds several."""
+    """Prefix all ids of an SVG with `name`, since a page holds several SVGs."""
     for mark in (' id="', 'href="#', "url(#"):
         svg = svg.replace(mark, f"{mark}{name}-")
     return svg

@@ -1,23 +1,24 @@
-"""Is an arm better or worse than the baseline? Paired by seed.
+"""Paired comparison of arms with a baseline: is an arm better or worse?
 
-What is estimated is the mean over seeds of the difference between the arm and the baseline trained with the same seed. Its
-p-value is exact: the share of all 2^n ways to flip the signs of the differences that move their mean as far from zero. Its
-interval holds every difference that this test does not reject. Its ends are means of subsets of the differences (Hartigan,
-1969), so that the two never contradict each other. Both are exact where the differences scatter symmetrically, which they do where arm and
-baseline differ by a constant; `experiments/null_studies.py` shows by how much they are missed elsewhere. With n seeds the
-smallest p is 2 / 2^n: fewer than 6 seeds never reach p < 0.05, and their interval has no bounds.
+Arm and baseline are paired by seed, and the estimand is the mean of their differences. The p-value is exact: the
+fraction of all 2^n sign flips of the differences whose mean is at least as far from zero. The interval holds every
+difference that this test does not reject, so the two never contradict each other. Its ends are means of subsets of
+the differences (Hartigan, 1969). Both are exact if the differences are distributed symmetrically, as they are when
+arm and baseline differ by a constant. `experiments/null_studies.py` measures the error for other distributions. With
+n seeds the smallest p is 2 / 2^n: fewer than 6 seeds never reach p < 0.05, and their interval is unbounded.
 
-**Failed runs.** Where a few runs learn nothing and the others learn well, the mean of six to ten runs says little of either.
-Then failed runs are counted, and what is estimated is the typical difference, the median over all pairs, by the
-sign test and the interval between order statistics that belongs to it, which is exact whatever the differences' distribution.
-Failures rarer than the seeds can show are not seen: where one run in ten fails, six seeds show none in half of all studies.
+**Failed runs.** If a few runs learn nothing and the others learn well, the mean of six to ten runs describes neither.
+Failed runs are then counted, and the estimand is the median over all pairs. It is tested by the sign test, with the
+corresponding interval between order statistics. Both are valid for any distribution of the differences. Rare failures
+go unnoticed: if one run in ten fails, half of all studies with six seeds see no failure.
 
-**Several comparisons.** The verdict is Holm's (1979): whatever is true, the chance that any comparison without a difference is called
-"better" or "worse" is at most 5 %. It takes more seeds; see `seeds_needed`. Intervals hold together: each is at 5 % / comparisons
-(Bonferroni), so that all true differences lie in theirs in 95 % of studies or more. Holm rejects more than these intervals
-do; where it does, the interval is cut off at zero, so that it is never at odds with the verdict. That costs nothing where all
-comparisons are null, or none is; in between, the chance that any interval is wrong is at most 5 % * (2 - nulls / comparisons), as
-far as no difference is called one of the opposite sign, which is rarer still.
+**Several comparisons.** Verdicts use Holm's correction (1979): the probability that any comparison without a true
+difference is called "better" or "worse" is at most 5 %. This takes more seeds; see `seeds_needed`. Intervals are
+simultaneous: each is at level 5 % / comparisons (Bonferroni), so all of them hold their true differences in at least
+95 % of studies. Holm rejects more often than these intervals do. Where it does, the interval is cut off at zero to
+agree with the verdict. This costs nothing if all comparisons are null or none is. Otherwise the probability that any
+interval is wrong is at most 5 % * (2 - nulls / comparisons), apart from verdicts of the wrong sign, which are rarer
+still.
 """
 
 import dataclasses
@@ -30,16 +31,17 @@ import numpy as np
 import scipy.stats
 
 LEVEL = 0.05
-"""Of false verdicts, over all comparisons of a study."""
+"""Probability of any false verdict among all comparisons of a study."""
 EXACT_UP_TO = 16
-"""Seeds up to which all sign flips are tried (65,536); beyond, as many at random, the same for p-values and intervals."""
+"""Up to this number of seeds, all sign flips (65,536) are tried. Beyond it, as many random ones are, the same for
+p-values and intervals."""
 SAME = 1e-10
-"""Sums of differences nearer to zero than this are zero: 0.9 - 0.8 and 0.8 - 0.7 are the tie that they are."""
+"""Sums of differences nearer to zero than this count as zero, so that 0.9 - 0.8 and 0.8 - 0.7 are a tie."""
 
 Verdict = Literal["better", "worse", "inconclusive"]
 Estimand = Literal["mean", "median"]
 Interval = tuple[float, float] | None
-"""Its ends; None where there are too few values for any bound, or one of them is no number."""
+"""(low, high); None if there are too few values for a bound, or one of them is NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +49,15 @@ class PairedComparison:
     """Arm minus baseline, in the unit of the values.
 
     Attributes:
-        n: pairs.
-        estimand: what interval, p-values and verdict are about: the mean difference, or, where runs of the arm or of the baseline
-            failed, the median.
+        n: number of pairs.
+        estimand: what interval, p-values and verdict are about: the mean difference, or the median difference if any
+            run of the arm or the baseline failed.
         mean_difference, median_difference: of the pairs.
-        ci95: interval, which holds together with those of the other comparisons; None where there are too few pairs.
-        p_value: two-sided, of no difference.
-        p_holm: corrected for the number of comparisons of the study; the same as `p_value` where there is one.
+        ci95: interval, simultaneous over all comparisons; None if there are too few pairs.
+        p_value: two-sided, for the null hypothesis of no difference.
+        p_holm: `p_value` corrected for the number of comparisons of the study.
         verdict: "better" or "worse" if the corrected p < 0.05.
-        failed: how many runs of the "arm" and of the "baseline" failed.
+        failed: number of failed runs of the "arm" and of the "baseline".
     """
 
     n: int
@@ -70,7 +72,7 @@ class PairedComparison:
 
     @property
     def difference(self) -> float:
-        """The one that the verdict is about."""
+        """The mean or median difference, whichever the verdict is about."""
         return self.mean_difference if self.estimand == "mean" else self.median_difference
 
 
@@ -80,7 +82,7 @@ def compare_paired(
     higher_is_better: bool = True,
     chance: float | None = None,
 ) -> PairedComparison:
-    """Compare values of one arm with those of the baseline, pair by pair; see `compare_all`."""
+    """Compare one arm with the baseline; see `compare_all`."""
     return compare_all({"arm": arm}, baseline, higher_is_better, chance)["arm"]
 
 
@@ -93,9 +95,9 @@ def compare_all(
     """Compare several arms with one baseline. Deterministic.
 
     Args:
-        arms, baseline: values, one a seed, in the same order.
-        higher_is_better: else lower is.
-        chance: the value of a network that has learnt nothing; None where it is not known, and then no run counts as failed.
+        arms, baseline: values, one per seed, in the same order.
+        higher_is_better: whether higher values are better; otherwise lower ones are.
+        chance: the value of a network that has learnt nothing; if None, no run counts as failed.
 
     Raises:
         ValueError: if the lengths differ or there are fewer than two pairs.
@@ -121,12 +123,12 @@ def compare_all(
 def _compare(
     arm: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, failed: dict[str, int], level: float
 ) -> PairedComparison:
-    """One comparison, whose interval misses the truth with the chance `level`; nothing is decided yet."""
+    """Compare one arm, with an interval that misses the truth with probability `level`, and without a verdict."""
     differences = np.asarray(arm, np.float64) - np.asarray(baseline, np.float64)
     n = len(differences)
     estimand: Estimand = "median" if any(failed.values()) else "mean"
     typical = _typical_values(differences, estimand)
-    # What is no number may lie on either side.
+    # NaN counts against both sides.
     p_value = _p_value(int(min(np.count_nonzero(~(typical > 0)), np.count_nonzero(~(typical < 0)))), n, estimand)
     mean, median = float(differences.mean()), float(np.median(differences))
     interval = _ends(typical, n, estimand, level)
@@ -134,7 +136,7 @@ def _compare(
 
 
 def _decide(comparison: PairedComparison, p_holm: float, higher_is_better: bool) -> PairedComparison:
-    """The verdict by the corrected p, and the interval cut off at zero where it would contradict it."""
+    """Set the verdict from the corrected p, and cut off the interval at zero if it would contradict the verdict."""
     if p_holm >= LEVEL:
         return dataclasses.replace(comparison, p_holm=p_holm)
     positive, interval = comparison.difference > 0, comparison.ci95
@@ -148,14 +150,14 @@ def _decide(comparison: PairedComparison, p_holm: float, higher_is_better: bool)
 def failed_runs(
     arms: Sequence[Sequence[float] | np.ndarray], higher_is_better: bool, chance: float | None
 ) -> list[np.ndarray]:
-    """Which runs of each arm failed, a bool a run: they ended nearer to chance than to the median of their arm.
+    """Return which runs of each arm failed, one bool per run: those nearer to chance than to the median of their arm.
 
-    An arm whose median is itself nearer to chance than to the best arm's has none: not a few of its runs
-    did not learn, but the arm as a whole learns less.
+    If the arm's median is itself nearer to chance than to the best arm's median, none of its runs count as failed:
+    the arm as a whole learns less.
     """
     medians = [float(np.median(values)) for values in arms]
     best = max(medians) if higher_is_better else min(medians)
-    # Nothing to fail at, where not even the best arm is better than chance.
+    # If even the best arm is no better than chance, there is nothing to fail at.
     if chance is None or best == chance or (best > chance) != higher_is_better:
         return [np.zeros(len(values), bool) for values in arms]
     return [
@@ -167,17 +169,16 @@ def failed_runs(
 
 
 NEAR_CHANCE = 0.1
-"""Of the way from chance to perfect: an arm whose median has gone less of it has hardly begun to learn."""
+"""An arm is near chance if its median covers less than this fraction of the way from chance to perfect."""
 
 
 def near_chance(
     arms: Sequence[Sequence[float] | np.ndarray], higher_is_better: bool, chance: float | None
 ) -> list[bool]:
-    """Tell which arms are near chance: (median - chance) / (perfect - chance) < 0.1, as in Cohen's kappa.
+    """Return which arms are near chance: (median - chance) / (perfect - chance) < 0.1, as in Cohen's kappa.
 
-    Like a failed run an arm is judged by how far it is from chance, but measured from what is perfect (1 of a share, 0 of
-    an error or a loss): arms that have all learnt nothing have no good one among them to be measured by.
-    Without a known chance level no arm is called so.
+    Unlike failed runs, arms are compared with a perfect value (1 if higher is better, as for accuracy; 0 for errors
+    and losses), since all arms may have learnt nothing. If `chance` is None, no arm is near chance.
     """
     if chance is None:
         return [False] * len(arms)
@@ -186,12 +187,12 @@ def near_chance(
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """95 % interval of a mean: all that the sign-flip test does not reject. None for fewer than 6 values."""
+    """Return the 95 % interval of a mean: all values that the sign-flip test does not reject. None for fewer than 6."""
     return _ends(_typical_values(np.asarray(values, np.float64), "mean"), len(values), "mean", LEVEL)
 
 
 def seeds_needed(comparisons: int) -> int:
-    """The fewest seeds with which `comparisons` comparisons can all reach a corrected p < 0.05."""
+    """Return the smallest number of seeds with which all `comparisons` can reach a corrected p < 0.05."""
     n = 1
     while max(comparisons, 1) * 2 / 2**n >= LEVEL:
         n += 1
@@ -200,13 +201,14 @@ def seeds_needed(comparisons: int) -> int:
 
 # --- A test and its interval -----------------------------------------------------------------------------
 #
-# Both tests count typical values (Hartigan): the true difference has as many of them below it as above it, by chance alone. For the
-# mean they are the means of all subsets of the differences, for the median the differences. The test of a difference of x
-# asks how few lie on one side of x, and the interval holds the x with enough of them on both.
+# Both tests count typical values (Hartigan, 1969): each lies below or above the true difference with equal probability.
+# For the mean they are the means of all subsets of the differences; for the median, the differences themselves. The
+# test of a difference x counts the typical values on the side of x that has fewer, and the interval holds every x with
+# enough of them on both sides.
 
 
 def _typical_values(differences: np.ndarray, estimand: Estimand) -> np.ndarray:
-    """In rising order; those that are zero but for rounding are zero."""
+    """Return the typical values in rising order. Those that are zero up to rounding are set to zero."""
     if estimand == "median":
         sums, sizes = differences.copy(), np.ones(())
     else:
@@ -218,9 +220,9 @@ def _typical_values(differences: np.ndarray, estimand: Estimand) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _subsets(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Subsets of n pairs, none empty, as rows of 0 and 1, and their sizes: all, or some at random.
+    """Return non-empty subsets of n pairs, as rows of 0 and 1, and their sizes: all of them, or a random sample.
 
-    A sum whose signs are flipped in a subset is as large as the sum where the subset's own sum is not positive.
+    Flipping the signs of a subset does not lower the total if and only if the subset's own sum is not positive.
     """
     if n <= EXACT_UP_TO:
         subsets = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
@@ -232,16 +234,16 @@ def _subsets(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=1024)
 def _p_value(count: int, n: int, estimand: Estimand) -> float:
-    """Two-sided p of n pairs with so many typical values on the side of zero that has fewer."""
+    """Return the two-sided p of n pairs with `count` typical values on the side of zero that has fewer."""
     if estimand == "median":
         return float(scipy.stats.binomtest(min(count, n // 2), n).pvalue)
-    # No flip at all is one of the flips.
+    # The 1s count the identity, which flips no sign.
     return min(1.0, 2 * (1 + count) / (1 + len(_subsets(n)[0])))
 
 
 @functools.lru_cache(maxsize=1024)
 def _outside(n: int, estimand: Estimand, level: float) -> int:
-    """How many typical values on one side of the truth are so few that the test rejects it: fewer than this."""
+    """Return k: the test rejects a difference with fewer than k typical values on one side."""
     if estimand == "mean":
         return math.ceil(level / 2 * (1 + len(_subsets(n)[0]))) - 1
     return next(count for count in range(n + 1) if _p_value(count, n, estimand) >= level)

@@ -1,10 +1,10 @@
-"""Trains a study, and continues where it was stopped.
+"""Train a study, or resume it.
 
-A study's folder holds `config.json` (what is asked for), `metrics.jsonl` (every record of every run), `tensorboard/`,
-`timings.jsonl` (how long programs took to compile), `tuning.jsonl` (what learning rates were tried), `checkpoints/ARM-SEED`
-(the trained networks), `running/` (the state of runs that are not at their end), and what is made from these alone:
-`summary.json`, `figure.png`, `figure.svg` and `report.html`. A run is finished when its record of the test split is
-there; the same study started again trains only what is not finished, and an unfinished run continues from its last state.
+A study's folder holds `config.json` (the study's settings), `metrics.jsonl` (every record of every run),
+`tensorboard/`, `timings.jsonl` (compile times), `tuning.jsonl` (the learning rates tried), `checkpoints/ARM-SEED` (the
+trained networks) and `running/` (the state of unfinished runs). `summary.json`, `figure.png`, `figure.svg` and
+`report.html` are made from these. A run is finished once its record of the test split exists. Running the same study
+again trains only unfinished runs, each from its last saved state.
 """
 
 import contextlib
@@ -72,23 +72,23 @@ RUNNING, TIMINGS, REPORT = "running", "timings.jsonl", "report.html"
 CONTENTS = (METRICS, TIMINGS, tuning.FILE, SUMMARY, *FIGURES, REPORT, CHECKPOINTS, RUNNING, TENSORBOARD)
 
 SAVE_SECONDS = 60
-"""A group's state is saved where it is evaluated, when the last time was longer ago than this."""
+"""Minimum time between saves of a group's state, in seconds. It is saved at evaluations only."""
 
 
 # --- The command -----------------------------------------------------------------------------------------
 
 
 def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[str, Any]:
-    """Run a study, write all its files, and end with its table; returns the summary.
+    """Run a study, write all its files and print its table; returns the summary.
 
-    `label` ends the name of the study's folder, where it is not given and one script has several.
+    `label` is appended to the default folder name, for scripts with several studies.
 
     Raises:
         UserError: for bad input, before anything is written.
     """
     name = "-".join(part for part in (study.experiment, study.dataset, label) if part)
     folder = options.out or Path("runs") / name
-    # Else the weights say what the networks are, or the images what the study is of.
+    # Otherwise the settings depend on the weights or the images, and `run_study` checks the folder once they are known.
     if study.weights is None and study.dataset != FOLDER and len(study.batch_sizes) == 1:
         check_folder(identity(study), folder, options.overwrite, "study", extends=ARM)
     spread_over_cores()
@@ -99,7 +99,7 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
             console.print(arm.note, markup=False)
     reporter = Reporter(console)
     study, start = with_weights(study, reporter)
-    # At the study's resolution, whatever the baseline's: each arm with its own scales these images.
+    # At the study's resolution even if the baseline has its own: such arms resize these images.
     whole = dataclasses.replace(study.run(study.baseline), resolution=study.resolution)
     dataset = create_dataset(whole, start=start)
     for line in dataset.said:
@@ -119,18 +119,19 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
 
 
 def spread_over_cores() -> None:
-    """Let JAX see a CPU device a core, where it has not been told how many: runs side by side share a core with none.
+    """Give JAX one CPU device per core, unless the user set the number, so that each parallel run has its own core.
 
-    Steps as small as a study's leave half of two cores idle; two at a time take 1.3 times less for each.
+    A study's steps are so small that one run leaves half of two cores idle. Two in parallel take 1.3 times less time
+    per run.
     """
     told = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
     if not told and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # the devices are there already
+        with contextlib.suppress(RuntimeError):  # JAX is already initialized
             jax.config.update("jax_num_cpu_devices", core_count())
 
 
 def with_weights(study: Study, reporter: Reporter) -> tuple[Study, Network | None]:
-    """The study with the network of its trained weights in all arms, and that network; of one without weights, None."""
+    """Open the study's trained weights; returns the study with their network in all arms, and the network or None."""
     if study.weights is None:
         return study, None
     start, _, said = open_trained(study.weights)
@@ -151,19 +152,19 @@ def run_study(
     environment: Mapping[str, Any] | None = None,
     start: Network | None = None,
 ) -> tuple[dict[str, Any], list[Record]]:
-    """Train what is missing and write `summary.json`; returns the summary and all records of its runs.
+    """Train all unfinished runs and write `summary.json`; returns the summary and all records of its runs.
 
     Args:
-        study, dataset: what is asked for, and the images.
-        folder: for its files.
-        reporter: the terminal.
-        overwrite: replace another study that the folder holds.
-        command, environment: for the summary.
-        start: trained network of the arms that start from one.
+        study, dataset: the study and its images.
+        folder: for the study's files.
+        reporter: prints progress to the terminal.
+        overwrite: replace another study in the folder.
+        command, environment: recorded in the summary.
+        start: trained network for the arms that start from one.
 
     Raises:
-        UserError: for bad settings or a folder that cannot be used; nothing is written then.
-        Preempted: after SIGTERM, when the running group is saved.
+        UserError: for bad settings or an unusable folder, before anything is written.
+        Preempted: after SIGTERM, once the running group is saved.
     """
     if study.seeds < 2:
         raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
@@ -173,7 +174,7 @@ def run_study(
     notes = batch_notes(study, dataset)
     for line in (*notes, *batch_norm_notes(study, dataset)):
         reporter.say(line)
-    # What a folder holds makes it the same data; of a set with a name, the name does.
+    # A folder of images is identified by its contents, a named data set by its name.
     data = {"data_sha256": dataset.fingerprint()} if study.dataset == FOLDER else {}
     settings = {**identity(study), **data}
     if start is not None:
@@ -202,7 +203,7 @@ def run_study(
 
 
 class Family:
-    """Arms that share a program, and what it takes to train them."""
+    """Arms that share a compiled program, with their data, recipe and devices."""
 
     def __init__(self, owner: "StudyTrainer", arms: tuple[Arm, ...]):
         self.arms, self.names, self.owner = arms, [arm.name for arm in arms], owner
@@ -214,16 +215,16 @@ class Family:
         self._devices = Devices.create(self._size, None if alone else 1)
 
     def member(self, arm: str, seed: int, rate: float = 1.0) -> Member:
-        """A run of an arm."""
+        """Return a run of an arm."""
         index = self.names.index(arm)
         return Member(arm, seed, rate, index, self.arms[index].started)
 
     def groups(self, members: Sequence[Member]) -> list[tuple[Member, ...]]:
-        """The runs, as many together as are trained side by side."""
+        """Split runs into groups that train side by side."""
         return run_groups(members, self._size)
 
     def compile(self) -> Callable[[], None]:
-        """Begin to compile what the family needs; what this returns waits for it. To be done before it is trained."""
+        """Start compiling the family's programs; returns a function that waits for them. Call both before `train`."""
         self.owner.reporter.describe(f"{', '.join(self.names)}: compiling")
         learner = learner_of(self.owner.study, self.arms, self.dataset, self._devices.per_run)
         finish = trace_programs(learner, self.dataset, self.recipe, self._devices)
@@ -248,9 +249,9 @@ class Family:
         return start
 
     def train(self, group: Sequence[Member], final: bool = True) -> list[Record]:
-        """Train runs side by side to the end of their budget; returns their records.
+        """Train runs side by side for their whole budget; returns their records.
 
-        Final runs end with the test split, their records and networks are kept; others choose learning rates.
+        Final runs are tested, and their records and networks are kept. The others are for choosing learning rates.
         """
         owner = self.owner
         key = hashlib.sha256(json.dumps([self.names, group]).encode()).hexdigest()[:16]
@@ -284,7 +285,7 @@ class Family:
         return log.records
 
     def _save(self, group: Sequence[Member], state: TrainState) -> None:
-        # Of several hosts each has a whole copy of the one run that they train.
+        # With several processes, each holds a full copy of the run that they train.
         whole = lambda leaf: leaf if leaf.is_fully_addressable else leaf.addressable_data(0)  # noqa: E731
         variables = jax.device_get(jax.tree.map(whole, state.variables(averaged=True)))
         for index, member in enumerate(group):
@@ -296,7 +297,7 @@ class Family:
 
 
 class StudyTrainer:
-    """Trains what is not finished of a study, family by family."""
+    """Trains a study's unfinished runs, family by family."""
 
     def __init__(
         self,
@@ -311,14 +312,14 @@ class StudyTrainer:
         self.should_stop, self.start = should_stop, start
 
     def train(self) -> int:
-        """Train; every record is on disk before the next is made. Returns how many runs there were to train."""
+        """Train all unfinished runs; returns their number. Each record is on disk before the next is made."""
         study, reporter = self.study, self.reporter
         records = read_records(self.folder / METRICS, study_metric(study).name)
         finished = {(r.arm, r.seed) for r in records if r.split == "test"}
         tried = tuning.read_trials(self.folder, study_metric(study)) if study.tune else []
         plan = []
         for arms in families(study):
-            # Seed by seed, so that what is compared is trained side by side.
+            # Seed by seed, so that runs that are compared train side by side.
             runs = [(arm.name, seed) for seed in range(study.seeds) for arm in arms]
             pending = [run for run in runs if run not in finished]
             if pending:
@@ -335,11 +336,11 @@ class StudyTrainer:
         reporter.expect(steps, study_metric(study), several=True)
         while plan:
             together, plan = plan[: core_count()], plan[core_count() :]
-            # Side by side, since each compilation keeps but one core busy.
+            # In parallel, since each compilation keeps only one core busy.
             for wait in [family.compile() for family, _ in together]:
                 wait()
             while together:
-                # Gone after its turn, with its programs and images.
+                # Popped, so that its programs and images are freed after its turn.
                 family, pending = together.pop(0)
                 if study.tune:
                     tuning.tune(family, tried, self.folder / tuning.FILE, study_metric(study))
@@ -351,5 +352,5 @@ class StudyTrainer:
 
 
 def study_metric(study: Study) -> Metric:
-    """The metric that decides a study, its task's."""
+    """Return the metric that decides a study: its task's."""
     return TASKS[study.run(study.baseline).task].metric

@@ -1,6 +1,6 @@
-"""What came out of a study: `summary.json`, made from what was asked and the records of its runs alone.
+"""Results of a study: `summary.json`, made only from the study's description and the records of its runs.
 
-So it can be made again, without training, from the files that a study leaves.
+It can be remade from a study's files, without training.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ def describe(
     command: str,
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All of a summary that is known without the runs.
+    """Return the part of a summary that does not depend on the runs.
 
     Args:
-        study, dataset: what is asked, and of which images.
-        rates: the factor of the learning rate that each arm was tuned to; None where they were not.
-        command, environment: as they are to be read there.
+        study, dataset: the study and its images.
+        rates: tuned factor of each arm's learning rate; None if they were not tuned.
+        command, environment: recorded as they are.
     """
     steps = study.training.steps(dataset.train_images)
     task = study.run(study.baseline).task
@@ -68,7 +68,7 @@ def describe(
         "command": command,
         "environment": dict(environment),
     }
-    return plain(described)  # as it reads back, so that what is made of it again is the same
+    return plain(described)  # as JSON reads it back, so that a remade summary is the same
 
 
 def _describe_arm(study: Study, arm: Arm, dataset: Dataset, rates: Mapping[str, float] | None) -> dict[str, Any]:
@@ -117,20 +117,20 @@ DESCRIBED = {
     "training": {"batch_size": int},
     "environment": dict,
 }
-"""What `describe` makes, as `results.misfit` checks it where a summary is read."""
+"""Schema of the output of `describe`, with which `results.misfit` checks a summary when it is read."""
 
 
 def metric_of(described: Mapping[str, Any]) -> Metric:
-    """The metric that a study is judged by: its task's, or another that was chosen to look at it by.
+    """Return the metric that a summary is judged by: its task's, or one chosen with `judged_by`.
 
-    Summaries of version 0.1.0, which knew classification only, do not name their task.
+    Summaries of version 0.1.0, which had only classification, do not name their task.
     """
     task = TASKS[described.get("task", "classification")]
     return {metric.name: metric for metric in (task.metric, *task.others)}[described.get("metric", task.metric.name)]
 
 
 def failed_of(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Which runs of each arm failed, a bool a seed; told of the whole study, also where not all arms are shown."""
+    """Return which runs of each arm failed, one bool per seed, judged among all arms of the study, shown or not."""
     if "failed_runs" in summary:
         return summary["failed_runs"]
     metric = metric_of(summary)
@@ -139,14 +139,14 @@ def failed_of(summary: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def comparison_count(summary: Mapping[str, Any]) -> int:
-    """For how many comparisons the study's p-values and intervals are corrected, also where not all of them are shown."""
+    """Return the number of comparisons that p-values and intervals are corrected for, including hidden ones."""
     return summary.get("compared", len(summary["comparisons"]))
 
 
 def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    """What `summary.json` holds; shares are fractions. A summary is itself a description.
+    """Return the contents of `summary.json`, with fractions from 0 to 1. A summary is itself a valid description.
 
-    Where the description does not say what chance gives, as version 0.1.0's did not, no run counts as failed.
+    If the description has no chance level, as in version 0.1.0, no run counts as failed.
 
     Raises:
         UserError: if a run's record of the test split is missing.
@@ -188,13 +188,13 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
 
 
 TIMING = {"arms": [str], "compile_seconds": float}
-"""What a line of `timings.jsonl` holds."""
+"""Schema of a line of `timings.jsonl`."""
 
 
 def speeds(records: Sequence[Record], timings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each arm "images_per_second", of the runs side by side, and "compile_seconds" of its program; as far as known.
+    """Return each arm's "images_per_second", with runs side by side, and its program's "compile_seconds", if known.
 
-    They are no part of the summary: no two runs of a study agree on them.
+    They are not part of the summary, since they differ whenever a study is run.
     """
     found: dict[str, dict[str, float]] = {}
     for arm in dict.fromkeys(record.arm for record in records):

@@ -1,4 +1,4 @@
-"""Studies as tables: in the terminal, and in Markdown for pages that repeat committed records."""
+"""Tables of studies: for the terminal, and in Markdown for pages that show committed records."""
 
 import functools
 import re
@@ -14,18 +14,18 @@ from mnv2_jax.ablation.verdicts import difference, interval, p_value, paper_diff
 from mnv2_jax.errors import UserError
 
 WORDS = ("arm", "claim", "data", "verdict")
-"""Columns of words; the others are of numbers, and written to the right."""
+"""Text columns; the others hold numbers and are right-aligned."""
 
 BEGIN, END = "<!-- report.py --markdown ", "<!-- end -->"
 MARKED = re.compile(rf"^{BEGIN}(?P<studies>.+?) -->\n(?P<table>.*?)^{END}$", re.MULTILINE | re.DOTALL)
-"""A table on a page, with the folders, relative to the repository's root, of the studies that it is made of."""
+"""A table on a page, with the folders of its studies relative to the repository's root."""
 
 Rows = tuple[list[str], list[list[str]]]
-"""The names of the columns, and the rows."""
+"""(column names, rows)."""
 
 
 def arm_rows(summary: Mapping[str, Any]) -> Rows:
-    """The study's numbers, an arm a row."""
+    """Return the study's numbers, one row per arm."""
     metric = metric_of(summary)
     p = "p (Holm)" if comparison_count(summary) > 1 else "p"
     columns = [
@@ -53,7 +53,7 @@ def arm_rows(summary: Mapping[str, Any]) -> Rows:
 
 
 def claim_rows(summaries: Sequence[Mapping[str, Any]]) -> Rows:
-    """The paper's claims beside ours, a comparison a row."""
+    """Return the paper's results beside ours, one row per comparison."""
     titles = list(dict.fromkeys(summary["title"] for summary in summaries))
     units = " or ".join(dict.fromkeys(metric_of(summary).difference_unit for summary in summaries))
     ours = f"ours on {titles[0]}" if len(titles) == 1 else "ours"
@@ -73,7 +73,7 @@ def claim_rows(summaries: Sequence[Mapping[str, Any]]) -> Rows:
 
 
 def arms_table(summary: Mapping[str, Any]) -> Table:
-    """The study's numbers for the terminal."""
+    """Create the table of a study's arms for the terminal."""
     table = Table(title=summary["question"], title_justify="left")
     columns, rows = arm_rows(summary)
     for column in columns:
@@ -84,7 +84,7 @@ def arms_table(summary: Mapping[str, Any]) -> Table:
 
 
 def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The table of one study's arms, or of the claims of several, in Markdown."""
+    """Return the table of one study's arms, or of several studies' claims, in Markdown."""
     columns, rows = arm_rows(summaries[0]) if len(summaries) == 1 else claim_rows(summaries)
     rule = [":--" if column in WORDS else "--:" for column in columns]
     lines = [[cell.replace("|", "\\|") for cell in row] for row in (columns, rule, *rows)]
@@ -92,14 +92,14 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def refresh(page: str, root: Path) -> str:
-    """A page of Markdown with each table between its markers made again from the records.
+    """Return a Markdown page with the tables between its markers remade from the records.
 
-    A table stands between the lines `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`; folders may have `*`, and
-    `--arms ARMS` behind them shows only these.
+    A table stands between the lines `<!-- report.py --markdown FOLDERS -->` and `<!-- end -->`. Folders may contain
+    `*`; a trailing `--arms ARMS` selects arms.
 
     Args:
-        page: its text.
-        root: what the folders are relative to.
+        page: text of the page.
+        root: folder that the studies' folders are relative to.
 
     Raises:
         UserError: for a marker without an end, or a folder that holds no finished study.

@@ -1,4 +1,4 @@
-"""The choice of each arm's learning rate: half, once and twice the study's, on the validation split, by seeds of its own."""
+"""Tune each arm's learning rate: 0.5, 1 or 2 times the study's, on the validation split, with separate seeds."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ FILE = "tuning.jsonl"
 RATES = (0.5, 1.0, 2.0)
 """Factors of the study's learning rate that are tried for each arm."""
 SEEDS = (1000, 1001)
-"""Of the runs that the learning rates are compared with, none of the study's own."""
+"""Seeds of the tuning runs. The study's own runs use none of them."""
 
 
 def read_trials(folder: Path, metric: Metric) -> list[dict[str, Any]]:
-    """What a study's folder says was tried before.
+    """Read the trials recorded in a study's folder.
 
     Raises:
         UserError: if its file is damaged.
@@ -33,14 +33,14 @@ def read_trials(folder: Path, metric: Metric) -> list[dict[str, Any]]:
 
 
 def pending(family: "Family", tried: Sequence[Mapping[str, Any]]) -> list[Member]:
-    """The runs that are still to be made to choose the arms' learning rates."""
+    """Return the tuning runs that have not been tried."""
     known = {(trial["arm"], trial["seed"], trial["rate"]) for trial in tried}
     trials = [family.member(arm, seed, rate) for rate in RATES for arm in family.names for seed in SEEDS]
     return [trial for trial in trials if trial[:3] not in known]
 
 
 def tune(family: "Family", tried: list[dict[str, Any]], file: Path, metric: Metric) -> None:
-    """Try what is pending; every trial is on disk, and in `tried`, before the next is made."""
+    """Run all pending trials. Each is written to `file` and appended to `tried` before the next group starts."""
     reporter, learning_rate = family.owner.reporter, family.recipe.learning_rate
     while trials := pending(family, tried):
         for trial in _try(family, family.groups(trials)[0], metric):
@@ -54,7 +54,7 @@ def tune(family: "Family", tried: list[dict[str, Any]], file: Path, metric: Metr
 
 
 def _try(family: "Family", group: Sequence[Member], metric: Metric) -> Iterator[dict[str, Any]]:
-    """How runs at some learning rates end on the validation split; of runs that diverge, only that they do."""
+    """Train a group of trials; yields their final validation metrics. If any diverge, yields only those, loss None."""
     members = list(dict.fromkeys(group))
     try:
         records = family.train(group, final=False)
@@ -72,7 +72,7 @@ def _key(member: Member) -> dict[str, Any]:
 
 
 def best_rates(tried: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str, float]:
-    """For each arm the factor with the best mean validation metric; of equals, the one with the lower loss."""
+    """Return each arm's factor with the best mean validation metric; ties go to the lower mean loss."""
     scores: dict[str, dict[float, list[tuple[float, float]]]] = {}
     sign = 1 if metric.higher_is_better else -1
     for trial in tried:

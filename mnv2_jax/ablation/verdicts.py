@@ -1,4 +1,4 @@
-"""Comparisons of a study in words: for sentences, tables and figures."""
+"""Comparisons of a study in words, for sentences, tables and figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,25 +9,25 @@ from mnv2_jax.tasks.task import Metric
 
 
 def interval(comparison: Mapping[str, Any], metric: Metric) -> str:
-    """ "-5.00 to -2.06", "-2.62 to 0", or that there are no bounds."""
+    """Format an interval: "-5.00 to -2.06", "-2.62 to 0" or "no bound with 5 seeds"."""
     if comparison["ci95"] is None:
         return f"no bound with {comparison['n']} seeds"
     return " to ".join(f"{metric.scale * bound:+.2f}" if bound else "0" for bound in comparison["ci95"])
 
 
 def difference(comparison: Mapping[str, Any], metric: Metric) -> float:
-    """The one that the verdict is about, in the unit that people read."""
+    """Return the difference that the verdict is about, in the metric's display unit."""
     return metric.scale * comparison[f"{comparison['estimand']}_difference"]
 
 
 def paper_difference(comparison: Mapping[str, Any], metric: Metric) -> str:
-    """ "-0.6 (Fig. 6a)"; nothing where the paper has none."""
+    """Format the paper's difference: "-0.6 (Fig. 6a)"; empty if the paper has none."""
     paper = comparison["paper"]
     return f"{metric.scale * paper['difference']:+.1f} ({paper['where']})" if paper else ""
 
 
 def same_direction(comparison: Mapping[str, Any]) -> bool | None:
-    """Tell whether arm and baseline differ as in the paper; None where it has no number, or ours is inconclusive."""
+    """Return whether the difference has the paper's sign; None if the paper has no number or ours is inconclusive."""
     if comparison["paper"] is None or comparison["verdict"] == "inconclusive":
         return None
     ours: float = comparison[f"{comparison['estimand']}_difference"]
@@ -35,13 +35,13 @@ def same_direction(comparison: Mapping[str, Any]) -> bool | None:
 
 
 def failures(comparison: Mapping[str, Any]) -> str:
-    """ "1 of 8 runs of t=3 and 2 of 8 runs of t=6"; nothing where none failed."""
+    """Describe the failed runs: "1 of 8 runs of t=3 and 2 of 8 runs of t=6"; empty if none failed."""
     failed = ((comparison[which], comparison["failed"][which]) for which in ("arm", "baseline"))
     return " and ".join(f"{count} of {comparison['n']} runs of {name}" for name, count in failed if count)
 
 
 def verdict(comparison: Mapping[str, Any]) -> str:
-    """ "worse, as in the paper" or "inconclusive (median; 1 of 8 failed)"."""
+    """Describe the verdict: "worse, as in the paper" or "inconclusive (median; 1 of 8 failed)"."""
     text: str = comparison["verdict"]
     same = same_direction(comparison)
     if same is not None:
@@ -54,18 +54,18 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
 
 def verdict_in(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    """The verdict of one of a study's comparisons, and that the study is not trained if it is so."""
+    """Describe the verdict of one of a study's comparisons, with "; not trained" if the study is untrained."""
     return verdict(comparison) + ("; not trained" if untrained(summary) else "")
 
 
 def p_value(comparison: Mapping[str, Any]) -> str:
-    """ "0.031", corrected."""
+    """Format the corrected p-value: "0.031"."""
     return f"{comparison['p_holm']:.2g}"
 
 
 def untrained(summary: Mapping[str, Any]) -> str:
-    """ "not trained: 4 of 5 arms are near chance", if more than half of a study's arms are; else nothing."""
-    if "untrained" in summary:  # said of the whole study, of which this is a part
+    """Return "not trained: 4 of 5 arms are near chance" if more than half of a study's arms are; else empty."""
+    if "untrained" in summary:  # judged in the whole study, of which this is a view
         return summary["untrained"]  # type: ignore[no-any-return]
     metric = metric_of(summary)
     values = [arm[f"test_{metric.name}"] for arm in summary["arms"].values()]
@@ -77,7 +77,7 @@ def untrained(summary: Mapping[str, Any]) -> str:
 
 
 def peak_memory(summary: Mapping[str, Any]) -> str:
-    """The arm with the highest peak of activation memory, and by how much; nothing if the study did not count it."""
+    """Describe which arm has the highest peak activation memory, and by how much; empty if it was not counted."""
     peaks = {
         name: max(size for _, size in arm["activation_bytes"]) / 1000
         for name, arm in summary["arms"].items()
@@ -93,7 +93,7 @@ def peak_memory(summary: Mapping[str, Any]) -> str:
 
 
 def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1) -> str:
-    """One comparison of so many in plain words, with its certainty."""
+    """Describe one comparison, out of `comparisons`, in a sentence with its interval and p-value."""
     scale = metric.scale
     points = difference(comparison, metric)
     arm, baseline, n = comparison["arm"], comparison["baseline"], comparison["n"]
@@ -127,7 +127,7 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What was found, a sentence a comparison, and what has to be known to judge it."""
+    """Describe the findings: one sentence per comparison, a warning if the study is untrained, and peak memory."""
     metric, stamp, peak = metric_of(summary), untrained(summary), peak_memory(summary)
     found = [sentence(comparison, metric, comparison_count(summary)) for comparison in summary["comparisons"]]
     if stamp:

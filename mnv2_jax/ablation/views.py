@@ -1,4 +1,4 @@
-"""A finished study looked at otherwise: by another metric, or some of its arms alone."""
+"""Views of a finished study: judged by another metric, or restricted to some of its arms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from mnv2_jax.training.metrics import Record
 
 
 def judged_by(summary: Mapping[str, Any], records: Sequence[Record], name: str) -> dict[str, Any]:
-    """The summary of the same study by another metric that its runs recorded.
+    """Return the summary of the same study judged by another metric that its runs recorded.
 
-    What chance gives is known for the task's own metric alone: by another no run counts as failed, and whether the arms
-    are trained is still told by the task's own. The paper's numbers are of top-1 accuracy, and left out.
+    The chance level is only known for the task's own metric. By another metric no run counts as failed, and the task's
+    own still decides whether the arms are trained. The paper's numbers, top-1 accuracies, are left out.
 
     Raises:
-        UserError: for a metric that was not recorded; says which there are.
+        UserError: for a metric that was not recorded; lists those that were.
     """
     task = TASKS[summary.get("task", "classification")]
     tests = [record.metrics for record in records if record.split == "test"]
@@ -32,9 +32,9 @@ def judged_by(summary: Mapping[str, Any], records: Sequence[Record], name: str) 
 
 
 def with_arms(summary: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The summary of the baseline and of the arms of these names alone.
+    """Return the summary restricted to the baseline and the named arms.
 
-    p-values and intervals stay corrected for all comparisons of the study: which arms are shown is chosen afterwards.
+    p-values and intervals stay corrected for all comparisons of the study, since arms are selected after the fact.
 
     Raises:
         UserError: if no arm besides the baseline is left.

@@ -1,6 +1,6 @@
-"""Confusion matrices: accuracy class by class, the largest confusions, and the matrix as a picture.
+"""Confusion matrices: per-class accuracy, the largest confusions, and a figure.
 
-A confusion matrix has a row a true class and a column a predicted one; its cells count images.
+A confusion matrix has one row per true class and one column per predicted class. Its cells count images.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from matplotlib.ticker import PercentFormatter
 from mnv2_jax.wording import counted
 
 MOST_NAMED, MOST_COUNTED = 100, 20
-"""Classes, up to which the picture names them, and writes the counts into its cells."""
+"""Up to these numbers of classes the figure names the classes, and writes the counts into the cells."""
 LARGEST = 8
-"""Confusions that the picture names."""
+"""Number of confusions that the figure names."""
 
 
 def by_class(confusion: Num[np.ndarray, "n n"], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each class, in order: how many images it has, how many are right, and what most of the others are taken for.
+    """Return, per class: the number of images, the number correct, and the class that it is most often mistaken for.
 
-    "accuracy" and "taken_for" are None of a class without images, or without mistakes.
+    "accuracy" is None for a class without images, and "taken_for" for a class without mistakes.
     """
     found = []
     for index, name in enumerate(names):
@@ -55,7 +55,7 @@ def by_class(confusion: Num[np.ndarray, "n n"], names: Sequence[str]) -> list[di
 def largest_confusions(
     confusion: Num[np.ndarray, "n n"], names: Sequence[str], most: int = LARGEST
 ) -> list[dict[str, Any]]:
-    """The pairs of classes that most images are confused between, and of how many images of the true class."""
+    """Return the (true, predicted) pairs with the most errors, with the number of images of the true class."""
     wrong = confusion * (1 - np.eye(len(confusion)))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [divmod(int(cell), len(confusion)) for cell in order]
@@ -72,14 +72,14 @@ def largest_confusions(
 
 
 def draw_confusion(confusion: Num[np.ndarray, "n n"], names: Sequence[str], title: str) -> Figure:
-    """The matrix, each row in shares of its class, and beside it the largest confusions by name."""
+    """Draw the matrix, each row as fractions of its class, and list the largest confusions beside it."""
     count, images = len(names), confusion.sum(axis=1)
     side = float(np.clip(count * (0.12 if count > MOST_COUNTED else 0.45), 4.5, 11))
     figure, (axes, beside) = plt.subplots(
         1, 2, figsize=(side + 4.8, side + 1.2), width_ratios=(side + 1.6, 3.2), layout="constrained"
     )
     shares = confusion / np.maximum(images, 1)[:, None]
-    # Single images of many classes would be too pale to see.
+    # With many classes, cells of single images would be too pale to see on a linear scale.
     norm = PowerNorm(1 if count <= MOST_COUNTED else 0.5, vmin=0, vmax=1)
     picture = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     bar = figure.colorbar(picture, ax=axes, format=PercentFormatter(1), shrink=0.6, aspect=30, anchor=(0, 1))
@@ -95,7 +95,7 @@ def draw_confusion(confusion: Num[np.ndarray, "n n"], names: Sequence[str], titl
             )
     _name_confusions(beside, largest_confusions(confusion, names))
     figure.suptitle(title, fontsize=12, parse_math=False)
-    figure.draw_without_rendering()  # laid out once more when it is drawn: labels would be cut beside square axes
+    figure.draw_without_rendering()  # the layout needs a second pass, or labels beside square axes are cut off
     return figure
 
 
@@ -121,4 +121,4 @@ def _name_confusions(axes: Axes, largest: Sequence[dict[str, Any]]) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:11]}…{name[-10:]}"  # breeds and species differ at their ends
+    return name if len(name) <= 22 else f"{name[:11]}…{name[-10:]}"  # names of breeds and species differ at the end

@@ -1,4 +1,4 @@
-"""How the figures of computations look: the finding on top, below it what is shown, and plain axes."""
+"""Style of the figures of the analyses: a headline with the finding, details below it, and plain axes."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 FINDING: dict[str, Any] = {"fontsize": 13, "weight": "bold", "color": "black"}
 DETAILS: dict[str, Any] = {"fontsize": 10.5, "color": "0.25"}
 LETTERS = 0.58, 0.56
-"""Widths of their letters, in the font's size; rather too much than too little."""
+"""Mean letter widths of `FINDING` and `DETAILS` relative to the font size, rather too large than too small."""
 
 
 def headline(figure: "Figure", finding: str, details: str) -> None:
-    """Write what was found in bold above a figure, and below it what is shown, and on what.
+    """Write the finding in bold above a figure, and the details below it.
 
-    The figure has the constrained layout, which makes room for it.
+    The figure must have a constrained layout, which makes room for them.
     """
     width, height = 72 * figure.get_size_inches()  # in points
     top = 4.0
@@ -29,7 +29,7 @@ def headline(figure: "Figure", finding: str, details: str) -> None:
 
 
 def tidy(axes: "Axes", grid: Literal["both", "x", "y"] = "y") -> None:
-    """Leave out the upper and right borders; draw a light grid below what is shown."""
+    """Hide the top and right spines, and draw a light grid below the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color="0.92", linewidth=0.7)
     axes.set_axisbelow(True)

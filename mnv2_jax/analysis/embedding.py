@@ -1,15 +1,15 @@
-"""What is left of a curve in the plane that is embedded by a random matrix and put through an activation? (Fig. 1, Sec. 3.2)
+"""How much of a plane curve survives a random embedding followed by an activation? (Fig. 1, Sec. 3.2)
 
-The paper's Fig. 1 draws a spiral x, the image phi(Tx) in n channels brought back by the inverse of T, for a few n. Here are
-the curve, the images, the way back by the pseudo-inverse, and what can be counted over many T:
+The paper's Fig. 1 shows a spiral x and its image phi(Tx) in n channels, mapped back by the inverse of T, for a few n.
+This module has the curve, the images and the pseudo-inverse, and measures over many T:
 
-- how far the way back by the pseudo-inverse of T leads from the curve;
-- how many points of the curve the activation keeps locally one to one, as in Lemma 2;
-- how many pairs of points become one;
-- what share of the curve's variance a decoder recovers: the best affine one, and a trained one that is not affine.
+- the error of mapping back by the pseudo-inverse of T;
+- the fraction of the curve's points where the activation is locally one to one, as in Lemma 2;
+- the fraction of pairs of points that coincide;
+- the fraction of the curve's variance that a decoder recovers: the best affine one, and a trained nonlinear one.
 
-Embeddings in few channels are padded with rows of zeros, so that one program serves all n: every activation here is 0
-at 0, so that such channels change neither an image's distances nor the way back.
+Embeddings with few channels are padded with rows of zeros, so that one program serves all n. Every activation here is
+0 at 0, so padding changes neither an image's distances nor the inverse.
 """
 
 import functools
@@ -28,25 +28,25 @@ from mnv2_jax.models.names import Activation
 Phi = Callable[[jax.Array], jax.Array]
 """An activation."""
 DIMENSION = 2
-"""Of the space that the curve lies in."""
+"""Dimension of the space that the curve lies in."""
 APART = 0.1
-"""Two points are apart if their distance is this share of the curve's diameter, or more."""
+"""Two points are apart if their distance is at least this fraction of the curve's diameter."""
 SAME = 0.01
-"""Images of two points coincide if they are nearer than this share of what T is expected to put between the points."""
+"""Images of two points coincide if their distance is at most this fraction of the expected one under T."""
 
 NOISE = 0.05
-"""Of decoders in training, as a share of a channel's standard deviation."""
+"""Training noise of decoders, as a fraction of a channel's standard deviation."""
 
 
 def spiral(points: int, turns: float, radius: float) -> Float[Array, "points 2"]:
-    """An Archimedean spiral about the origin, outwards; its points are equally far apart along the curve.
+    """Return an outward Archimedean spiral about the origin, with points at nearly equal distances along the curve.
 
     Args:
-        points: how many.
-        turns: about the origin.
-        radius: of the last point. The first one has a tenth of it.
+        points: number of points.
+        turns: number of turns about the origin.
+        radius: of the last point. That of the first is a tenth of it.
     """
-    # The length grows with the square of the angle, nearly.
+    # Arc length grows roughly with the square of the angle.
     angle = 2 * jnp.pi * turns * jnp.sqrt(jnp.linspace(0.01, 1, points))
     scale = radius / (2 * jnp.pi * turns)
     return scale * jnp.stack([angle * jnp.cos(angle), angle * jnp.sin(angle)], axis=1)
@@ -55,9 +55,9 @@ def spiral(points: int, turns: float, radius: float) -> Float[Array, "points 2"]
 def random_embeddings(
     key: Key[Array, ""], channels: Sequence[int], count: int
 ) -> Float[Array, "sizes count channels 2"]:
-    """Matrices T with independent standard normal elements, `count` for each n in `channels`.
+    """Draw matrices T with independent standard normal elements, `count` for each n in `channels`.
 
-    The channels behind the first n are zeros. What is drawn for an n does not depend on which others are asked for.
+    Channels after the first n are zeros. The matrices for an n do not depend on the other entries of `channels`.
     """
     most = max(channels)
 
@@ -69,27 +69,28 @@ def random_embeddings(
 
 
 def embed(x: Float[Array, "points 2"], matrix: Float[Array, "channels 2"], phi: Phi) -> Float[Array, "points channels"]:
-    """phi(Tx) of every point."""
+    """Return phi(Tx) of every point."""
     return phi(x @ matrix.T)
 
 
 def bring_back(x: Float[Array, "points 2"], matrix: Float[Array, "channels 2"], phi: Phi) -> Float[Array, "points 2"]:
-    """The pseudo-inverse of T times phi(Tx), which Fig. 1 draws."""
+    """Return the pseudo-inverse of T times phi(Tx), which Fig. 1 shows."""
     return embed(x, matrix, phi) @ jnp.linalg.pinv(matrix).T
 
 
 def inverse_error(x: Float[Array, "points 2"], matrix: Float[Array, "channels 2"], phi: Phi) -> Float[Array, ""]:
-    """|x' - x| / |x| of all points together, x' by the pseudo-inverse.
+    """Return |x' - x| / |x| over all points together, where x' is mapped back by the pseudo-inverse.
 
-    With ReLU it does not go to 0: half of what a wide T puts in is cut off, so that x' comes near x / 2, and the error 1/2.
+    With ReLU and growing n it does not go to 0 but to 1/2: half of the channels are cut off, so x' approaches x / 2.
     """
     return jnp.linalg.norm(bring_back(x, matrix, phi) - x) / jnp.linalg.norm(x)
 
 
 def one_to_one_share(x: Float[Array, "points 2"], matrix: Float[Array, "channels 2"], phi: Phi) -> Float[Array, ""]:
-    """The share of points about which phi(Tx) is one to one: two active rows, which differ in direction almost surely.
+    """Return the fraction of points where phi(Tx) is locally one to one.
 
-    With ReLU its mean over T is N / 2^n of Theorem 1, for two dimensions.
+    That takes two active rows, which are linearly independent almost surely. With ReLU the mean over T is N / 2^n of
+    Theorem 1, for two dimensions.
     """
     slope = jax.vmap(jax.vmap(jax.grad(phi)))(x @ matrix.T)
     active = (slope != 0) & jnp.any(matrix != 0, axis=1)
@@ -99,9 +100,9 @@ def one_to_one_share(x: Float[Array, "points 2"], matrix: Float[Array, "channels
 def merged_share(
     x: Float[Array, "points 2"], matrix: Float[Array, "channels 2"], n: Int[Array, ""], phi: Phi
 ) -> Float[Array, ""]:
-    """Of the pairs of points that are apart (`APART`), the share whose images coincide (`SAME`).
+    """Return the fraction of pairs of points that are apart (`APART`) whose images coincide (`SAME`).
 
-    T with n channels is expected to put sqrt(n) times the distance of two points between their images.
+    T with n channels is expected to scale distances by sqrt(n).
     """
 
     def distances(values: jax.Array) -> jax.Array:
@@ -119,9 +120,9 @@ def _recovered(
 
 
 def affine_share(x: Float[Array, "points 2"], matrix: Float[Array, "channels 2"], phi: Phi) -> Float[Array, ""]:
-    """The share of the curve's variance that the best affine decoder recovers (1 - squared error / variance).
+    """Return the fraction of the curve's variance that the best affine decoder recovers (1 - squared error / variance).
 
-    It is fitted by least squares to every other point and judged at those between them.
+    It is fitted by least squares to every other point and evaluated on the points between them.
     """
     image = embed(x, matrix, phi)
     features = jnp.concatenate([image, jnp.ones_like(image[:, :1])], axis=1)
@@ -139,7 +140,10 @@ def measure(
     *,
     activations: tuple[Activation, ...],
 ) -> dict[str, Float[Array, " count"]]:
-    """All of the above, for every T of n channels and the activation at `choice`: one program serves all."""
+    """Compute all of the above for every T of n channels, with the activation at index `choice`.
+
+    `n` and `choice` may be traced, so one program serves all.
+    """
     n, phi = jnp.asarray(n), switch_activation(activations, choice)
 
     def one(matrix: jax.Array) -> dict[str, jax.Array]:
@@ -150,7 +154,7 @@ def measure(
             "affine_share": affine_share(x, matrix, phi),
         }
 
-    # In small batches: all pairs of points, in all channels, of all T at once would take gigabytes.
+    # In small batches: all pairs of points in all channels for all T at once would take gigabytes.
     return lax.map(one, matrices, batch_size=4)
 
 
@@ -158,13 +162,13 @@ def measure(
 
 
 class Decoder(nn.Module):
-    """Two hidden layers with ReLU: piecewise affine, as is the way back from ReLU(Tx) where there is one."""
+    """An MLP with two hidden ReLU layers: piecewise affine, like the inverse of ReLU(Tx) where it exists."""
 
     width: int = 32
 
     @nn.compact
     def __call__(self, image: Float[Array, "points channels"]) -> Float[Array, "points 2"]:
-        """A point of the plane for every image."""
+        """Return a point of the plane for every image."""
         for name in ("hidden_1", "hidden_2"):
             image = nn.relu(nn.Dense(self.width, name=name)(image))
         return nn.Dense(DIMENSION, name="point")(image)
@@ -180,20 +184,20 @@ def decoder_shares(
     learning_rate: float = 1e-2,
     noise: float = NOISE,
 ) -> Float[Array, " jobs"]:
-    """The share of the curve's variance that a trained decoder recovers from each embedding's images.
+    """Return the fraction of the curve's variance that a trained decoder recovers from each embedding's images.
 
-    A `Decoder` an embedding, all side by side, is trained by Adam with a cosine schedule on every other point, all of
-    them in each step, and judged at the points between them, which it has not seen. So it is asked whether an image
-    still says where on the curve it comes from, and not to go on beyond the curve's ends. Noise on what it is trained on
-    keeps it from learning by heart which of two points that became nearly one is which. A better decoder may recover more.
+    One `Decoder` per embedding, all in parallel, is trained by full-batch Adam with a cosine schedule on every other
+    point, and evaluated on the unseen points between them. This tests whether an image still determines its position on
+    the curve, without extrapolation beyond the curve's ends. Noise on the inputs keeps the decoder from memorizing
+    which of two nearly coinciding points is which. A better decoder may recover more.
 
     Args:
         x: the curve.
         images: of its points; channels of zeros are ignored.
-        keys: of the decoders' first weights.
-        steps: of training.
-        learning_rate: its highest.
-        noise: standard deviation of what is added to each channel in training, of the channel's own.
+        keys: random keys of the decoders' initial weights.
+        steps: number of training steps.
+        learning_rate: peak learning rate.
+        noise: standard deviation of the noise on each channel in training, relative to the channel's own.
     """
     decoder, optimizer = Decoder(), optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
     mean, scale = x[::2].mean(axis=0), x[::2].std()
@@ -203,7 +207,7 @@ def decoder_shares(
         deviation = image[::2].std(axis=0)
         used = deviation > 0
         normalized = jnp.where(used, (image - image[::2].mean(axis=0)) / jnp.where(used, deviation, 1), 0)
-        # Initial weights are scaled for all channels; some are zeros.
+        # Initial weights are scaled for the number of all channels, including those that are zeros.
         return normalized * jnp.sqrt(image.shape[1] / jnp.maximum(jnp.sum(used), 1))
 
     inputs = jax.vmap(prepare)(images)
@@ -214,7 +218,7 @@ def decoder_shares(
         return jax.vmap(lambda own, image: jnp.asarray(decoder.apply(own, image)))(parameters, inputs)
 
     def loss(parameters: optax.Params, key: jax.Array) -> jax.Array:
-        # The same noise for all decoders: they learn nothing from each other, and drawing is what would take long.
+        # Decoders do not interact, so they share the noise: sampling it for each would dominate the run time.
         noisy = inputs[:, ::2] + noise * amplitude * jax.random.normal(key, inputs[0, ::2].shape)
         found = decode(parameters, noisy)
         return jnp.sum(jnp.mean((found - target) ** 2, axis=(1, 2)))

@@ -1,4 +1,4 @@
-"""What the paper says of Fig. 7 (Appendix A), beside what was counted before and after training."""
+"""The paper's statements about Fig. 7 (Appendix A), checked against counts before and after training."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,21 +8,21 @@ from jaxtyping import Float
 
 from mnv2_jax.analysis.patterns import Patterns, Spread
 
-# What the words of the paper's finding are taken to mean, in shares of a layer's channels.
+# How the paper's wording is made precise, in fractions of a layer's channels.
 HALF = 0.1
-"""About half: the mean over layers is no further from 1/2 than this."""
+"""About half: the mean over layers is at most this far from 1/2."""
 TIGHT = 0.1
-"""A tight spread: the mean over layers of the standard deviation over images and positions is no more than this."""
+"""A tight spread: the standard deviation over images and positions, averaged over layers, is at most this."""
 UNCHANGED = 0.1
-"""An unchanged mean: the layers' means differ by no more than this, on average over layers."""
+"""An unchanged mean: the layers' means change by at most this, on average over layers."""
 MUCH = 2.0
-"""A spread that is much larger: the standard deviation has become at least so many times what it was."""
+"""A much larger spread: the standard deviation has grown by at least this factor."""
 EXCEPTIONS = 2
-"""All but two layers stay above the threshold."""
+"""All but two layers: at most this many fall below the threshold."""
 
 
 class Finding(NamedTuple):
-    """A statement of the paper's, what was measured of it, and whether that agrees."""
+    """A statement of the paper, whether the measurement agrees, and what was measured."""
 
     statement: str
     agrees: bool
@@ -30,14 +30,14 @@ class Finding(NamedTuple):
 
 
 def _fractions(patterns: Patterns) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, " layers"]]:
-    """Mean and standard deviation of each layer's share of positive channels."""
+    """Return the mean and standard deviation of each layer's fraction of positive channels."""
     spreads = [(Spread.of(layer.positive), layer.channels) for layer in patterns.layers]
     means = np.array([spread.mean / channels for spread, channels in spreads])
     return means, np.array([spread.deviation / channels for spread, channels in spreads])
 
 
 def below_threshold(patterns: Patterns, kind: str = "positive") -> list[str]:
-    """The expansions that fall below their threshold, one channel for each of the bottleneck's, at some position."""
+    """Return the expansions with fewer channels at some position than their bottleneck has, the threshold."""
     return [
         layer.name
         for block, layer in patterns.expansions()
@@ -46,9 +46,9 @@ def below_threshold(patterns: Patterns, kind: str = "positive") -> list[str]:
 
 
 def compare(before: Patterns, after: Patterns) -> Sequence[Finding]:
-    """What the paper says of Fig. 7 (Appendix A), beside what was measured before and after training.
+    """Check the paper's statements about Fig. 7 (Appendix A) against measurements before and after training.
 
-    The constants above say what its words are taken to mean.
+    The constants above make its wording precise.
     """
     (start, start_spread), (end, end_spread) = _fractions(before), _fractions(after)
     mean, tight = float(start.mean()), float(start_spread.mean())

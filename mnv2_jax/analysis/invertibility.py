@@ -1,15 +1,16 @@
 """When can ReLU(Bx) be inverted, and how often? (MobileNetV2, Appendix A)
 
 x has n dimensions and B is m x n. Lemma 2: y = ReLU(Bx) determines x iff the rows of B with a non-zero y span all n
-dimensions. Theorem 1: where the distribution of B is symmetric under a change of sign of any row, that is so for a fraction
+dimensions. Theorem 1: if the distribution of B is symmetric under a sign change of any row, this holds for an expected
+fraction
 
     N / 2^m,  N = sum_{k=0}^{m-n} C(m, k)
 
-of the volume, on average: k is the number of rows that ReLU sets to zero, each with probability 1/2. The paper calls this
-the fraction of collapsed space; by its own theorem it is what is preserved, and 1 - N / 2^m is what collapses.
+of the volume. k is the number of rows that ReLU sets to zero, each with probability 1/2. The paper calls this the
+fraction of collapsed space. By its own theorem it is the preserved fraction, and 1 - N / 2^m collapses.
 
-"Only if" in Lemma 2 supposes that no element of Bx is exactly 0. B = (1, -1)^T at x = 0 is the smallest exception: y = (0, 0)
-has no non-zero element, and no other x has it. Such x have volume 0, so Theorem 1 is untouched.
+The "only if" in Lemma 2 assumes that no element of Bx is exactly 0. The smallest exception is B = (1, -1)^T at x = 0:
+y = (0, 0) has no non-zero element, yet no other x maps to it. Such x have volume 0, so Theorem 1 is unaffected.
 """
 
 import functools
@@ -23,11 +24,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 RANK_TOLERANCE = 1e-6
-"""Of float32, against the largest singular value: what is below it counts as 0."""
+"""Singular values below this fraction of the largest count as 0 (float32)."""
 
 
 def preserved_fraction(n: int, m: int) -> Fraction:
-    """N / 2^m of Theorem 1, exactly; 0 where m < n.
+    """Return N / 2^m of Theorem 1, exactly; 0 if m < n.
 
     Raises:
         ValueError: if n or m is below 1.
@@ -42,24 +43,24 @@ BOUNDS: dict[str, Callable[[int, int], float]] = {
     "1 - 2^((n+1) log2 m - m)": lambda n, m: 1 - m ** (n + 1) / 2**m,
     "1 - 2^(-m/2)": lambda n, m: 1 - 2 ** (-m / 2),
 }
-"""What Theorem 1 puts below N / 2^m: the first two for every m >= n, the third one, as it says itself, for large m only."""
+"""Lower bounds of N / 2^m in Theorem 1: the first two for every m >= n, the third, as stated, only for large m."""
 
 
 def bounds_hold(n: int, m: int) -> tuple[bool, bool, bool]:
-    """Whether N / 2^m is not below each of `BOUNDS`; in integers, so without rounding."""
-    # All in units of 2^-m; the third one squared.
+    """Return whether N / 2^m is at least each of `BOUNDS`, in integer arithmetic, without rounding."""
+    # All in units of 2^-m; the third comparison is squared.
     collapsed = int(2**m * (1 - preserved_fraction(n, m)))
     power = m ** (n + 1)
     return collapsed * math.factorial(n) <= power, collapsed <= power, collapsed**2 <= 2**m
 
 
 def third_follows(n: int, m: int) -> bool:
-    """Whether the second of `BOUNDS` is not below the third, so that the theorem's chain is unbroken; in integers."""
+    """Return whether the second of `BOUNDS` is at least the third, as the theorem's chain requires (in integers)."""
     return m ** (2 * (n + 1)) <= 2**m
 
 
 def holds_from(holds: Mapping[int, bool]) -> int | None:
-    """The m from which on something holds for every larger one that is there; None if not even for the largest."""
+    """Return the smallest m such that `holds` is true for m and all larger keys; None if false for the largest."""
     first = None
     for m in sorted(holds, reverse=True):
         if not holds[m]:
@@ -73,17 +74,17 @@ def holds_from(holds: Mapping[int, bool]) -> int | None:
 
 @functools.partial(jax.jit, static_argnames=("n", "rows", "samples"))
 def count_preserved(key: Key[Array, ""], m: Int[Array, ""] | int, *, n: int, rows: int, samples: int) -> Int[Array, ""]:
-    """Of `samples` pairs of a Gaussian B and an x uniform in the unit ball, those where ReLU(Bx) determines x.
+    """Count the pairs of a Gaussian B and an x uniform in the unit ball for which ReLU(Bx) determines x.
 
-    That is decided as in Lemma 2, by the rank of the rows that are active; nothing of Theorem 1 is in it. Every x has a B
-    of its own, so the samples are independent.
+    The criterion is Lemma 2's, the rank of the active rows; Theorem 1 is not used. Every x has its own B, so the samples
+    are independent.
 
     Args:
-        key: of the samples.
-        m: rows of B, up to `rows`: one program serves them all.
-        n: columns of B.
-        rows: drawn; those behind the first m are left out.
-        samples: how many.
+        key: random key of the samples.
+        m: number of rows of B, up to `rows`; may be traced, so one program serves all m.
+        n: number of columns of B.
+        rows: number of rows drawn; those after the first m are ignored.
+        samples: number of pairs.
     """
     of_matrix, of_direction, of_radius = jax.random.split(key, 3)
     matrices = jax.random.normal(of_matrix, (samples, rows, n))
@@ -99,26 +100,26 @@ def count_preserved(key: Key[Array, ""], m: Int[Array, ""] | int, *, n: int, row
 
 
 def relu_image(matrix: Float[np.ndarray, "m n"], x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
-    """ReLU(Bx)."""
+    """Return ReLU(Bx)."""
     return np.maximum(matrix @ x, 0)
 
 
 def active_rows(image: Float[np.ndarray, " m"]) -> Bool[np.ndarray, " m"]:
-    """The non-zero elements of ReLU(Bx), the paper's T."""
+    """Return which elements of ReLU(Bx) are non-zero, the paper's T."""
     return image > 0
 
 
 def is_determined(matrix: Float[np.ndarray, "m n"], image: Float[np.ndarray, " m"]) -> bool:
-    """Lemma 2's condition: n of the rows of B with a non-zero image are linearly independent."""
+    """Return whether Lemma 2's condition holds: n of the rows of B with a non-zero image are linearly independent."""
     rows = matrix[active_rows(image)]
     return len(rows) >= matrix.shape[1] and int(np.linalg.matrix_rank(rows)) == matrix.shape[1]
 
 
 def recover(matrix: Float[np.ndarray, "m n"], image: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
-    """The x with ReLU(Bx) = `image`, by least squares on the active rows.
+    """Return the x with ReLU(Bx) = `image`, by least squares on the active rows.
 
     Raises:
-        ValueError: where Lemma 2's condition does not hold.
+        ValueError: if Lemma 2's condition does not hold.
     """
     if not is_determined(matrix, image):
         raise ValueError("the rows with a non-zero image do not determine x")
@@ -127,13 +128,13 @@ def recover(matrix: Float[np.ndarray, "m n"], image: Float[np.ndarray, " m"]) ->
 
 
 def another_solution(matrix: Float[np.ndarray, "m n"], x: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Another x with the same ReLU(Bx), where Lemma 2's condition does not hold.
+    """Return another x with the same ReLU(Bx), if Lemma 2's condition does not hold.
 
-    It is reached along the null space of the active rows, which leaves them as they are: half the way to where the first
-    of the other rows would become positive, and no farther than the length of x. Of both ways the longer.
+    The step lies in the null space of the active rows, which it leaves unchanged. It goes half the way to where the
+    first inactive row would become positive, and at most the length of x. The longer of both directions is taken.
 
     Raises:
-        ValueError: where the condition holds, or an element of Bx is exactly 0, so that no way may be left.
+        ValueError: if the condition holds, or an element of Bx is exactly 0, so that there may be no such step.
     """
     values = matrix @ x
     if is_determined(matrix, np.maximum(values, 0)):

@@ -1,4 +1,4 @@
-"""What inference holds in memory: by the paper's formula (Sec. 5.1), and as compiled."""
+"""Memory of inference: by the paper's formula (Sec. 5.1), and as compiled."""
 
 import math
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from jax.sharding import SingleDeviceSharding
 from mnv2_jax.models.cost import Unit
 
 BYTES = 4
-"""Of a value, float32."""
+"""Bytes per value (float32)."""
 
 
 def part_bytes(unit: Unit, split: int) -> int:
-    """A block's input, its output, and one of `split` parts of every inner tensor: what the paper's formula counts.
+    """Return the bytes that the paper's formula counts: a block's input, output, and 1/`split` of each inner tensor.
 
-    Sec. 5.1 takes parts of few channels, so that only input and output matter: |s^2 k| + |s'^2 k'| + O(max(s^2, s'^2)).
+    Sec. 5.1 uses parts of few channels, so that input and output dominate: |s^2 k| + |s'^2 k'| + O(max(s^2, s'^2)).
     """
     inner = sum(
         math.prod(layer.output_shape[:2]) * -(-layer.output_shape[2] // min(split, layer.output_shape[2]))
@@ -26,12 +26,12 @@ def part_bytes(unit: Unit, split: int) -> int:
 
 
 class Compiled(NamedTuple):
-    """A program and what it needs.
+    """A compiled program and its memory.
 
     Attributes:
         run: the program.
-        activation_bytes: of its input and output, and of what it holds between.
-        inner_bytes: of what it holds between alone, XLA's "temporary" memory.
+        activation_bytes: memory of its input, output and temporaries.
+        inner_bytes: memory of its temporaries alone (XLA's "temporary" memory).
     """
 
     run: Callable[..., Any]
@@ -42,7 +42,7 @@ class Compiled(NamedTuple):
 def compile_inference(
     function: Callable[..., Any], variables: Any, images: jax.ShapeDtypeStruct, device: jax.Device | None = None
 ) -> Compiled:
-    """Compile `function(variables, images)`, for a device that need not be here; weights are not counted."""
+    """Compile `function(variables, images)` and return its memory without weights. `device` need not be attached."""
     if device is not None:
         sharding = SingleDeviceSharding(device)
 

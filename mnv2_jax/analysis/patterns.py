@@ -1,9 +1,9 @@
-"""How many channels are active behind each ReLU6, and where a block's expansion can be inverted (Appendix A, Fig. 7).
+"""Count the channels that are active after each ReLU6, and where a block's expansion is invertible (App. A, Fig. 7).
 
-A block expands a bottleneck of n channels to m = t n, and ReLU6 sets some of them to a constant. What is left determines the
-bottleneck where at least n channels keep their value and their rows of the expansion are linearly independent (Lemma 2). The
-lemma is about ReLU, which keeps what is positive; ReLU6 also loses what reaches 6, so that here a channel keeps its value where
-it is strictly between 0 and 6. The paper's figure counts positive channels: both are counted.
+A block expands a bottleneck of n channels to m = t n, and ReLU6 sets some of them to a constant. The others determine
+the bottleneck if at least n channels keep their value and n of their rows of the expansion are linearly independent
+(Lemma 2). The lemma is about ReLU, which keeps positive values. ReLU6 also clips at 6, so here a channel keeps its
+value if it is strictly between 0 and 6. The paper's figure counts positive channels; this module counts both.
 """
 
 import dataclasses
@@ -26,33 +26,34 @@ from mnv2_jax.training.devices import SEED, Devices, Program
 from mnv2_jax.training.step import Learner, init_state
 
 CEILINGS = {"relu6": 6.0, "relu": math.inf}
-"""From where on an activation no longer keeps a value."""
+"""Value from which on each activation clips."""
 
 COUNTED = (InvertedResidual, NoShortcut, TwoDepthwise)
-"""Blocks in which each layer before the projection outputs its activation, with nothing added to it."""
+"""Blocks in which every layer before the projection outputs its activation, with nothing added."""
 
 RANK_IMAGES = 64
-"""Images at one position of each of which the rank is computed; see `measure`."""
+"""Number of images in which the rank is computed, at one position each; see `measure`."""
 
 # --- What is counted --------------------------------------------------------------------------------------
 
 
 class Counts(NamedTuple):
-    """Channels at every position: those that are positive, and those whose value the activation has kept."""
+    """Number of channels at every position: positive ones, and those whose value the activation keeps."""
 
     positive: Int[Array | np.ndarray, "n h w"]
     kept: Int[Array | np.ndarray, "n h w"]
 
 
 def count_channels(y: Float[Array, "n h w c"], ceiling: float = 6.0) -> Counts:
-    """Count the channels that are positive, and those strictly between 0 and `ceiling`, at every position."""
+    """Count, at every position, the channels that are positive and those strictly between 0 and `ceiling`."""
     return Counts(jnp.sum(y > 0, axis=-1), jnp.sum((y > 0) & (y < ceiling), axis=-1))
 
 
 def barely_enough(y: Float[Array, "n h w m"], needed: int, ceiling: float = 6.0) -> Bool[Array, "n m"]:
-    """Which channels keep their value where the fewest do, among an image's positions with `needed` of them.
+    """Return which channels keep their value at one position per image: that with the fewest, but at least `needed`.
 
-    That is where their rows are the likeliest to be dependent. An image without such a position gives a row with fewer.
+    There the kept rows are most likely to be linearly dependent. An image without such a position gives a row with
+    fewer than `needed`.
     """
     kept = ((y > 0) & (y < ceiling)).reshape(y.shape[0], -1, y.shape[-1])
     counts = jnp.sum(kept, axis=-1)
@@ -61,9 +62,9 @@ def barely_enough(y: Float[Array, "n h w m"], needed: int, ceiling: float = 6.0)
 
 
 def full_rank(rows: Float[np.ndarray, "n m"], kept: Bool[np.ndarray, "k m"]) -> Bool[np.ndarray, " k"]:
-    """Whether the kept ones of m functionals of n channels determine the channels, to float32's precision.
+    """Return, for each of k cases, whether the kept ones of m linear functionals determine the n channels (float32).
 
-    Rows set to zero leave the rank as it is, so that all k cases have one shape.
+    Functionals that are not kept are set to zero, which does not affect the rank and gives all cases one shape.
     """
     if not len(kept):
         return np.zeros(0, bool)
@@ -74,25 +75,25 @@ def full_rank(rows: Float[np.ndarray, "n m"], kept: Bool[np.ndarray, "k m"]) -> 
 
 
 def blocks_of(params: Mapping[str, Any]) -> list[str]:
-    """The blocks' names in their order."""
+    """Return the blocks' names, in order."""
     return sorted((name for name in params if name.startswith("block_")), key=lambda name: int(name[6:]))
 
 
 def relu_layers(params: Mapping[str, Any]) -> list[str]:
-    """The layers with an activation, in the network's order, as `endpoints` names them."""
+    """Return the names of the layers with an activation, in the network's order, as in `endpoints`."""
     layers = ("expand", "depthwise", "depthwise_2")
     inner = [f"{block}/{layer}" for block in blocks_of(params) for layer in layers if layer in params[block]]
     return ["stem", *inner, *(["head"] if "head" in params else [])]
 
 
 def bottlenecks(params: Mapping[str, Any]) -> dict[str, int]:
-    """n of each block that expands: how many channels it expands."""
+    """Return n, the number of bottleneck channels, of each block with an expansion."""
     expanding = [block for block in blocks_of(params) if "expand" in params[block]]
     return {block: params[block]["expand"]["conv"]["kernel"].shape[2] for block in expanding}
 
 
 def expansion_rows(model: Backbone, variables: Mapping[str, Any], block: str) -> Float[np.ndarray, "n m"]:
-    """A block's expansion as one linear map, batch norm folded in; a column a channel of the expansion."""
+    """Return a block's expansion as one linear map with batch norm folded in, one column per expanded channel."""
     layer, statistics = variables["params"][block]["expand"], variables["batch_stats"][block]["expand"]
     epsilon = model.conv_norm(1).epsilon
     slope = np.asarray(layer["norm"]["scale"]) / np.sqrt(np.asarray(statistics["norm"]["var"]) + epsilon)
@@ -100,10 +101,10 @@ def expansion_rows(model: Backbone, variables: Mapping[str, Any], block: str) ->
 
 
 def check_network(model: Backbone) -> None:
-    """Refuse a network that has nothing to be counted, or where what is counted would mean something else.
+    """Check that the network has expansions and that the counts are meaningful for its activation and blocks.
 
     Raises:
-        UserError: says why.
+        UserError: if not; says why.
     """
     if not isinstance(model, MobileNetV2):
         raise UserError(f"the network is a {type(model).__name__}; only MobileNetV2's blocks expand a bottleneck")
@@ -122,12 +123,12 @@ def check_network(model: Backbone) -> None:
 
 
 def initial_variables(learner: Learner, seed: int, image_shape: tuple[int, int, int]) -> dict[str, PyTree]:
-    """The variables that training with this seed begins with; the statistics of batch norm mean nothing yet."""
+    """Return the initial variables of training with this seed. The batch norm statistics are not meaningful yet."""
     devices = Devices.create()
     runs = {"seed": np.full(1, seed, np.int32)}
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), runs)
 
-    # As the training compiles it, so that it is compiled once where a network is trained as well.
+    # Compiled as in training, so that it compiles only once if a network is trained as well.
     def init(run):
         return init_state(run["seed"], learner, image_shape)
 
@@ -136,10 +137,13 @@ def initial_variables(learner: Learner, seed: int, image_shape: tuple[int, int, 
 
 
 def with_statistics(model: Backbone, variables: Mapping[str, PyTree], batches: Iterable[Batch]) -> dict[str, PyTree]:
-    """The variables with batch statistics of these images, in one pass: every batch is normalised by its own, as in training.
+    """Return the variables with batch norm statistics of these images, from one pass in training mode.
 
-    Initial running statistics (mean 0, variance 1) are those of no layer: evaluated with them, a network is another
-    function than the one that is trained. A batch that is not full is left out.
+    Initial running statistics (mean 0, variance 1) match no layer, so evaluating with them would give a different
+    function from the one that is trained. Partial batches are left out.
+
+    Raises:
+        UserError: if there is no full batch.
     """
     network = model.clone(batch_norm_momentum=0.0, batch_norm_axis=None, dropout_rate=0.0)
 
@@ -149,7 +153,7 @@ def with_statistics(model: Backbone, variables: Mapping[str, PyTree], batches: I
         return updates["batch_stats"]
 
     def pooled(*norms: Mapping[str, Any]) -> dict[str, Any]:
-        """Of batches of one size: means are averaged, variances together with the means' squares."""
+        """Pool the statistics of batches of equal size, including the variance between their means."""
         means, variances = (np.stack([norm[name] for norm in norms]).astype(np.float64) for name in ("mean", "var"))
         mean = means.mean(axis=0)
         variance = np.maximum((variances + means**2).mean(axis=0) - mean**2, 0)
@@ -164,7 +168,7 @@ def with_statistics(model: Backbone, variables: Mapping[str, PyTree], batches: I
 
 
 def _on_one_device(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """Wherever they were: so that one program serves them all."""
+    """Move variables to one device, wherever they were, so that one program serves them all."""
     return jax.device_put(jax.device_get(dict(variables)), jax.local_devices()[0])
 
 
@@ -172,7 +176,7 @@ def _on_one_device(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 class Share(NamedTuple):
-    """Of all positions, and of all images."""
+    """Fractions of all positions, and of all images."""
 
     positions: float
     images: float
@@ -180,7 +184,7 @@ class Share(NamedTuple):
 
 @dataclasses.dataclass
 class Layer:
-    """One activation: how many positions have 0, 1, ... channels that are positive, and that keep their value."""
+    """One activation: the number of positions with 0, 1, ... channels that are positive, and that keep their value."""
 
     name: str
     positive: Int[np.ndarray, " counts"]
@@ -188,26 +192,26 @@ class Layer:
 
     @property
     def channels(self) -> int:
-        """All of them."""
+        """Total number of channels."""
         return len(self.positive) - 1
 
     def add(self, counts: Counts) -> None:
-        """Count some more images."""
+        """Add the counts of more images."""
         self.positive = self.positive + np.bincount(np.ravel(counts.positive), minlength=self.channels + 1)
         self.kept = self.kept + np.bincount(np.ravel(counts.kept), minlength=self.channels + 1)
 
 
 class Spread(NamedTuple):
-    """A number of channels over images and positions."""
+    """Statistics of a number of channels over images and positions."""
 
     minimum: int
     mean: float
     maximum: int
-    deviation: float  # standard
+    deviation: float  # standard deviation
 
     @classmethod
     def of(cls, histogram: Int[np.ndarray, " counts"]) -> "Spread":
-        """Of how many positions have 0, 1, ... channels."""
+        """Compute the statistics from the number of positions with 0, 1, ... channels."""
         counts, there = np.arange(len(histogram)), np.flatnonzero(histogram)
         mean = float(np.average(counts, weights=histogram))
         deviation = math.sqrt(np.average((counts - mean) ** 2, weights=histogram))
@@ -216,16 +220,16 @@ class Spread(NamedTuple):
 
 @dataclasses.dataclass
 class Block:
-    """The expansion of one block: where it can be inverted on its bottleneck.
+    """The expansion of one block: where it can be inverted.
 
     Attributes:
         name: of the block.
-        bottleneck: channels that are expanded, n.
-        channels: to how many, m.
-        images, positions: how many were looked at.
-        kept: (positions, images) with n channels or more that keep their value; of an image, at every position.
+        bottleneck: number of channels before the expansion, n.
+        channels: number of channels after the expansion, m.
+        images, positions: number of images and positions counted.
+        kept: (positions, images) where n channels or more keep their value; images count if this holds everywhere.
         positive: the same for channels that are positive, as in the paper.
-        ranks: (checked, full): at how many positions the rank was computed, and at how many it is n.
+        ranks: (checked, full): number of positions where the rank was computed, and where it is n.
     """
 
     name: str
@@ -238,7 +242,7 @@ class Block:
     ranks: tuple[int, int] = (0, 0)
 
     def add(self, counts: Counts) -> None:
-        """Look at some more images."""
+        """Add the counts of more images."""
         enough = Counts(*(np.asarray(each) >= self.bottleneck for each in counts))
         self.images += len(enough.kept)
         self.positions += enough.kept.size
@@ -248,24 +252,24 @@ class Block:
         )
 
     def share(self, kind: str = "kept") -> Share:
-        """Where it can be inverted, as far as numbers tell: by what is "kept", or by what is "positive"."""
+        """Return the fractions with at least n channels that are "kept" or "positive", necessary for inversion."""
         positions, images = getattr(self, kind)
         return Share(positions / self.positions, images / self.images)
 
 
 class Patterns(NamedTuple):
-    """What was counted in a network."""
+    """The counts of a network."""
 
     layers: list[Layer]
     blocks: list[Block]
 
     def expansions(self) -> list[tuple[Block, Layer]]:
-        """The blocks that expand, each with its expansion."""
+        """Return the blocks with an expansion, each with its expansion layer."""
         layers = {layer.name: layer for layer in self.layers}
         return [(block, layers[f"{block.name}/expand"]) for block in self.blocks]
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers and fractions by layer, shares by block."""
+        """Return the numbers and fractions of channels per layer, and the invertible fractions per block."""
         layers = {}
         for layer in self.layers:
             positive, kept = Spread.of(layer.positive)._asdict(), Spread.of(layer.kept)._asdict()
@@ -289,7 +293,7 @@ Counter = Callable[[Mapping[str, PyTree], Any], tuple[dict[str, Counts], dict[st
 
 
 def create_counter(model: Backbone) -> Counter:
-    """The compiled function from variables and images to the counts of every layer, and of every expansion `barely_enough`."""
+    """Compile a function of (variables, images) that returns every layer's counts and every block's `barely_enough`."""
     ceiling = CEILINGS[activation_name(model.activation)]
 
     @jax.jit
@@ -311,14 +315,14 @@ def measure(
 ) -> Patterns:
     """Count the channels of every layer over all positions of all images.
 
-    The rank costs a singular value decomposition, so it is sampled: in each of the first `RANK_IMAGES` images at one
-    position, where the fewest channels keep their value of all positions where enough do.
+    The rank takes a singular value decomposition, so it is sampled: at one position in each of the first `RANK_IMAGES`
+    images, the one where the fewest channels keep their value, but still enough.
 
     Args:
-        model: a network that `check_network` lets pass.
+        model: a network that passes `check_network`.
         variables: its "params" and "batch_stats".
-        batches: all of one size; images of weight 0 do not count.
-        counter: `create_counter(model)`, where several networks share it.
+        batches: all of one size; images with weight 0 are ignored.
+        counter: `create_counter(model)`, to share it between several sets of variables.
     """
     counter, variables = counter or create_counter(model), _on_one_device(variables)
     params = variables["params"]
@@ -346,7 +350,7 @@ def measure(
 
 
 def _channels(params: Mapping[str, Any], name: str) -> int:
-    """Of a layer, by its name among the endpoints."""
+    """Return the number of channels of a layer, by its name in `endpoints`."""
     layer: Any = params
     for part in name.split("/"):
         layer = layer[part]

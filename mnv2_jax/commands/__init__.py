@@ -1,1 +1,1 @@
-"""The commands of `python -m mnv2_jax`, a module each."""
+"""The commands of `python -m mnv2_jax`, one module each."""

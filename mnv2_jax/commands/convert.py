@@ -1,8 +1,8 @@
-"""Convert weights of another code base into a network of this one, or back.
+"""Convert weights from another code base, or back.
 
-Into a network: --input takes torchvision's, timm's or Hugging Face's .safetensors or .pth, Keras's .keras,
-.weights.h5 or .h5, or a TF-slim checkpoint; which network it is, and its width, are read off the file.
-Back: --target torchvision or keras writes a file that their own loader takes.
+--input takes .safetensors or .pth files of torchvision, timm or Hugging Face, .keras, .weights.h5 or .h5 files of
+Keras, and TF-slim checkpoints. The network and its width are inferred from the file. --target torchvision or keras
+writes a file that their own loaders can read.
 """
 
 import codecs
@@ -20,33 +20,33 @@ from mnv2_jax.wording import counted
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     input: str
-    """File of weights, prefix of a TF-slim checkpoint, network's folder, hf://OWNER/NAME or torchvision://FILE."""
+    """Weights file, prefix of a TF-slim checkpoint, network folder, hf://OWNER/NAME or torchvision://FILE."""
     output: Path
-    """Folder of the network to write; with --target, the file (.safetensors, .pth; .weights.h5, .h5)."""
+    """Folder for the network; with --target, the file to write (.safetensors, .pth; .weights.h5, .h5)."""
     source: Literal["torchvision", "timm", "transformers", "keras", "tf_slim"] | None = None
-    """Refuse a file of any other source than this."""
+    """Fail if the file comes from any other source."""
     target: Literal["checkpoint", "torchvision", "keras"] = "checkpoint"
-    """What to write."""
+    """Format to write."""
     drop_background: bool = False
-    """Leave out class 0 of a network with 1001 classes, which is the background."""
+    """Drop class 0 (background) of a network with 1001 classes."""
     class_names: Path | None = None
-    """Text file with the name of each class, one a line; ImageNet's for 1000 classes if not given."""
+    """Text file with one class name per line; if not given, ImageNet's for 1000 classes."""
     preprocessing: str | None = None
-    """What the images need; that of the source if not given (torchvision_v2 is known by its file's name)."""
+    """Preprocessing of the images; that of the source if not given (torchvision_v2 is recognized by file name)."""
     resolution: int | None = None
-    """Side of the images in pixels; as in the file if not given, else 224."""
+    """Side of the images in pixels; if not given, as in the file, else 224."""
     outputs: Literal["softmax", "sigmoid"] | None = None
-    """What makes probabilities of the outputs: softmax over the classes, or a sigmoid each; as in the file if not
-    given, else softmax."""
+    """How outputs become probabilities: softmax over the classes, or one sigmoid per class; if not given, as in the
+    file, else softmax."""
     overwrite: bool = False
-    """Replace what is at --output."""
+    """Replace --output if it exists."""
 
 
 def main(options: Options) -> None:
-    """Convert what the flags name."""
+    """Convert the weights."""
     from mnv2_jax.data.preprocessing import PREPROCESSING, describe_preprocessing
     from mnv2_jax.network import is_replaceable, save_network
     from mnv2_jax.tasks.classification import SIGMOIDS
@@ -78,7 +78,7 @@ def main(options: Options) -> None:
         if options.target == "checkpoint":
             save_network(output, network)
         else:
-            # The suffix says the form, so it stays at the end.
+            # The suffix selects the format, so the temporary name keeps it.
             beside = output.with_name(f".{os.getpid()}{''.join(output.suffixes)}")
             try:
                 export_weights(beside, network, options.target)
@@ -99,12 +99,14 @@ def main(options: Options) -> None:
 
 
 def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
-    """One name a line, in UTF-8, or in UTF-16 with its mark at the start; spaces around it and empty last lines are left out.
+    """Read one class name per line, in UTF-8, or UTF-16 with a byte order mark.
+
+    Surrounding whitespace and empty lines at the end are dropped.
 
     Raises:
-        UserError: if there are not as many as classes, or one is empty.
+        UserError: if the file cannot be read, its number of names is not `classes`, or a name is empty.
     """
-    if path.exists() and not path.is_file():  # to open a pipe is to wait for it
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise UserError(f"--class-names {path} is no file; expected a text file with a name a line")
     try:
         content = path.read_bytes()
@@ -113,7 +115,7 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
         raise UserError(f"--class-names {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--class-names {path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
-    # Lines of Unix, Windows and old Macs; str.splitlines would take more characters for ends of lines.
+    # Line ends of Unix, Windows and old Macs; str.splitlines would also split at other characters.
     lines = re.split("\r\n|\r|\n", text.rstrip())
     names = tuple(unicodedata.normalize("NFC", line.strip()) for line in lines)
     if len(names) != classes:

@@ -1,6 +1,6 @@
-"""List the data sets that are known, and where they are prepared; `datasets prepare NAME` prepares one.
+"""List the known data sets and where they are prepared; `datasets prepare NAME` prepares one.
 
-A set is prepared once, into TFDS's folder (the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets).
+A data set is prepared once, in TFDS's folder (the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets).
 Your own images need no preparation: train and evaluate take --dataset folder --data-files DIR.
 """
 
@@ -15,18 +15,18 @@ from mnv2_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     action: Annotated[Literal["list", "prepare"], tyro.conf.Positional] = "list"
-    """What to do."""
+    """Action."""
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """The data set to prepare."""
+    """Data set to prepare."""
     data_files: Path | None = None
-    """Folder with your copy of the data set's files (fashion_mnist: the four IDX files), where it cannot be downloaded."""
+    """Folder with your copy of the data set's files, if it cannot be downloaded (fashion_mnist: the 4 IDX files)."""
 
 
 def main(options: Options) -> None:
-    """List, or prepare."""
+    """List the data sets, or prepare one."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

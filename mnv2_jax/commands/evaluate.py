@@ -1,8 +1,8 @@
-"""Score a trained network on a whole split, every image counted once: loss, accuracy, and the accuracy of each class.
+"""Evaluate a trained network on a whole split, every image counted once: loss, accuracy, and per-class accuracy.
 
---weights takes a run's folder (its newest checkpoint if it is not finished), a network of `convert` or of a study, any
-file of weights that `convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). A run is evaluated on
-what it was trained on unless told otherwise. --out writes evaluation.json and the confusion matrix as a picture.
+--weights takes a run's folder (its newest checkpoint if unfinished), a network written by `convert` or a study, any
+weights file that `convert` reads, or published weights (hf://OWNER/NAME, torchvision://FILE). By default a run is
+evaluated on the data set that it was trained on. --out writes evaluation.json and a figure of the confusion matrix.
 """
 
 import dataclasses
@@ -27,42 +27,42 @@ if TYPE_CHECKING:
 
 EVALUATION, CONFUSION = "evaluation.json", "confusion"
 FILES = (EVALUATION, f"{CONFUSION}.png", f"{CONFUSION}.svg")
-"""What --out holds."""
+"""Files written to --out."""
 
 FEW_CLASSES, WORST = 10, 5
-"""Up to how many classes all are shown, and how many of more: those with the lowest accuracy."""
+"""Up to `FEW_CLASSES` classes are all shown; of more, only the `WORST` with the lowest accuracy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     weights: str
-    """A run's folder, a network's folder, a file of weights, hf://OWNER/NAME, torchvision://FILE."""
+    """Run folder, network folder, weights file, hf://OWNER/NAME or torchvision://FILE."""
     dataset: str | None = None
-    """As for train; the run's own if not given."""
+    """Data set, as for train; the run's own if not given."""
     data_files: Path | None = None
-    """As for train; the run's own if not given."""
+    """Folder of images, as for train; the run's own if not given."""
     split: Literal["train", "validation", "test", "all"] = "test"
-    """The images; all for the whole set, train is evaluated without augmentation."""
+    """Split to evaluate on, without augmentation; all for the whole data set."""
     resolution: int | None = None
     """Side of the square images in pixels; the network's own if not given."""
     ema: bool = True
-    """Of a run that keeps a moving average of its parameters: take the average, or with --no-ema the last ones."""
+    """For a run with a moving average of its parameters: use the average, or with --no-ema the latest parameters."""
     on_bad_image: OnBadImage = "stop"
-    """What to do about a damaged image; skipped ones are not counted."""
+    """What to do about a damaged image; skipped images are not counted."""
     exif_orientation: ExifOrientation | None = None
-    """Turn photographs upright as their EXIF says (apply), or not (ignore); as the run did if not given."""
+    """Rotate photographs as their EXIF says (apply), or not (ignore); if not given, as in the run."""
     out: Path | None = None
-    """Folder for evaluation.json, which has all figures, and confusion.png and .svg, the confusion matrix."""
+    """Folder for evaluation.json (all numbers) and confusion.png and .svg (the confusion matrix)."""
     overwrite: bool = False
-    """Replace the evaluation that --out holds."""
+    """Replace the evaluation in --out."""
     json: bool = False
-    """Print one JSON object; the confusion matrix is in --out alone."""
+    """Print one JSON object; only --out has the confusion matrix."""
 
 
 def main(options: Options) -> None:
-    """Evaluate what the flags name."""
+    """Evaluate the network."""
     check_resolution(options.resolution)
     if options.out is not None:
         check_out(options.out, options.overwrite)
@@ -110,10 +110,10 @@ def main(options: Options) -> None:
 
 
 def find_images(options: Options, settings: Mapping[str, Any]) -> tuple[str, Path | None]:
-    """(the data set, the user's files) of the flags, or those that a run with these settings was trained on.
+    """Return (data set, the user's files) from the flags, else from the settings of the run.
 
     Raises:
-        UserError: where neither says so, or the run's folder of images is gone.
+        UserError: if neither names them, or the run's folder of images no longer exists.
     """
     name = options.dataset or settings.get("dataset")
     if name is None:
@@ -132,7 +132,7 @@ def find_images(options: Options, settings: Mapping[str, Any]) -> tuple[str, Pat
 
 
 def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], notes: Sequence[str]) -> None:
-    """Print the metrics, and a table of the classes, or of the worst of many."""
+    """Print the metrics and a table of the classes, of only the worst if there are many."""
     from rich.console import Console
 
     images = counted(content["examples"], "image")
@@ -143,7 +143,7 @@ def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], n
         print(f"skipped: {line}")
     classes = content.get("classes", [])
     for metric, value in metrics.items():
-        if metric == "examples" or (metric == "top5_accuracy" and 0 < len(classes) <= 5):  # all of them are right
+        if metric == "examples" or (metric == "top5_accuracy" and 0 < len(classes) <= 5):  # always 100 %
             continue
         print(f"{metric.replace('_', ' '):14} {f'{value:.4f}' if metric == 'loss' else f'{value:.2%}'}")
     if classes:
@@ -158,7 +158,7 @@ def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], n
 
 
 def class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
-    """A row a class."""
+    """Create the table of the classes, one per row."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -174,10 +174,10 @@ def class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that the evaluation cannot be written to, before it is made.
+    """Check that the evaluation can be written to a folder, before it starts.
 
     Raises:
-        UserError: says what is in the way.
+        UserError: if not; says why.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder")
@@ -193,7 +193,7 @@ def check_out(folder: Path, overwrite: bool) -> None:
 
 
 def write_evaluation(folder: Path, content: Mapping[str, Any], found: "Evaluation") -> list[Path]:
-    """Write all that was found, with the command and the environment, and the confusion matrix; returns the files."""
+    """Write evaluation.json, with the command and the environment, and the confusion matrix; returns the files."""
     from mnv2_jax.analysis.confusion import draw_confusion
     from mnv2_jax.environment import environment
 

@@ -1,9 +1,9 @@
-"""Plan a run on TPUs that are not here: compile its own step for a slice, and read off what a chip needs.
+"""Plan a run on TPUs that are not attached: compile its step for a slice and report memory and time per chip.
 
-The times are a roofline's: operations, bytes and what goes to other chips, each at the chip's peak, all at once and
-without waiting. So the images a second are an upper bound, and a loose one: a depthwise convolution, for instance,
-never reaches the peak. The bytes are those between the chip and its HBM; XLA's own count, which is shown too, counts
-copies into the chip's fast memory several times. Needs the TPU compiler (the extra "plan"), and no TPU.
+Times come from a roofline model: compute, memory and communication each run at the chip's peak and overlap
+perfectly. Images per second are therefore an upper bound, and a loose one: depthwise convolutions, for example, never
+reach the peak. Bytes are those between the chip and its HBM. XLA's own count is shown too; it counts copies into the
+chip's fast memory several times. Needs the TPU compiler (the extra "plan"), but no TPU.
 """
 
 import dataclasses
@@ -32,45 +32,45 @@ if TYPE_CHECKING:
     from mnv2_jax.plan.plan import Plan, Watch
 
 BATCH_PER_CHIP, LARGEST_BATCH_PER_CHIP = 128, 1 << 16
-"""Images a chip and step: unless others are asked for, and of those that may be."""
+"""Images per chip and step: the default, and the maximum."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     network: Annotated[NetworkSettings, tyro.conf.arg(name="")] = NetworkSettings(dtype="bfloat16")
     """The network."""
     resolution: int = 224
     """Side of the square images, in pixels."""
     num_classes: int = 1000
-    """Outputs of the classifier."""
+    """Number of classes."""
     topology: str = "v5litepod-8"
-    """The slice as it is rented (v4-8, v5litepod-8, v5p-8, v6e-8), or CHIP:SHAPE: v5e:2x4."""
+    """TPU slice by its rented name (v4-8, v5litepod-8, v5p-8, v6e-8), or as CHIP:SHAPE, such as v5e:2x4."""
     step: Step = "train"
-    """The training step, or that of evaluation."""
+    """Training step or evaluation step."""
     batch_size: int | None = None
-    """Images a step over all chips, as for `train`; 128 a chip if not given."""
+    """Images per step over all chips, as for `train`; 128 per chip if not given."""
     batch_norm: Literal["global", "replica"] = "replica"
-    """Batch statistics over all chips, or of each chip's images alone."""
+    """Compute batch statistics over all chips (global) or over each chip's images (replica)."""
     accumulation: int = 1
-    """Microbatches in which a chip takes its images, one after the other."""
+    """Number of microbatches per chip and step."""
     recipe: RecipeName = "cosine"
-    """Optimizer, moving average and all else that the step computes, by the names of `train`."""
+    """Recipe of `train`: optimizer, moving average and everything else that the step computes."""
     parallel: Parallel = "jit"
     """How the step is compiled for several chips."""
     sweep_batch: bool = False
-    """Find the largest power of two of images a chip that fits; begins with --batch-size."""
+    """Find the largest power-of-two batch per chip that fits, starting from --batch-size."""
     compare: tuple[str, ...] = ()
-    """Settings of a second plan beside the first, as FLAG=VALUE: dtype=float32 batch-norm=global."""
+    """Settings of a second plan, shown beside the first, as FLAG=VALUE: dtype=float32 batch-norm=global."""
     study: Path | None = None
-    """Plan the programs of a study instead, with its defaults: experiments/ablate_bottleneck.py, or a script of yours."""
+    """Plan the programs of a study with its defaults instead: experiments/ablate_bottleneck.py, or your own script."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
 
 def main(options: Options) -> None:
-    """Plan what the flags describe."""
+    """Plan the run or the study that the flags describe."""
     if options.study is not None:
         own = dataclasses.replace(Options(), topology=options.topology, study=options.study, json=options.json)
         given = [name for name, value in _flat(own).items() if value != _flat(options)[name]]
@@ -121,16 +121,16 @@ def main(options: Options) -> None:
 
 
 def _flat(options: Options) -> dict[str, Any]:
-    """Every flag's value by its name."""
+    """Return the value of every flag, by name."""
     flags = dataclasses.asdict(options)
     return {**flags.pop("network"), **flags}
 
 
 def check(options: Options) -> None:
-    """Refuse numbers that no run has.
+    """Check that a run can have these settings.
 
     Raises:
-        UserError: says which.
+        UserError: for an invalid one.
     """
     check_resolution(options.resolution)
     check_num_classes(options.num_classes, least=1)  # without a classifier there is nothing to train
@@ -138,10 +138,10 @@ def check(options: Options) -> None:
 
 
 def training_of(options: Options) -> Recipe:
-    """How a run on the slice trains.
+    """Return the recipe of a run on the slice.
 
     Raises:
-        UserError: for a slice that is not offered, or a batch that it cannot share out.
+        UserError: for an unknown slice, or a batch size that is too large or does not divide over its chips.
     """
     from mnv2_jax.plan.chips import count_chips, find_slice
     from mnv2_jax.training.devices import check_divides
@@ -163,10 +163,10 @@ def training_of(options: Options) -> Recipe:
 
 
 def changed(options: Options, settings: Sequence[str]) -> Options:
-    """The options with some of them changed, "FLAG=VALUE" each.
+    """Return the options with some of them changed by settings such as "FLAG=VALUE".
 
     Raises:
-        UserError: for what is no such flag or value.
+        UserError: for an unknown flag, a bad value, or a flag that --compare cannot change.
     """
     for setting in settings:
         name, equals, _ = setting.lstrip("-").partition("=")
@@ -179,7 +179,7 @@ def changed(options: Options, settings: Sequence[str]) -> Options:
 
 
 def plan(options: Options, topology: "Topology") -> "Plan":
-    """Compile what the flags describe."""
+    """Compile the step that the flags describe."""
     from mnv2_jax.plan.plan import imagenet_like, plan_run
 
     training, model = training_of(options), options.network.settings()
@@ -190,7 +190,7 @@ def plan(options: Options, topology: "Topology") -> "Plan":
 
 
 def title(options: Options, batch: int) -> str:
-    """The settings that people compare, and all others that are not the defaults; `batch` is of a chip."""
+    """Return the title of a plan: its main settings, and others that differ from the defaults. `batch` is per chip."""
     usual, own, model = _flat(Options()), _flat(options), options.network.settings()
     names = ["recipe", "accumulation", "num_classes", "expansion", "kernel_size", "convention"]
     names += ["output_stride", "unit_strides"]
@@ -210,7 +210,7 @@ def title(options: Options, batch: int) -> str:
 
 
 def sweep(options: Options, topology: "Topology", watch: "Watch") -> "list[Plan]":
-    """Plans from the batch of the flags to the largest that fits."""
+    """Search for the largest batch per chip that fits; returns all plans tried, by batch size."""
     from mnv2_jax.plan.plan import largest_batch
 
     chips = len(topology.devices)
@@ -223,22 +223,23 @@ def sweep(options: Options, topology: "Topology", watch: "Watch") -> "list[Plan]
 
 
 def find_study(path: Path) -> Study:
-    """The study that a script describes, with its defaults.
+    """Return the study that a script describes, with its defaults.
 
-    The script is run up to its definitions: `Options`, a `StudyOptions`, and `create`, which makes a study of them.
+    The script is imported, not run as main. It must define `Options`, a subclass of `StudyOptions`, and `create`, which
+    makes a study from them.
 
     Raises:
-        UserError: if there is none, or it describes no study.
+        UserError: if the script does not exist, fails, or does not describe a study.
     """
     if not path.is_file():
         raise UserError(
             f"--study {path} is no script; name one of yours or of experiments/, which is in the source, not in the wheel"
         )
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # as when it is run: it may import what lies beside it
+    sys.path.insert(0, folder)  # as when it is run: it may import modules beside it
     try:
         script = runpy.run_path(str(path))
-    except Exception as error:  # what may be wrong in it cannot be listed
+    except Exception as error:  # a user's script may raise anything
         raise UserError(f"--study {path} is no script that runs ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(folder)
@@ -249,7 +250,7 @@ def find_study(path: Path) -> Study:
 
 
 def advice(plan: "Plan") -> str:
-    """By how much a program does not fit, and what would help."""
+    """Describe by how much a program does not fit, and what would help."""
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
         f"{plan.title} does not fit: it needs {needed:.2f} GiB or more of the {room:.2f} GiB that a {plan.chip.name} gives, "
@@ -259,7 +260,7 @@ def advice(plan: "Plan") -> str:
 
 
 def table(plans: "Sequence[Plan]") -> Table:
-    """A column a plan."""
+    """Create the table of the plans, one per column."""
     from mnv2_jax.plan.plan import PARTS
 
     result = Table("a chip and step", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)

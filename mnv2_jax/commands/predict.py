@@ -1,7 +1,7 @@
-"""Predict the classes of images, with the preprocessing that belongs to the weights.
+"""Predict the classes of images, with the preprocessing of the weights.
 
 --weights takes a run's folder, a network (of `convert`, or of a study: runs/.../checkpoints/ARM-SEED), any file that
-`convert` takes, or published weights (hf://OWNER/NAME, torchvision://FILE). --array takes a preprocessed batch.
+`convert` reads, or published weights (hf://OWNER/NAME, torchvision://FILE). --array takes a preprocessed batch.
 """
 
 import dataclasses
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     from mnv2_jax.network import Network
 
 BATCH_PIXELS = 32 * 224 * 224
-"""Of the images that are in memory at once, unless a single one has more."""
+"""Maximum number of pixels in memory at once, unless a single image has more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     weights: str
-    """A run's folder, a network's folder, a file of weights, hf://OWNER/NAME, torchvision://FILE."""
+    """Run folder, network folder, weights file, hf://OWNER/NAME or torchvision://FILE."""
     image: tuple[Path, ...] = ()
-    """Images, or folders of images, those in folders below included."""
+    """Images, or folders that are searched for images recursively."""
     array: Path | None = None
-    """A NumPy file with a preprocessed batch: (images, height, width, channels), float32."""
+    """NumPy file with a preprocessed batch: (images, height, width, channels), float32."""
     top: int = 5
-    """How many of the most probable classes to name."""
+    """Number of most probable classes to show."""
     json: bool = False
-    """Print one JSON object; the logits are in it."""
+    """Print one JSON object, which includes the logits."""
     resolution: int | None = None
     """Side of the network's input in pixels; the weights' own if not given."""
     exif_orientation: ExifOrientation = "apply"
-    """Turn photographs upright as their EXIF says, or take them as they are stored."""
+    """Rotate photographs as their EXIF says (apply), or use them as stored (ignore)."""
 
 
 def main(options: Options) -> None:
-    """Predict what the flags name."""
+    """Predict the classes of the images or of the batch."""
     if bool(options.image) == (options.array is not None):
         raise UserError("name the images with --image, or a preprocessed batch with --array, one of the two")
     if options.top < 1:
@@ -98,18 +98,18 @@ def main(options: Options) -> None:
 
 
 def as_text(entry: dict) -> str:
-    """One image's classes, a line each, below its name."""
+    """Format one image's name and its classes, one per line."""
     lines = [f"{guess['probability']:8.2%}  {guess['label'] or guess['class']}" for guess in entry["top"]]
     return "\n".join(["", entry["input"], *lines])
 
 
 def find_images(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
-    """The images that paths name, and what was left out, a line a path.
+    """Return the images at these paths, and a line for each folder from which files were left out.
 
-    A folder stands for the images in it and in the folders below, in alphabetical order.
+    Folders are searched recursively, in alphabetical order.
 
     Raises:
-        UserError: for a path that is not there or no file, and a folder without images.
+        UserError: for a path that is neither a file nor a folder, or a folder without images.
     """
     found: list[Path] = []
     said = []
@@ -135,7 +135,11 @@ def find_images(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
 def read_batches(
     files: Sequence[Path], how: "Preprocessing", resolution: int, channels: int, upright: bool, damaged: list[str]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(names, inputs) of a number of images at a time; those that cannot be read are said and added to `damaged`."""
+    """Yield (names, inputs) of batches of images. Unreadable images are printed and appended to `damaged`.
+
+    Raises:
+        UserError: if the only image cannot be read.
+    """
     from mnv2_jax.data.preprocessing import preprocess, read_image
 
     names: list[str] = []
@@ -158,13 +162,13 @@ def read_batches(
 
 
 def read_array(path: Path, channels: int) -> np.ndarray:
-    """A batch from a NumPy file.
+    """Read a batch from a NumPy file.
 
     Raises:
-        UserError: if it is none, or none that fits the network.
+        UserError: if it cannot be read, has the wrong shape or dtype, or values that are not finite.
     """
     expected = f"(images, height, width, {channels}) of float32"
-    if path.exists() and not path.is_file():  # to open a pipe is to wait for it
+    if path.exists() and not path.is_file():  # opening a pipe would block
         raise UserError(f"--array {printable(path)} is no file; expected {expected}")
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -183,10 +187,10 @@ def read_array(path: Path, channels: int) -> np.ndarray:
 
 
 def check_predicts(weights: str, network: "Network") -> None:
-    """Refuse a network whose outputs are no classes.
+    """Check that the network's outputs are classes.
 
     Raises:
-        UserError: says what they are.
+        UserError: if it has no classifier or a single output.
     """
     notes = "; ".join(network.notes)
     if not network.model.num_classes:
@@ -201,7 +205,7 @@ def check_predicts(weights: str, network: "Network") -> None:
 def prediction(
     name: str, logits: np.ndarray, probabilities: np.ndarray, class_names: tuple[str, ...] | None, top: int
 ) -> dict:
-    """The logits and the most probable classes of one image."""
+    """Return the logits and the most probable classes of one image, for JSON."""
     best = np.argsort(-probabilities, kind="stable")[:top]
     return {
         "input": name,

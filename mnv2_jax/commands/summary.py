@@ -1,7 +1,7 @@
-"""List a network's layers: as the paper's Table 2 writes them, and one by one with their cost for one image.
+"""Show a network's layers: as in the paper's Table 2, and one by one with their cost for one image.
 
-Parameters are the trainable ones. Multiply-adds are counted as in the paper, without batch norm and biases. Memory is a
-layer's input and output in float32, which it holds at once.
+Only trainable parameters count. Multiply-adds are counted as in the paper, without batch norm and biases. Memory is a
+layer's input plus its output in float32.
 """
 
 import dataclasses
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     network: Annotated[NetworkSettings, tyro.conf.arg(name="")] = NetworkSettings()
     """The network."""
     weights: str | None = None
-    """Summarize a trained network instead: a run's folder, a network's folder, a file of weights, hf://OWNER/NAME,
+    """Summarize a trained network instead: a run folder, network folder, weights file, hf://OWNER/NAME or
     torchvision://FILE."""
     resolution: int | None = None
-    """Side of the square images in pixels; 224 if not given, or that of --weights."""
+    """Side of the square images in pixels; if not given, that of --weights, else 224."""
     num_classes: int | None = None
-    """Outputs of the classifier, 0 for none; 1000 if not given, or those of --weights."""
+    """Number of classes, 0 for no classifier; 1000 if not given. Not with --weights."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
 
 def main(options: Options) -> None:
-    """Print the network that the flags describe."""
+    """Print the summary of the network."""
     check_resolution(options.resolution)
     if options.num_classes is not None:
         check_num_classes(options.num_classes)
@@ -72,7 +72,7 @@ def main(options: Options) -> None:
         }
         print(json.dumps(described, indent=2))
         return
-    # Tables take what they need; a narrow terminal breaks lines rather than numbers.
+    # Tables get the width that they need; a narrow terminal wraps lines rather than numbers.
     console = Console(highlight=False, width=max(200, Console().width))
     of = f" of {options.weights}" if options.weights else ""
     classes = counted(model.num_classes, "class") if model.num_classes else "no classifier"
@@ -89,10 +89,10 @@ def main(options: Options) -> None:
 
 
 def find_model(options: Options) -> "tuple[Any, int, int]":
-    """(the network, the side of its images in pixels, their channels).
+    """Return (network, side of its images in pixels, image channels).
 
     Raises:
-        UserError: for a flag that says what --weights say; or see `load_weights`.
+        UserError: for a flag that --weights already determines; see also `load_weights`.
     """
     from mnv2_jax.models.create import create_model
     from mnv2_jax.weights.load import load_weights
@@ -112,7 +112,7 @@ def find_model(options: Options) -> "tuple[Any, int, int]":
 
 
 def layer_as_json(layer: "LayerCost") -> dict[str, object]:
-    """All that is known of a layer."""
+    """Return a layer's cost as JSON values."""
     return {**dataclasses.asdict(layer), "operator": layer.operator, "activation_bytes": layer.activation_bytes()}
 
 
@@ -121,7 +121,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def paper_table(rows: "Sequence[TableRow]") -> Table:
-    """The network as Table 2 writes it."""
+    """Create the table of the network in the form of the paper's Table 2."""
     table = Table("input", "operator", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in "tcns":
         table.add_column(name, justify="right")
@@ -133,7 +133,7 @@ def paper_table(rows: "Sequence[TableRow]") -> Table:
 
 
 def layer_table(layers: "Sequence[LayerCost]") -> Table:
-    """A row a layer."""
+    """Create the table of the layers, one per row."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("layer", "operator", "input", "output"):
         table.add_column(name)

@@ -1,8 +1,8 @@
-"""Train a network on a data set, on all devices of this host or of several.
+"""Train a network on a data set, on all devices of one or several hosts.
 
---recipe sets all settings of the training at once; every other flag then changes one of them. --weights starts from a
-trained network. The same command again resumes where it stopped; SIGTERM saves and ends with exit code 75. Once a run is
-finished, the same command with more --epochs, or --images, trains it longer.
+--recipe sets all training settings at once, and other flags override single ones. --weights starts from a trained
+network. Running the same command again resumes the run. SIGTERM saves its state and exits with code 75. To train a
+finished run longer, run the same command with more --epochs or --images.
 """
 
 import dataclasses
@@ -23,32 +23,33 @@ Flat = tyro.conf.arg(name="")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this command. What follows a field is its help."""
+    """Flags of this command. The string below each field is its help text."""
 
     data: Annotated[DataSettings, Flat] = DataSettings()
-    """What to train on."""
+    """Data to train on."""
     network: Annotated[NetworkSettings, Flat] = NetworkSettings()
-    """What to train."""
+    """Network to train."""
     weights: str | None = None
-    """Start from trained weights: a run's or a network's folder, a file that `convert` takes, hf://OWNER/NAME, torchvision://FILE."""
+    """Start from trained weights: a run or network folder, a file that `convert` reads, hf://OWNER/NAME or
+    torchvision://FILE."""
     recipe: RecipeName = "small"
-    """Settings of the training by name: small (a small set), paper (Sec. 6.1), cosine (SGD, 150 epochs, 72.2 %)."""
+    """Named training settings: small (for small data sets), paper (Sec. 6.1), cosine (SGD, 150 epochs, 72.2 %)."""
     training: Annotated[Recipe, Flat] = RECIPES["small"]
-    """How parameters change."""
+    """Training settings."""
     seed: int = 0
     """Random seed: initial weights, data order, augmentation and dropout."""
     out: Path | None = None
     """Folder of the run; runs/train-DATASET-MODEL-SEED if not given."""
     overwrite: bool = False
-    """Replace the run that --out holds instead of resuming it."""
+    """Replace the run in --out instead of resuming it."""
     execution: Annotated[Execution, Flat] = Execution()
-    """How it is executed."""
+    """Execution settings. They change results by rounding at most."""
     processes: Annotated[Processes, Flat] = Processes()
-    """Which processes make up the run."""
+    """Processes that make up the run."""
 
 
 def default(arguments: list[str]) -> Options:
-    """What the flags start from: the settings of the recipe that they name."""
+    """Return the defaults of the flags: the settings of the recipe that they name."""
     names = [argument.partition("=") for argument in arguments]
     following = [after for flag, after in itertools.pairwise(arguments) if flag == "--recipe"]
     given = [value for flag, equals, value in names if flag == "--recipe" and equals] + following
@@ -59,7 +60,7 @@ def default(arguments: list[str]) -> Options:
 
 
 def main(options: Options) -> None:
-    """Train what the flags describe."""
+    """Train the network."""
     run = Run(
         **options.data.settings(),
         model=options.network.settings(from_weights=options.weights is not None),
@@ -81,7 +82,7 @@ def main(options: Options) -> None:
 
     name = run.model["name"] or "weights"
     folder = options.out or Path("runs") / f"train-{run.dataset}-{name}-{run.seed}"
-    # Every process computes, and the first one speaks.
+    # All processes train; only the first one prints.
     reporter = Reporter(create_console(quiet=jax.process_index() != 0))
     summary = train_run(run, options.execution, folder, reporter, options.overwrite, command_line(), environment())
     test, metric = summary["test"], TASKS[run.task].metric
@@ -90,6 +91,6 @@ def main(options: Options) -> None:
     said += [f"{key.replace('_', ' ')} {value:.2%}" for key, value in others.items()]
     reporter.say(", ".join([*said, f"loss {test['loss']:.4f}"]))
     for name in ("figure.png", "summary.json", "metrics.jsonl", "network", "best_network"):
-        if (folder / name).exists():  # runs of earlier versions kept no best network
+        if (folder / name).exists():  # runs of earlier versions have no best network
             reporter.say(str(folder / name))
     reporter.say(f"tensorboard --logdir {shlex.quote(str(folder / 'tensorboard'))}")
