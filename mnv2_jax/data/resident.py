@@ -145,7 +145,7 @@ class Dataset:
         Args:
             split: "train", "validation" or "test".
             batch_size: size of the global batch.
-            process, processes: yield this process's part of every batch, out of so many processes.
+            process, processes: index of the process whose part of every batch is yielded, and number of processes.
         """
         examples, share = getattr(self, split), batch_size // processes
         empty = self.targets.empty()
@@ -167,7 +167,7 @@ def load(
 
     Args:
         name, data_files, data_dir: see `prepared_builder`.
-        train_images, validation_images: take only the first images of these splits, this many; None for all.
+        train_images, validation_images: number of images to take from these splits, the first ones; None for all.
         resolution: side in pixels to which images are scaled; None for the catalog's.
         targets: how targets are encoded from the examples' classes.
 

@@ -1,7 +1,7 @@
 """Large data sets: read, decoded and cropped by Grain's threads while the devices compute.
 
 The examples of a step depend only on the run's seed and the step: the order is a seeded permutation per epoch, and an
-image's crop is drawn from its position in the whole stream. So the number of processes changes nothing; each process
+image's crop is seeded by its position in the whole stream. So the number of processes changes nothing; each process
 reads only its part of every batch. The position in the stream is stored in checkpoints.
 """
 
@@ -51,7 +51,7 @@ PREFETCH_BYTES = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Decodes and augments a chunk of consecutive examples; each is augmented by its position in the stream.
+    """Decodes and augments a chunk of consecutive examples, each with a generator seeded by its stream position.
 
     A chunk is written into one array, which saves the copy that stacking examples would take.
 
@@ -200,7 +200,7 @@ class StreamedDataset:
         Args:
             split: a key of `sources`.
             batch_size: size of the global batch.
-            process, processes: yield this process's part of every batch, out of so many processes.
+            process, processes: index of the process whose part of every batch is yielded, and number of processes.
         """
         source, share = self.sources[split], batch_size // processes
         starts = range(process * share, process * share + len(source), batch_size)

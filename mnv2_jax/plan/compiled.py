@@ -27,7 +27,7 @@ class Collective:
     group: int
 
     def sent_bytes(self) -> float:
-        """Return the fewest bytes that a chip sends; an all-reduce sends its data twice, in shards, others once."""
+        """Return a lower bound of the bytes that a chip sends; an all-reduce sends its data twice, others once."""
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * self.bytes * (self.group - 1) / self.group
 

@@ -92,7 +92,7 @@ class Plan:
         return self.topology.chip
 
     def seconds(self) -> dict[str, float]:
-        """Return the least seconds that "compute", "memory" and "links" take at peak; empty if it does not fit."""
+        """Return the seconds that "compute", "memory" and "links" take at peak rates; empty if it does not fit."""
         if self.flops is None or self.traffic_bytes is None:
             return {}
         return {
