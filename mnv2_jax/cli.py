@@ -93,9 +93,9 @@ def find_home() -> None:
 def use_huge_pages() -> None:
     """Restart this process with malloc on huge pages, if Linux gives them to programs that ask ("madvise").
 
-    XLA allocates and frees the memory of every step. With pages of 4 KiB, mapping that memory takes up to half of a step
-    on CPU; transparent huge pages of 2 MiB avoid this. glibc (2.35 and later) reads the setting at process start, hence
-    the restart. If the user has set GLIBC_TUNABLES, nothing is changed.
+    XLA allocates and frees the memory of every step. With pages of 4 KiB, mapping that memory takes up to half of a
+    step on CPU; transparent huge pages of 2 MiB avoid this. glibc (2.35 and later) reads the setting at process start,
+    hence the restart. If the user has set GLIBC_TUNABLES, nothing is changed.
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" in os.environ or sys.platform != "linux" or "[madvise]" not in _content(setting):

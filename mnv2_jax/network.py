@@ -151,7 +151,7 @@ def tree_digest(tree: PyTree) -> str:
     """Return the SHA-256 of the names, dtypes, shapes and bits of all arrays in a tree."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # Attributes, keys and indices are treated alike and sorted by name: a restored tree may consist of dictionaries.
+        # Attributes, keys and indices are treated alike and sorted by name: a restored tree may have dictionaries.
         name = "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
         leaves[name] = leaf
     digest = hashlib.sha256()
@@ -301,7 +301,7 @@ def check_agrees(network: Network) -> None:
 
 
 def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str, PyTree]:
-    """Read the arrays to the default device. Missing pieces of an array read as zeros, which only the digest reveals."""
+    """Read the arrays to the default device. Missing pieces of an array read as zeros; only the digest reveals them."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     variables = _restore(path, variables=ocp.args.StandardRestore(target))["variables"]

@@ -195,7 +195,7 @@ class Dataset(Protocol):
 
     @property
     def preprocessing(self) -> "str | Preprocessing":
-        """Preprocessing for evaluation, a name in `PREPROCESSING` or a `Preprocessing`; training normalises the same."""
+        """Evaluation preprocessing, a name in `PREPROCESSING` or a `Preprocessing`; training normalises the same."""
 
     @property
     def targets(self) -> Targets:

@@ -62,7 +62,7 @@ def read_frame(content: bytes) -> Frame | None:
 
 
 def read_orientation(content: bytes, frame: Frame) -> int:
-    """Read a JPEG's orientation from the EXIF or else the XMP data before its frame, as Pillow does; 1 if there is none.
+    """Read a JPEG's orientation from EXIF or else XMP data before its frame, as Pillow does; 1 if there is none.
 
     Pillow takes 0.1 ms for this, a tenth of the decoding time.
     """

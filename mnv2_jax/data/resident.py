@@ -252,7 +252,7 @@ ROUNDS = 8
 
 
 def shuffled(key: Key[Array, ""], positions: Int[Array, " n"], count: int) -> Int[Array, " n"]:
-    """Return the entries at these positions of a random permutation of 0, 1, ..., count - 1, without computing the rest.
+    """Return the entries at these positions of a random permutation of 0 to count - 1, without computing the rest.
 
     `jax.random.permutation` would sort all `count` numbers at every step, which for 54,000 takes as long as training a
     small network on a batch. As in Grain's index shuffle, the permutation is a cipher: a Feistel network permutes the

@@ -62,7 +62,7 @@ def crop_and_scale(
     generator: np.random.Generator,
     output: UInt8[np.ndarray, "size size c"],
 ) -> View:
-    """Decode, crop and scale an image into `output`; a JPEG is decoded only in the size and rows that the crop needs."""
+    """Decode, crop and scale an image into `output`; a JPEG is decoded only at the size and rows that are needed."""
     size, _, channels = output.shape
     picture = Picture(example, channels)
     top, left, rows, columns = crop.box(generator, picture.height, picture.width)
@@ -119,7 +119,7 @@ def augment(
     augmentation: Augmentation,
     how: Targets,
 ) -> tuple[UInt8[Array, "n h w c"], PyTree]:
-    """Shift and mirror each image and its targets; the draws depend only on the key and the index in the global batch."""
+    """Shift and mirror each image and its targets, depending only on the key and the index in the global batch."""
     _, height, width, channels = images.shape
     shift = augmentation.shift
     padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))

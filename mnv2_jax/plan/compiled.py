@@ -88,7 +88,7 @@ PARTIAL = {"slice", "dynamic-slice", "gather"}
 def traffic_bytes(text: str) -> int:
     """Return a lower bound of the bytes that a program reads from and writes to HBM.
 
-    Counts every instruction's operands and result once each. XLA's own "bytes accessed" is larger than what is moved: it
+    Counts every instruction's operands and result once each. XLA's own "bytes accessed" is more than what is moved: it
     counts a copy into fast memory at its start, at its end and at its use, and for a slice the whole array.
     """
     computations: dict[str, list[Instruction]] = {}
@@ -150,7 +150,7 @@ def _slow_bytes(shapes: str) -> int:
 
 
 def _read_bytes(fused: Sequence[Instruction], index: int, whole: int) -> int:
-    """Return the bytes that a fused computation reads of a parameter: its slices if it only takes slices, or `whole`."""
+    """Return the bytes that a fused computation reads of a parameter: its slices if it takes only those, or `whole`."""
     names = [each.name for each in fused if each.opcode == "parameter" and each.operands == (str(index),)]
     users = [each for each in fused if set(names) & set(each.operands)]
     if not users or any(each.opcode not in PARTIAL or each.operands[0] not in names for each in users):
