@@ -31,8 +31,7 @@ __all__ = [
     "unit_strides_for",
 ]
 
-# Names are imported when they are asked for (PEP 562): a command's help, and a process that restarts itself, do
-# without JAX.
+# Names are imported on first use (PEP 562), so that --help, and a process that restarts itself, need not import JAX.
 _MODULES = {
     "DepthwiseSeparable": "models.blocks",
     "InvertedResidual": "models.blocks",

@@ -1,4 +1,4 @@
-"""What every command does the same way: set up its process, keep libraries quiet, end with an exit code."""
+"""Common code of all commands: process setup, quiet libraries, and exit codes."""
 
 import contextlib
 import functools
@@ -22,22 +22,22 @@ from mnv2_jax.flags import Options, flag_types, parse
 
 CACHE_BYTES = 1 << 30
 CLOSED_PIPE = 128 + signal.SIGPIPE
-"""The exit code of a process whose output nobody reads any more."""
+"""Exit code when the reader of the output has stopped."""
 
 
 def silence_libraries() -> None:
-    """Turn off warnings and notices of the libraries below. Python's -W brings warnings back."""
+    """Turn off warnings and notices of libraries. Python's -W turns warnings back on."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     import absl.logging
     import tensorflow_datasets as tfds
 
-    # What fails in them comes to us as an exception, and is said in one line.
+    # Their failures reach us as exceptions, which are reported in one line.
     absl.logging.set_verbosity(absl.logging.FATAL)
     for name in ("jax", "orbax", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Where one write of a checkpoint fails, others fail with it: one line says so, not a hundred.
+    # If one write of a checkpoint fails, others fail with it; report this in one line, not a hundred.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     _forget_dropped_reads()
     tfds.disable_progress_bar()
@@ -45,7 +45,7 @@ def silence_libraries() -> None:
 
 @functools.cache
 def _forget_dropped_reads() -> None:
-    # Where one read of a checkpoint fails, Orbax drops the others, which end where nobody waits for them any more.
+    # If one read of a checkpoint fails, Orbax drops the others, and Python reports them as errors that nobody awaits.
     shown = sys.unraisablehook
 
     def hook(dropped: Any) -> None:
@@ -56,7 +56,7 @@ def _forget_dropped_reads() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache folder, at most 1 GiB, unless JAX was told where already."""
+    """Cache compiled programs in the user's cache folder, at most 1 GiB, unless JAX has a cache folder already."""
     import jax
 
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
@@ -75,10 +75,10 @@ def use_compilation_cache() -> None:
 
 
 def find_home() -> None:
-    """Where the user has no home folder, use a temporary one: libraries would make a folder called ~.
+    """If the user has no home folder, use a temporary one; libraries would create a folder called ~.
 
     Raises:
-        UserError: if that one is another user's.
+        UserError: if the temporary folder is another user's.
     """
     if os.path.expanduser("~") != "~":
         return
@@ -91,17 +91,17 @@ def find_home() -> None:
 
 
 def use_huge_pages() -> None:
-    """Restart this process with malloc on huge pages, where Linux leaves it to programs to ask for them.
+    """Restart this process with malloc on huge pages, if Linux gives them to programs that ask ("madvise").
 
-    XLA allocates the memory of every step and frees it again. With pages of 4 KiB, mapping that memory takes up to half
-    of a step on CPU; transparent huge pages of 2 MiB avoid it. glibc (2.35 and later) reads the setting when a process
-    starts, hence the restart; a value that the user has set is kept.
+    XLA allocates and frees the memory of every step. With pages of 4 KiB, mapping that memory takes up to half of a
+    step on CPU; transparent huge pages of 2 MiB avoid this. glibc (2.35 and later) reads the setting at process start,
+    hence the restart. If the user has set GLIBC_TUNABLES, nothing is changed.
     """
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if "GLIBC_TUNABLES" in os.environ or sys.platform != "linux" or "[madvise]" not in _content(setting):
         return
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    with contextlib.suppress(OSError):  # where a restart is not allowed, continue without
+    with contextlib.suppress(OSError):  # if a restart is not allowed, continue without
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -113,7 +113,7 @@ def _content(path: Path) -> str:
 
 
 def leave_absent_tpus_alone() -> None:
-    """Where the TPU compiler is installed but no TPU, keep JAX from looking for one, which takes time."""
+    """If the TPU compiler is installed but there is no TPU, keep JAX from looking for one, which takes time."""
     import jax
 
     installed = {name for name in ("libtpu", "jax_plugins") if importlib.util.find_spec(name) is not None}
@@ -126,13 +126,13 @@ NUMERICS = {
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
     "jax_transfer_guard": "allow",
-    "jax_disable_jit": False,  # programs are compiled before they run
+    "jax_disable_jit": False,  # programs are compiled ahead of time
 }
-"""The options that this package and the libraries below it are written for."""
+"""The JAX options that this package and its libraries are written for."""
 
 
 def use_own_numerics() -> None:
-    """Reset numeric options that the environment has changed: results would not be comparable with any others."""
+    """Reset JAX's numeric options if the environment has changed them, so that results stay comparable."""
     import jax
 
     for option, value in NUMERICS.items():
@@ -142,7 +142,7 @@ def use_own_numerics() -> None:
 
 
 def _absent_platform(error: Exception) -> UserError | None:
-    """The error to show where JAX cannot start the devices that it was told to use; None for other errors."""
+    """Return the error to show if JAX cannot start the devices that it was told to use; None for other errors."""
     if "jax" not in sys.modules:
         return None
     import jax
@@ -151,7 +151,7 @@ def _absent_platform(error: Exception) -> UserError | None:
         try:
             jax.devices()
             return None
-        except Exception as again:  # of whatever kind, the devices are not there
+        except Exception as again:  # any kind means that the devices are missing
             error = again
     reason = " ".join(str(error).partition(" (set JAX")[0].split())[:200].rstrip(".") or type(error).__name__
     asked = os.environ.get("JAX_PLATFORMS") or "its devices"
@@ -161,21 +161,21 @@ def _absent_platform(error: Exception) -> UserError | None:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Say what was wrong in one line and end with exit code 2."""
-    with contextlib.suppress(OSError):  # where nobody reads it, the exit code says it
+    """Print the error in one line and exit with code 2."""
+    with contextlib.suppress(OSError):  # if nobody reads it, the exit code remains
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def open_streams() -> None:
-    """Escape characters that the terminal lacks, and send the output of a closed stream to the null device."""
+    """Escape characters that the output's encoding lacks, and replace closed streams by the null device."""
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def close_output() -> None:
-    """Flush the output; one that nobody reads any more is no error."""
+    """Flush the output; it is no error if nobody reads it any more."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -183,11 +183,11 @@ def close_output() -> None:
 
 
 LARGE = ("--batch-size", "--resolution", "--width-multiplier", "--num-classes", "--train-images")
-"""Flags that memory grows with."""
+"""Flags that increase memory use."""
 
 
 def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
-    """The error that names the flags to lower where memory ran out; None for other errors."""
+    """Return an error that names the flags to lower if memory ran out; None for other errors."""
     reason = " ".join(str(error).split())[:200]
     exhausted = "RESOURCE_EXHAUSTED" in reason or "bad_alloc" in reason or "out of memory" in reason.lower()
     if not exhausted and not isinstance(error, MemoryError):
@@ -200,7 +200,7 @@ def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
 
 @contextlib.contextmanager
 def exit_codes(options: type | None = None) -> Iterator[None]:
-    """Turn errors into one line and an exit code; see `run`."""
+    """Turn errors into a one-line message and an exit code; see `run`."""
     open_streams()
     try:
         yield
@@ -213,7 +213,7 @@ def exit_codes(options: type | None = None) -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(CLOSED_PIPE)
     except SystemExit as stop:
-        # Whoever read our output has stopped, as `head` does: rich says so with 1, and nothing else does.
+        # rich exits with 1, and nothing else does, when the reader of the output has stopped, as `head` does.
         sys.exit(CLOSED_PIPE if stop.code == 1 else stop.code)
     except OSError as error:
         where = f"{error.filename} cannot be read or written" if error.filename else "reading or writing failed"
@@ -238,9 +238,10 @@ def run(
     program: str | None = None,
     default: Callable[[list[str]], Options] | None = None,
 ) -> None:
-    """Run a command to its exit code: 0, 2 for bad input (one line says what), 130 when interrupted, 75 on SIGTERM.
+    """Run a command and exit.
 
-    141 says that whoever read the output has stopped.
+    The exit code is 0 on success, 2 for bad input (with a one-line message), 130 when interrupted, 75 on SIGTERM, and
+    141 if the reader of the output has stopped.
 
     Args:
         main: the command.
@@ -249,7 +250,7 @@ def run(
     with exit_codes(options):
         parsed = parse(options, description, arguments, program, default)
         find_home()
-        if arguments is None:  # else they are not the process's, which is another's to start
+        if arguments is None:  # otherwise the caller owns this process, and restarting it is not ours to do
             use_huge_pages()
         silence_libraries()
         leave_absent_tpus_alone()

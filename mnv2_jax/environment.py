@@ -1,4 +1,4 @@
-"""What results depend on besides the command."""
+"""The environment that results depend on: versions, devices, source commit."""
 
 import os
 import platform
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 GOOGLE = "0x1ae0"
-"""The vendor of TPUs on the PCI bus (jax/_src/hardware_utils.py)."""
+"""PCI vendor ID of TPUs (jax/_src/hardware_utils.py)."""
 
 
 def is_tpu_host(environment: Mapping[str, str], devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether TPUs are plugged in here and meant to be used; their files in /dev differ from kind to kind.
+    """Return whether this host has TPUs and JAX_PLATFORMS lets JAX use them.
 
-    Google's network cards are taken for TPUs too, which does no harm: nothing tells them of other hosts.
+    Looks for Google's devices on the PCI bus, since the files in /dev differ between kinds of TPU. Google's network
+    cards are mistaken for TPUs, which does no harm: there is no metadata that names other hosts.
     """
     if environment.get("JAX_PLATFORMS", "") not in ("", "tpu"):
         return False
@@ -23,12 +24,12 @@ def is_tpu_host(environment: Mapping[str, str], devices: Path = Path("/sys/bus/p
 
 
 def core_count() -> int:
-    """Cores that this process may use, which are those that JAX takes."""
+    """Return the number of cores that this process may use, all of which JAX uses."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, and the commit of the source, for JSON."""
+    """Return versions, devices and the source's commit, as JSON values."""
     import jax
 
     source = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit(source: Path) -> str:
-    """Of the source; "unknown" of a package that is installed, where a repository around it is another's."""
+    """Return the source's commit; "unknown" for an installed package, even inside another project's repository."""
     if not (source / ".git").exists():
         return "unknown"
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -1,4 +1,4 @@
-"""From a command line to a frozen dataclass of options; what is wrong with it is said in one sentence."""
+"""Parse a command line into a frozen dataclass of options, with errors of one sentence."""
 
 import contextlib
 import dataclasses
@@ -26,17 +26,17 @@ def parse(
     program: str | None = None,
     default: Callable[[list[str]], Options] | None = None,
 ) -> Options:
-    """Read the command line into a frozen dataclass; each field is a flag, its docstring the help.
+    """Parse the command line into a frozen dataclass; each field is a flag, and its docstring is the help.
 
     Args:
-        options: its flags.
-        description: the first lines of its help.
-        arguments: in place of the process's own.
-        program: what the help calls it.
-        default: from the arguments to the options that they start from, where one flag sets others.
+        options: the dataclass.
+        description: the first lines of the help.
+        arguments: parsed instead of the process's own arguments.
+        program: the program's name in the help.
+        default: returns the default options for given arguments, for commands in which one flag sets others.
 
     Raises:
-        UserError: for anything that tyro would answer with its box of several lines.
+        UserError: for any error that tyro would report in a box of several lines.
         SystemExit: after --help.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -64,7 +64,7 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def flag_types(options: type) -> dict[str, Any]:
-    """The type of every flag's value."""
+    """Return the type of each flag's value."""
     flags: dict[str, Any] = {"--help": bool}
     for name, hint in get_type_hints(options).items():
         if dataclasses.is_dataclass(hint):
@@ -77,7 +77,7 @@ def flag_types(options: type) -> dict[str, Any]:
 
 
 def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required: Sequence[str]) -> str:
-    """One sentence for what is wrong with the arguments, from tyro's box of several lines."""
+    """Return one sentence that says what is wrong with the arguments, from tyro's box of several lines."""
     given: dict[str, list[str]] = {}
     values: list[str] = []
     for argument in arguments:
@@ -93,7 +93,7 @@ def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required
     missing = [flag for flag in required if flag not in given]
     if missing:
         return f"{' and '.join(missing)} must be given"
-    # The first paragraph; hints follow behind a rule. In an ASCII terminal the box is drawn with - and spaces.
+    # The first paragraph; hints follow after a rule. In an ASCII terminal the box is drawn with - and spaces.
     rows = [line.strip("│| ") for line in box.splitlines()[1:]]
     paragraphs = (
         list(group) for is_text, group in itertools.groupby(rows, lambda row: bool(row.strip("─-╰╯+"))) if is_text
@@ -115,7 +115,7 @@ def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required
 
 
 def _leaves(hint: Any) -> tuple[list[Any], list[Any]]:
-    """(the values that a type names, the types that it is made of)."""
+    """Return (the values of a type's Literals, the other types that it consists of)."""
     if get_origin(hint) is Literal:
         return list(get_args(hint)), []
     parts = [_leaves(part) for part in get_args(hint)]
@@ -123,10 +123,10 @@ def _leaves(hint: Any) -> tuple[list[Any], list[Any]]:
 
 
 def expand_paths(options: Options) -> Options:
-    """The same flags with `~` and `$VARIABLE` replaced in every path, as a shell does only at the start of a word.
+    """Expand `~` and `$VARIABLE` in every path, since a shell expands `~` only at the start of a word.
 
     Raises:
-        UserError: for gs://BUCKET and other URLs, and a home folder or a variable that does not exist.
+        UserError: for gs://BUCKET and other URLs, and for a home folder or variable that does not exist.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ def expand_paths(options: Options) -> Options:
             changes[field.name] = _expanded(value)
         elif isinstance(value, tuple) and any(isinstance(each, Path) for each in value):
             changes[field.name] = tuple(_expanded(each) for each in value)
-        elif isinstance(value, str) and field.name in ("weights", "input"):  # a path, or a reference to a hub
+        elif isinstance(value, str) and field.name in ("weights", "input"):  # a path, or the name of a model on a hub
             changes[field.name] = str(_expanded(Path(value))) if value[:1] == "~" or "$" in value else value
     return dataclasses.replace(options, **changes)  # type: ignore[type-var]
 

@@ -1,7 +1,7 @@
-"""A trained network as one record: model, task, variables, and what its images need. Saved and opened here, in one place.
+"""A trained network as one record: model, task, variables and preprocessing. This module saves and opens it.
 
-On disk it is a folder that Orbax wrote: "variables" (the arrays) and "description" (the rest and a digest of the arrays,
-as JSON).
+On disk it is a folder written by Orbax, with "variables" (the arrays) and "description" (the rest and a digest of the
+arrays, as JSON).
 """
 
 import contextlib
@@ -33,13 +33,13 @@ from mnv2_jax.tasks.task import TASKS, Task, task_settings
 from mnv2_jax.wording import counted
 
 OWN = "mnv2_jax"
-"""The source of networks that were trained here."""
+"""The `source` of networks trained with this package."""
 
 DIGEST = "variables_sha256"
-"""What the description calls the digest of the arrays."""
+"""The description's key for the digest of the arrays."""
 
 ODD = re.compile(r"[*?\[\\\ud800-\udfff]")
-"""What Orbax or TensorStore cannot have in a path."""
+"""Characters that Orbax or TensorStore cannot handle in a path."""
 
 DESCRIPTION = {
     "model": dict,
@@ -49,26 +49,26 @@ DESCRIPTION = {
     "resolution": int,
     "class_names": ([str], type(None)),
 }
-"""What a description has to hold; `from_description` knows more of it."""
+"""Keys that every description has, with their types; `from_description` checks the rest."""
 
 FILES = {"variables", "description", "_CHECKPOINT_METADATA", "commit_success.txt"}
-"""What Orbax keeps in a network's folder; the last only where it cannot rename a finished folder into place."""
+"""Names in a network's folder. Orbax writes the last only where it cannot rename a finished folder into place."""
 
 
 class Network(NamedTuple):
-    """A trained network and what one needs to use it.
+    """A trained network and what is needed to use it.
 
     Attributes:
-        model: the flax module.
+        model: the Flax module.
         variables: its "params" and "batch_stats".
         task: what its outputs mean.
         source: where it comes from: a name in `mnv2_jax.weights.load.SOURCES`, "mnv2_jax" for our own runs, or an
             experiment's name.
-        preprocessing: what its images need, a name in `mnv2_jax.data.preprocessing.PREPROCESSING`, or its own.
+        preprocessing: a name in `mnv2_jax.data.preprocessing.PREPROCESSING`, or a `Preprocessing`.
         resolution: side of its images in pixels.
-        class_names: one an output; None if they are not known.
-        notes: what was decided in reading it, a sentence each.
-        image_channels: of its images: 3, or 1 for grey ones.
+        class_names: one per output; None if they are not known.
+        notes: sentences that say what was decided when it was read.
+        image_channels: 3 for RGB images, 1 for greyscale.
     """
 
     model: nn.Module
@@ -82,13 +82,13 @@ class Network(NamedTuple):
     image_channels: int = 3
 
     def replace(self, **changes: Any) -> "Network":
-        """The same network with other attributes."""
+        """Return a copy with these attributes changed."""
         return self._replace(**changes)
 
 
 @functools.cache
 def variable_shapes(model: nn.Module, channels: int = 3) -> dict[str, Any]:
-    """A model's variables as `jax.ShapeDtypeStruct`s."""
+    """Return a model's variables as `jax.ShapeDtypeStruct`s."""
     images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     return dict(jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images))
 
@@ -97,7 +97,7 @@ def variable_shapes(model: nn.Module, channels: int = 3) -> dict[str, Any]:
 
 
 def describe(network: Network) -> dict[str, Any]:
-    """All but the variables, as JSON can hold it."""
+    """Return everything but the variables, as JSON values."""
     how = network.preprocessing
     return {
         "model": model_settings(network.model),
@@ -111,11 +111,11 @@ def describe(network: Network) -> dict[str, Any]:
 
 
 def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block]] = ()) -> Network:
-    """The network that `describe` described, without its variables.
+    """Make a network, without its variables, from the output of `describe`.
 
     Args:
-        description: of this version, or of 0.1.0.
-        blocks: block classes of one's own that the network may be made of.
+        description: from this version, or from 0.1.0.
+        blocks: the user's own block classes that the network may use.
 
     Raises:
         UserError: if it describes no network that is known here.
@@ -126,7 +126,7 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
         if settings.get("block") in own:
             settings["block"] = own[settings["block"]]
         model = create_model(**settings)
-        # Version 0.1.0 knew classification only.
+        # Version 0.1.0 had classification only.
         task = dict(description.get("task") or {"name": "classification", "num_classes": model.num_classes})
         names = description["class_names"]
         return Network(
@@ -139,7 +139,7 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
             class_names=tuple(names) if names else None,
             image_channels=description["image_channels"],
         )
-    except Exception as error:  # what a hand-made description breaks cannot be listed
+    except Exception as error:  # an edited description can fail in any way
         why = " ".join(str(error).split())
         raise UserError(f"its description is not of a network known here ({why})") from error
 
@@ -148,10 +148,10 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
 
 
 def tree_digest(tree: PyTree) -> str:
-    """SHA-256 over the names, types, shapes and bits of all arrays of a tree."""
+    """Return the SHA-256 of the names, dtypes, shapes and bits of all arrays in a tree."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # Attributes, keys and indices alike, in the order of their names: the tree may come back as dictionaries.
+        # Attributes, keys and indices are treated alike and sorted by name: a restored tree may have dictionaries.
         name = "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
         leaves[name] = leaf
     digest = hashlib.sha256()
@@ -165,10 +165,10 @@ def tree_digest(tree: PyTree) -> str:
 
 @contextlib.contextmanager
 def orbax_path(folder: Path) -> Iterator[Path]:
-    """A folder under a name that Orbax can write and read: its own, or that of a link to it.
+    """Yield a path to a folder that Orbax can write and read: the folder itself, or a temporary link to it.
 
-    Orbax takes a whole path for a pattern where it looks for its own files, so it finds none in `c[1]`, and another
-    folder's in `a*b`; TensorStore takes a backslash for a slash, and nothing that is not UTF-8.
+    Orbax treats the whole path as a glob pattern when it looks for its own files, so it finds none in `c[1]`, and
+    another folder's in `a*b`. TensorStore treats a backslash as a slash, and rejects paths that are not UTF-8.
     """
     folder = folder.absolute()
     if not ODD.search(str(folder)):
@@ -181,7 +181,7 @@ def orbax_path(folder: Path) -> Iterator[Path]:
 
 
 def said_by(error: Exception) -> str:
-    """What Orbax, or a library below it, says went wrong, without its pages of where."""
+    """Return the reason of an error from Orbax, or a library below it, in one line."""
     text = " ".join(str(error).split())
     if "No space left" in text:
         return "no space is left"
@@ -189,10 +189,10 @@ def said_by(error: Exception) -> str:
 
 
 def check_room(folder: Path, tree: PyTree) -> None:
-    """Refuse to write arrays where the disk is too full for them: writers that find it full fail by the dozen.
+    """Refuse to write arrays for which the disk lacks space; on a full disk dozens of Orbax's writers would fail.
 
     Raises:
-        OSError: says how much there is.
+        OSError: says how much space is needed and how much is free.
     """
     needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + (1 << 20)
     free = shutil.disk_usage(folder).free
@@ -201,17 +201,17 @@ def check_room(folder: Path, tree: PyTree) -> None:
 
 
 def save_network(path: Path, network: Network, notes: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Write a network that `open_network` reads without further arguments; what was at `path` is replaced by it.
+    """Write a network to `path`, replacing what was there. `open_network` reads it without further arguments.
 
-    `notes` are kept in its description, which `read_description` reads.
+    `notes` are stored in its description, which `read_description` reads.
 
-    It is written beside its place and read again before it takes it, so that what was there stays where this fails. Of
-    several processes one calls this, and the others need not.
+    The network is written to a temporary folder next to `path`, read back, and then moved into place, so that a failure
+    leaves the old one intact. Only one of several processes calls this; it does not wait for the others.
 
     Raises:
-        UserError: where it cannot be written, for want of space for instance.
+        UserError: if it cannot be written, for example for lack of space.
     """
-    # On the host, so that the arrays are nobody's but this process's.
+    # Copied to the host, so that the arrays belong to this process only.
     variables = jax.tree.map(np.asarray, dict(network.variables))
     parts = ocp.args.Composite(
         variables=ocp.args.StandardSave(variables),
@@ -227,7 +227,7 @@ def save_network(path: Path, network: Network, notes: Mapping[str, Any] = Mappin
             checkpointer.save(folder / "new", parts)
         _open_variables(beside / "new", variables, tree_digest(variables))
         _replace_folder(path, beside)
-    except Exception as error:  # a full disk comes as OSError, or wrapped by what found it full
+    except Exception as error:  # a full disk raises OSError, or another error that a library makes of it
         raise UserError(
             f"the network {path} cannot be written ({said_by(error)}); make room, or name another place"
         ) from error
@@ -236,7 +236,7 @@ def save_network(path: Path, network: Network, notes: Mapping[str, Any] = Mappin
 
 
 def _replace_folder(path: Path, beside: Path) -> None:
-    """Put `beside`/new in the place of what is at `path`, if anything."""
+    """Move `beside`/new to `path`; what was there goes to `beside`/old, and back if the move fails."""
     there = os.path.lexists(path)
     if there:
         path.rename(beside / "old")
@@ -249,7 +249,7 @@ def _replace_folder(path: Path, beside: Path) -> None:
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """What `describe` said of a network that was saved, and what was noted with it.
+    """Read the description of a saved network: the output of `describe`, and the notes.
 
     Raises:
         UserError: if there is no such network, or it is damaged.
@@ -261,33 +261,33 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
-    """Read what `save_network` wrote; arrays are on the default device.
+    """Read a network that `save_network` wrote; its arrays are on the default device.
 
     Args:
         path: the network's folder.
-        blocks: block classes of one's own that it may be made of.
+        blocks: the user's own block classes that the network may use.
 
     Raises:
-        UserError: if there is no such network, it is damaged, or its arrays are not its model's.
+        UserError: if there is no such network, if it is damaged, or if its arrays do not fit its model.
     """
     description = read_description(path)
     network = from_description(description, blocks)
     try:
         shapes = variable_shapes(network.model, network.image_channels)
         check_agrees(network)
-    except Exception as error:  # what settings of other types break cannot be listed
+    except Exception as error:  # settings of wrong types can fail in any way
         raise UserError(
             f"the network {path} is damaged: its description makes no network ({said_by(error)})"
         ) from error
-    # Version 0.1.0 kept no digest.
+    # Version 0.1.0 stored no digest.
     return network.replace(variables=_open_variables(path, shapes, description.get(DIGEST)))
 
 
 def check_agrees(network: Network) -> None:
-    """Refuse a network whose parts are not of one another.
+    """Check that the number of outputs fits the task and the class names, and that the resolution is valid.
 
     Raises:
-        ValueError: says which.
+        ValueError: says what does not fit.
     """
     outputs = network.model.num_classes  # type: ignore[attr-defined]
     counts = {"num_classes": getattr(network.task, "num_classes", outputs)}
@@ -301,7 +301,7 @@ def check_agrees(network: Network) -> None:
 
 
 def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str, PyTree]:
-    """The arrays on the default device; what is missing of one is read as zeros, which a digest tells."""
+    """Read the arrays to the default device. Missing pieces of an array read as zeros; only the digest reveals them."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     variables = _restore(path, variables=ocp.args.StandardRestore(target))["variables"]
@@ -311,18 +311,18 @@ def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str,
 
 
 def is_network(path: Path) -> bool:
-    """Whether a folder looks like one that `save_network` wrote."""
+    """Return whether a folder looks like one that `save_network` wrote."""
     return (path / "description").is_dir()
 
 
 def is_replaceable(path: Path) -> bool:
-    """Whether a folder, and no link to one, holds a network and nothing else, or nothing at all."""
+    """Return whether a folder holds only a network, or is empty; False for a link to a folder."""
     names = {entry.name for entry in path.iterdir()}
     return not path.is_symlink() and names <= FILES and (not names or {"variables", "description"} <= names)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """Reads and writes for this process alone: by itself Orbax waits for all of them."""
+    """Return a checkpointer for this process alone; by default Orbax waits for all processes."""
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"network{this}"
@@ -339,5 +339,5 @@ def _restore(path: Path, **parts: Any) -> Any:
     try:
         with orbax_path(path) as folder, _checkpointer() as checkpointer:
             return checkpointer.restore(folder, ocp.args.Composite(**parts))
-    except Exception as error:  # Orbax lets errors of every library below it through
+    except Exception as error:  # Orbax passes on errors of every library below it
         raise UserError(f"the network {path} cannot be read; it may be damaged ({said_by(error)})") from error

@@ -1,8 +1,8 @@
-"""A folder of results: whose it is, what may be done to it, and how its files are written.
+"""Folders of results: checks before they are used, locks, and how their files are written.
 
-A run, a study and a computation each have a folder with `config.json`, which says what was asked for. The same
-settings continue in it, other settings are refused. Every file is written beside its place and then renamed, so
-that a reader or an interruption meets the old or the new one, whole.
+A run, a study and a computation each have a folder with a `config.json` of their settings. The same settings continue
+in it; other settings are refused. Every file is written under a temporary name and then renamed, so that readers and
+interruptions find either the old or the new file, complete.
 """
 
 import atexit
@@ -28,59 +28,59 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Kind = Literal["run", "study", "computation"]
-"""What a folder holds: a training run, a study of several, or what a script computed without training."""
+"""What a folder holds: a training run, a study of several runs, or what a script computed without training."""
 
 CONFIG, SUMMARY, METRICS = "config.json", "summary.json", "metrics.jsonl"
 FIGURES = ("figure.png", "figure.svg")
 LOCK = ".lock"
-"""Held by the command that writes to a folder, and gone with it; says which process that is."""
+"""Lock file of the process that writes to a folder, whose PID and host it holds; removed when that process ends."""
 
 ANEW = "put back a copy of it, or --overwrite starts anew"
-"""What helps where a file is damaged that nothing else tells."""
+"""The default remedy for a damaged file."""
 
 CHANGED = {
     "data_sha256": "the images are not those that it was made with",
     "weights_sha256": "the trained weights that it starts from are not those that it was made with",
 }
-"""What to say where settings differ that are digests."""
+"""Messages for settings that are digests, if they differ."""
 
 NAMES: dict[type, str] = {
     **{dict: "an object", list: "a list", str: "a text", type(None): "null"},
     **{int: "a whole number", float: "a number", bool: "true or false"},
 }
-"""What the types of JSON are called."""
+"""Names of the JSON types in messages."""
 
 
 # --- Files -----------------------------------------------------------------------------------------------
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one go."""
+    """Replace a file atomically."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file of JSON in one go."""
+    """Replace a JSON file atomically."""
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def misfit(content: Any, shape: Any, where: str = "it") -> str | None:
-    """What of a file's content is not as it has to be, in words; None if all is.
+    """Return a message about the first part of a file's content that does not have the expected shape, or None.
 
     Args:
-        content: as it came from JSON.
-        shape: a type (`float` takes whole numbers too); {name: shape, str: shape} for an object: what it has to hold, and
-            all else; [shape] for a list; a tuple of shapes of which one has to fit.
-        where: what to call the content.
+        content: parsed JSON.
+        shape: a type (`float` accepts integers too); [shape] for a list; a tuple of alternative shapes; or
+            {name: shape, str: shape} for an object, with its required names, and under `str` the shape of all others.
+        where: the content's name in the message.
     """
     if isinstance(shape, tuple):
         each = [misfit(content, one, where) for one in shape]
         return None if None in each else each[0]
     kind: Any = type(shape) if isinstance(shape, (dict, list)) else shape
     fits = isinstance(content, (int, float)) if kind is float else isinstance(content, kind)
-    # To Python, true and false are whole numbers.
+    # In Python, True and False are ints.
     if not fits or (kind in (int, float) and isinstance(content, bool)):
         return f"{where} is {json.dumps(content)[:40]}, expected {NAMES[kind]}"
     parts: list[tuple[Any, Any, str]] = []
@@ -97,10 +97,10 @@ def misfit(content: Any, shape: Any, where: str = "it") -> str | None:
 
 
 def parse_json(text: str, shape: Any) -> Any:
-    """What a text of JSON holds.
+    """Parse JSON and check its shape, see `misfit`.
 
     Raises:
-        ValueError: says what of it is not as `misfit` has it.
+        ValueError: if it is no JSON or has another shape; says what is wrong.
     """
     try:
         content = json.loads(text)
@@ -112,10 +112,10 @@ def parse_json(text: str, shape: Any) -> Any:
 
 
 def read_text(path: Path, remedy: str = ANEW) -> str:
-    """A text file of ours.
+    """Read a UTF-8 text file.
 
     Raises:
-        UserError: if there is none, or it is none; ends with the remedy.
+        UserError: if it is missing, cannot be read, or is no UTF-8 file; the last message ends with the remedy.
     """
     try:
         if path.exists() and not path.is_file():
@@ -128,10 +128,10 @@ def read_text(path: Path, remedy: str = ANEW) -> str:
 
 
 def read_json(path: Path, shape: Any, remedy: str = ANEW) -> Any:
-    """A file of JSON that is as `misfit` has it.
+    """Read a JSON file and check its shape, see `misfit`.
 
     Raises:
-        UserError: says what is wrong with it, and ends with the remedy.
+        UserError: says what is wrong with the file, and ends with the remedy.
     """
     try:
         return parse_json(read_text(path, remedy), shape)
@@ -140,10 +140,12 @@ def read_json(path: Path, shape: Any, remedy: str = ANEW) -> Any:
 
 
 def read_lines(path: Path, shape: Any, remedy: str = ANEW) -> list[dict[str, Any]]:
-    """JSON lines that are as `misfit` has them; none if there is no file. A last line cut short by an interruption is left out.
+    """Read a file of JSON lines and check their shape, see `misfit`; return [] if there is no file.
+
+    A last line without a newline, cut short by an interruption, is ignored.
 
     Raises:
-        UserError: says what is wrong with another line, and ends with the remedy.
+        UserError: says what is wrong with any other line, and ends with the remedy.
     """
     lines = read_text(path, remedy).split("\n")[:-1] if path.exists() else []
     found = []
@@ -156,13 +158,13 @@ def read_lines(path: Path, shape: Any, remedy: str = ANEW) -> list[dict[str, Any
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON line, on disk before this returns."""
+    """Append one JSON line by replacing the file atomically; an incomplete last line is dropped."""
     whole = read_text(path) if path.exists() else ""
     write_atomically(path, whole[: whole.rfind("\n") + 1] + json.dumps(content) + "\n")
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they read back from JSON: lists for tuples."""
+    """Return the settings as they read back from JSON, with lists for tuples."""
     return json.loads(json.dumps(settings))
 
 
@@ -170,7 +172,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(config: Any) -> Kind | None:
-    """What the folder of a `config.json` holds; None if the file is something else's."""
+    """Return what a folder holds, from the content of its `config.json`; None if that is not one of ours."""
     if not isinstance(config, dict):
         return None
     if "experiment" in config:
@@ -186,14 +188,14 @@ def check_folder(
     extends: str | tuple[str, ...] | None = None,
     changes: Collection[str] = (),
 ) -> None:
-    """Refuse a folder that holds something else. Writes nothing.
+    """Refuse a folder that holds something else. Nothing is written.
 
     Args:
-        settings: what makes two runs, or studies, the same one.
-        folder: of the command line.
+        settings: the settings that identify a run, study or computation.
+        folder: the folder given on the command line.
         overwrite: whether other results of the same kind may be replaced.
-        kind: what `settings` are of.
-        extends: settings whose names begin with this, or one of these, may be there or here alone.
+        kind: the kind of results.
+        extends: prefix or prefixes of settings that may be missing on either side.
         changes: settings that may differ.
 
     Raises:
@@ -203,7 +205,7 @@ def check_folder(
         raise UserError(f"--out {folder} is a file; name a folder")
     config_file = folder / CONFIG
     if not config_file.exists():
-        # Ours are a lock, and a settings file that an interruption left unfinished.
+        # A lock, and a settings file that an interruption left unfinished, are ours.
         ours = (LOCK, f".{CONFIG}.new")
         foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
         if foreign:
@@ -235,14 +237,14 @@ def check_folder(
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing to a folder that is there; a lock of one that was killed is none.
+    """Lock an existing folder against other processes; the lock of a killed process does not count.
 
     Raises:
-        UserError: names the process that has it.
+        UserError: if another process holds the lock; the message names it.
     """
     file = folder / LOCK
     lock = filelock.FileLock(file, timeout=0, thread_local=False)
-    holder = _holder(file)  # read first, since some versions of the library empty what they try to lock
+    holder = _holder(file)  # read first, since some versions of filelock truncate the file that they try to lock
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -251,12 +253,12 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     try:
         mine = f"{os.getpid()}\n{socket.gethostname()}\n"
-        # Where a file system has no locks, the library has written it, and more.
+        # On a file system without locks, filelock has written this already, and more.
         if not file.read_text(errors="replace").startswith(mine):
             file.write_text(mine)
         yield
     finally:
-        with contextlib.suppress(OSError):  # no results are lost by it
+        with contextlib.suppress(OSError):  # a lock file that stays does no harm
             file.unlink()
         lock.release()
 
@@ -279,24 +281,24 @@ def claim_folder(
     notes: Mapping[str, Any] = MappingProxyType({}),
     changes: Collection[str] = (),
 ) -> Iterator[None]:
-    """Make a checked folder the results' own; as long as the context is open, no other process may.
+    """Create, check and lock a folder, and write its settings; it stays locked while the context is open.
 
     Args:
         settings, folder: as in `check_folder`.
-        overwrite: start from nothing: remove `contents`.
-        contents: names of files and folders that such a folder holds besides its settings.
-        extends: settings whose names begin with this, or one of these, stay where they are there alone.
-        notes: kept beside the settings; other ones are no other results. `extends` has to cover their names.
-        changes: settings that may differ, and then take the place of those that are there.
+        overwrite: start over: remove `contents` first.
+        contents: names of the files and folders that such a folder holds besides its settings.
+        extends: prefix or prefixes of settings that are kept if only the folder has them.
+        notes: stored with the settings, but do not identify the results. `extends` must cover their names.
+        changes: settings that may differ; the new ones replace those in the folder.
 
     Raises:
-        UserError: if it cannot be written, or another process does so.
+        UserError: as in `check_folder`, or if the folder cannot be written, or another process has locked it.
     """
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder))
-            # What was true before may be so no longer.
+            # Check again under the lock: another process may have changed the folder.
             check_folder(settings, folder, overwrite, kind_of(settings) or "run", extends, changes)
             if overwrite:
                 for name in contents:
@@ -319,7 +321,7 @@ def claim_folder(
 
 
 def command_line() -> str:
-    """The command that this process was started by, to be typed again."""
+    """Return the command that started this process, quoted for a shell."""
     if Path(sys.argv[0]).name == "__main__.py":
         return shlex.join(["python", "-m", "mnv2_jax", *sys.argv[1:]])
     return shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
@@ -329,13 +331,13 @@ def command_line() -> str:
 
 
 def settings_of(options: Any, experiment: str) -> dict[str, Any]:
-    """The flags that a computation's results follow from, as config.json keeps them; not where they go."""
+    """Return a computation's settings for config.json: its name, and all flags but --out and --overwrite."""
     flags = {name: value for name, value in dataclasses.asdict(options).items() if name not in ("out", "overwrite")}
     return {"experiment": experiment, **flags}
 
 
 _computation = contextlib.ExitStack()
-"""Holds the folder of the computation that this process does."""
+"""Keeps the folder of this process's computation locked."""
 atexit.register(_computation.close)
 
 
@@ -346,15 +348,15 @@ def open_results(
     others: Iterable[str] = (),
     shape: Any = MappingProxyType({}),
 ) -> dict[str, Any] | None:
-    """Check and claim a folder for a computation, until its results are written.
+    """Check and lock a folder for a computation, until its results are written.
 
     Args:
         settings, folder, overwrite: as in `check_folder`.
-        others: what the folder holds besides summary and figure.
-        shape: of the summary, as in `misfit`.
+        others: names of what the folder holds besides summary and figure.
+        shape: expected shape of the summary, as in `misfit`.
 
     Returns:
-        The summary if the computation is finished: what is left to do is to draw it again.
+        The summary if the computation is finished, so that only the figure has to be drawn again; else None.
 
     Raises:
         UserError: if the folder holds something else or a damaged summary, or cannot be written.
@@ -367,9 +369,9 @@ def open_results(
 
 
 def write_results(folder: Path, found: Mapping[str, Any], figure: "Figure") -> None:
-    """Write a computation's summary and figure; its folder is free then.
+    """Write a computation's summary and figure, and unlock its folder.
 
-    The summary also says which command computed it, and in which environment; one that was read back keeps both.
+    The command and the environment are added to the summary, unless it was read back and has them.
     """
     if "environment" not in found:
         from mnv2_jax.environment import environment
@@ -381,7 +383,7 @@ def write_results(folder: Path, found: Mapping[str, Any], figure: "Figure") -> N
 
 
 def name_results(console: "Console", folder: Path, known: object = None) -> None:
-    """Say where to look, and whether the summary was `known` before."""
+    """Print the paths of the results, and whether the summary was `known` before."""
     if known is not None:
         console.print("Computed before: only the figure is drawn again. --overwrite computes it anew.", markup=False)
     for name in (FIGURES[0], SUMMARY):
@@ -389,12 +391,12 @@ def name_results(console: "Console", folder: Path, known: object = None) -> None
 
 
 def save_figure(figure: "Figure", folder: Path, formats: Iterable[str] = ("png", "svg"), name: str = "figure") -> None:
-    """Write figure.png and figure.svg, or of another name; the same figure gives the same bytes."""
+    """Write figure.png and figure.svg, or files of another name or format; the same figure gives the same bytes."""
     import matplotlib
     import matplotlib.pyplot as plt
 
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    # SVG ids and dates would otherwise change from one time to the next.
+    # SVG ids and dates would otherwise change from run to run.
     with matplotlib.rc_context({"svg.hashsalt": "mnv2_jax"}):
         for suffix in formats:
             temporary = folder / f".{name}.new.{suffix}"

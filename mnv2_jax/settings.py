@@ -1,6 +1,6 @@
-"""Flags that become a network or data, shared by commands and studies; loaded without JAX.
+"""Flags for the network and the data, shared by commands and studies; imported without JAX.
 
-Each is declared and checked here, once. How a run is trained and executed is in `mnv2_jax.training.config`.
+Each flag is declared and checked here, once. Flags for training and execution are in `mnv2_jax.training.config`.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ LARGEST_RESOLUTION = 4096
 
 
 def check_resolution(resolution: int | None) -> None:
-    """Refuse images that no machine's memory holds the feature maps of.
+    """Refuse a resolution whose feature maps would fit in no machine's memory.
 
     Raises:
-        UserError: outside of 1 to `LARGEST_RESOLUTION` pixels.
+        UserError: if it is not from 1 to `LARGEST_RESOLUTION` pixels.
     """
     if resolution is not None and not 0 < resolution <= LARGEST_RESOLUTION:
         raise UserError(f"--resolution must be from 1 to {LARGEST_RESOLUTION} pixels, got {resolution}")
 
 
 def check_size(name: str, value: float | None) -> None:
-    """Refuse a width multiplier or expansion that no network has.
+    """Refuse a width multiplier or expansion outside the valid range.
 
     Raises:
-        UserError: names the flag.
+        UserError: if it is outside; the message names the flag.
     """
     if value is not None:
         _check(check_scale, name, value)
@@ -53,24 +53,24 @@ TYPES: dict[type, tuple[type, str]] = {
     bool: (bool, "True or False"),
     NoneType: (NoneType, "None"),
 }
-"""What a setting of a type may be, and what to call it."""
+"""The accepted types for each field type, and their name in messages."""
 
 
 def check_types(settings: Any) -> None:
-    """Refuse values of other types than a dataclass's fields have. Command lines are checked as they are read.
+    """Check the types of a dataclass's values. (Those from a command line are checked when it is parsed.)
 
     Args:
-        settings: whose fields are numbers, flags or `Literal`, or None as well.
+        settings: a dataclass whose fields are numbers, bools or `Literal`s, or optional ones.
 
     Raises:
-        UserError: names the flag, and says what it takes.
+        UserError: if a value has another type; the message names the flag and says what it takes.
     """
     for name, hint in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         types = [TYPES[kind] for kind in kinds if kind in TYPES]
-        # To Python, True is a whole number.
+        # In Python, True is an int.
         fits = any(isinstance(value, type_) and (type_ is bool or not isinstance(value, bool)) for type_, _ in types)
         if not fits and value not in choices:
             known = " or ".join([*map(str, choices), *(said for _, said in types)])
@@ -78,10 +78,10 @@ def check_types(settings: Any) -> None:
 
 
 def check_num_classes(number: int, least: int = 0) -> None:
-    """Refuse a classifier of more outputs than any network has, or of fewer than `least`.
+    """Refuse a number of classes below `least` or above `LARGEST_NUM_CLASSES`.
 
     Raises:
-        UserError: says how many there may be.
+        UserError: if it is outside this range; the message states the range.
     """
     _check(check_count, "num_classes", number, least, LARGEST_NUM_CLASSES)
 
@@ -95,18 +95,18 @@ def _check(check: Callable[..., None], name: str, *values: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharedSettings:
-    """What all arms of a study have in common, and every other network has too."""
+    """Settings that all arms of a study share; any other network has them too."""
 
     width_multiplier: float | None = None
-    """Scales the channels of every layer; 1 if not given, or that of --weights."""
+    """Multiplier of every layer's channels; 1 if not given, or that of --weights."""
     expansion: float | None = None
-    """t: the inner width of MobileNetV2's blocks over that of their bottlenecks; 6 if not given."""
+    """Expansion factor t of MobileNetV2's blocks: inner width over bottleneck width; 6 if not given."""
     unit_strides: int | None = None
-    """How many of the first stride-2 layers take stride 1; by the size of the images if not given."""
+    """Number of the first stride-2 layers that use stride 1 instead; set by the resolution if not given."""
     kernel_size: KernelSize | None = None
-    """Side of the depthwise kernels of every block, in pixels; 3 if not given, or that of --weights."""
+    """Size of the depthwise kernels in every block, in pixels; 3 if not given, or that of --weights."""
     kernels: Kernels = "tuned"
-    """Kernels written so that the platform compiles them well, or XLA's own."""
+    """Convolutions and batch norm in the form that the platform compiles best (tuned), or XLA's own (xla)."""
 
     def __post_init__(self):
         for name in ("width_multiplier", "expansion"):
@@ -117,18 +117,18 @@ class SharedSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkSettings(SharedSettings):
-    """A network."""
+    """Settings of a network."""
 
     model: ModelName | None = None
-    """The network; mobilenet_v2 if not given, or that of --weights."""
+    """The model; mobilenet_v2 if not given, or that of --weights."""
     bottleneck_activation: Activation | None = None
-    """What follows the bottlenecks of MobileNetV2; nothing (linear) if not given."""
+    """Activation after MobileNetV2's bottlenecks; none (linear) if not given."""
     convention: ConventionName | None = None
-    """Padding, epsilon, initialisers and normalisation: tensorflow, the paper's code's, if not given; or pytorch."""
+    """Padding, epsilon, initialisers and input normalisation; tensorflow (as in the paper's code) if not given."""
     output_stride: Literal[8, 16, 32] = 32
-    """Below 32, the last feature maps are kept finer and their layers dilated."""
+    """Input resolution over that of the last feature map; below 32, the last layers use dilation instead of stride."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters and statistics are float32."""
+    """Type of the computation; parameters and statistics are float32."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -138,9 +138,9 @@ class NetworkSettings(SharedSettings):
             raise UserError(f"{self.model} has no --{given[0].replace('_', '-')}; mobilenet_v2 has")
 
     def settings(self, from_weights: bool = False) -> dict[str, Any]:
-        """As `create_model` takes them, "name" included; None where the data or the weights decide.
+        """Return the arguments of `create_model`, "name" included; None means that the data or the weights decide.
 
-        `from_weights` leaves to the weights what is not given.
+        With `from_weights`, the weights decide whatever is not given.
         """
         usual: dict[str, Any] = (
             {} if from_weights else {"name": "mobilenet_v2", "width_multiplier": 1.0, "convention": "tensorflow"}
@@ -165,26 +165,26 @@ class NetworkSettings(SharedSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Images to train on."""
+    """Settings of the training data."""
 
     dataset: str = "digits"
-    """A set that `python -m mnv2_jax datasets` lists, any prepared classification set of TFDS, or "folder"."""
+    """A data set listed by `python -m mnv2_jax datasets`, any prepared TFDS classification set, or "folder"."""
     data_files: Path | None = None
-    """For folder: your images, a subfolder a class. For fashion_mnist: the four IDX files."""
+    """For folder: your images, one subfolder per class. For fashion_mnist: the folder with its four IDX files."""
     input: Literal["auto", "resident", "stream"] = "auto"
-    """Keep the whole set on the devices, or read it while it is used; auto goes by the size of the set."""
+    """Keep the whole set on the devices (resident) or read it while it is used (stream); auto is the set's default."""
     train_images: int | None = None
-    """Train on this many images of the training split; all of them if not given."""
+    """Train on the first N images of the training split; on all of them if not given."""
     resolution: int | None = None
     """Side of the square images in pixels; the data set's own if not given."""
     exif_orientation: ExifOrientation = "apply"
-    """Turn photographs upright as their EXIF says, or take them as they are stored."""
+    """Rotate photographs upright by their EXIF orientation (apply), or take them as stored (ignore)."""
 
     def __post_init__(self):
         check_resolution(self.resolution)
 
     def settings(self) -> dict[str, Any]:
-        """As a run takes them."""
+        """Return the settings as arguments of a run."""
         return {
             "dataset": self.dataset,
             "data_files": self.data_files,

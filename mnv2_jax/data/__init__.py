@@ -1,1 +1,1 @@
-"""Where examples come from. This package knows no model."""
+"""Data sets and input pipelines. This package knows nothing of models."""

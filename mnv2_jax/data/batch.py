@@ -1,4 +1,4 @@
-"""What a step works on, how targets follow their images, and what the trainer asks of a data set."""
+"""Batches, targets that follow their images, and the interface that the trainer expects of a data set."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """A batch of examples, or a device's share of it. Weight 0 marks padding, which counts nowhere."""
+    """A batch of examples, or one device's part of it. Examples of weight 0 are padding and count nowhere."""
 
     images: Float[Array | np.ndarray, "n h w c"]  # normalised
-    targets: PyTree  # known to the task alone; every leaf has the axis n
+    targets: PyTree  # only the task knows its structure; every leaf has the axis n
     weights: Float[Array | np.ndarray, " n"]
-    # In the global batch: what augmentation and dropout are drawn from. It hides the tuple's method.
+    # Index in the global batch; seeds augmentation and dropout. Shadows the method tuple.index.
     index: Int[Array | np.ndarray, " n"]  # type: ignore[assignment]
 
 
 class Examples(NamedTuple):
-    """Images as bytes with their targets: a split in memory, or what a stream gives to a step."""
+    """uint8 images and their targets: a split in memory, or a streamed batch."""
 
     images: UInt8[Array | np.ndarray, "*n h w c"]
     targets: PyTree
 
 
 class View(NamedTuple):
-    """Which part of a decoded image an input shows: scaled to a square, then mirrored if `flip`.
+    """The crop of a decoded image that becomes the input: scaled to a square, then mirrored if `flip`.
 
-    Points are (row, column) in pixels, 0 at the upper left corner: pixel i reaches from i to i + 1.
+    Points are (row, column) in pixels from the upper left corner; pixel i covers i to i + 1.
 
     Attributes:
-        height, width: of the decoded image, in pixels.
-        top, left, rows, columns: the part, in pixels of the decoded image; what of it lies outside is zeros.
-        flip: whether it is mirrored left to right.
+        height, width: size of the decoded image in pixels.
+        top, left, rows, columns: the crop, in pixels of the decoded image; zeros where it lies outside the image.
+        flip: whether the crop is mirrored left to right.
         resolution: side of the input in pixels.
     """
 
@@ -52,7 +52,7 @@ class View(NamedTuple):
     resolution: int
 
     def move_points(self, points: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
-        """Points of the decoded image as points of the input; they may lie outside of it."""
+        """Map points of the decoded image to points of the input; they may fall outside the input."""
         scale = self.resolution / np.array([self.rows, self.columns])
         moved = (points - np.array([self.top, self.left])) * scale
         if self.flip:
@@ -62,7 +62,7 @@ class View(NamedTuple):
     def move_mask(
         self, mask: Shaped[np.ndarray, "h w"], outside: int = 0
     ) -> Shaped[np.ndarray, "{self.resolution} {self.resolution}"]:
-        """A value for every pixel of the decoded image as one for every pixel of the input: the nearest pixel's."""
+        """Map a mask of the decoded image to a mask of the input, by nearest neighbour; `outside` fills the rest."""
         steps = (np.arange(self.resolution) + 0.5) / self.resolution
         row = np.floor(self.top + steps * self.rows).astype(int)
         column = np.floor(self.left + steps * self.columns).astype(int)
@@ -73,19 +73,19 @@ class View(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What the compiled step does to an image: moved by whole pixels, zeros moving in, then mirrored if `flip`."""
+    """Augmentation in the compiled step: a shift by whole pixels, padded with zeros, then mirrored if `flip`."""
 
     down: Int[Array, ""]
     right: Int[Array, ""]
     flip: Bool[Array, ""]
 
     def move_points(self, points: Float[Array, "*n 2"], resolution: int) -> Float[Array, "*n 2"]:
-        """Points (row, column) of the image as it was, 0 at the upper left corner, in the image as it is."""
+        """Map points (row, column) of the image before the move to points after it."""
         row, column = points[..., 0] + self.down, points[..., 1] + self.right
         return jnp.stack([row, jnp.where(self.flip, resolution - column, column)], axis=-1)
 
     def move_mask(self, mask: Shaped[Array, "h w"], outside: int = 0) -> Shaped[Array, "h w"]:
-        """A value for every pixel, moved with the pixels."""
+        """Move a mask as the image is moved; `outside` fills the rest."""
         row, column = (jnp.arange(size) - by for size, by in zip(mask.shape, (self.down, self.right), strict=True))
         inside = ((row >= 0) & (row < len(row)))[:, None] & ((column >= 0) & (column < len(column)))
         values = mask[jnp.clip(row, 0, len(row) - 1)][:, jnp.clip(column, 0, len(column) - 1)]
@@ -95,87 +95,87 @@ class Move(NamedTuple):
 
 @runtime_checkable
 class Targets(Protocol):
-    """From what is known of an image to the targets of a task, and how they move with the image."""
+    """Encodes an image's annotation as the targets of a task, and moves them with the image."""
 
     def encode(self, annotation: Any, view: View) -> PyTree:
-        """The targets of one example as the input shows it: NumPy leaves of fixed shapes."""
+        """Return the targets of one example in the input's coordinates, as NumPy leaves of fixed shapes."""
 
     def move(self, targets: PyTree, move: Move, resolution: int) -> PyTree:
-        """Inside the compiled step: the targets of one example after its image of `resolution` pixels is moved."""
+        """Return one example's targets after `move` of its image of `resolution` pixels; runs in the compiled step."""
 
     def empty(self) -> PyTree:
-        """The targets of an example that does not count: leaves of the shapes and types that `encode` returns."""
+        """Return the targets of a padding example, with the shapes and dtypes that `encode` returns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassTargets:
-    """A class's number, the same however the image is moved.
+    """The class index, which does not change when the image is moved.
 
     Attributes:
-        numbers: of the data set's classes in the network, where it numbers them otherwise.
+        numbers: the network's class index for each class of the data set; None if they are the same.
     """
 
     numbers: tuple[int, ...] | None = None
 
     def encode(self, annotation: Any, view: View) -> Int[np.integer, ""]:
-        """The annotation of a classification set is the class's number."""
+        """Return the class index; the annotation is the data set's class index."""
         return np.int32(annotation if self.numbers is None else self.numbers[annotation])
 
     def move(self, targets: Int[Array, ""], move: Move, resolution: int) -> Int[Array, ""]:
-        """Unchanged."""
+        """Return the targets unchanged."""
         return targets
 
     def empty(self) -> Int[np.integer, ""]:
-        """The first class."""
+        """Return class 0."""
         return np.int32(0)
 
 
 CLASSES = ClassTargets()
-"""What data sets encode unless they are told otherwise."""
+"""The default targets of a data set."""
 
 
 class Normalization(NamedTuple):
-    """What is subtracted from values in 0 to 1, and what they are then divided by, a channel."""
+    """Mean and standard deviation per channel, for values in 0 to 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def of_fractions(self, values):
-        """From values in 0 to 1, of JAX or of NumPy, to the input range of a network."""
+        """Normalise values in 0 to 1 (JAX or NumPy) to the network's input range."""
         mean, std = (np.array(part[: values.shape[-1]], np.float32) for part in (self.mean, self.std))
         return (values - mean) / std
 
     def __call__(self, images):
-        """From bytes, 0 to 255."""
+        """Normalise values in 0 to 255."""
         return self.of_fractions(images.astype(np.float32) / 255)
 
 
 @runtime_checkable
 class TrainData(Protocol):
-    """Where training batches come from.
+    """A source of training batches.
 
     Attributes:
-        shared: whether every device gets the whole of what `values` yields, or each its share of the first axis.
+        shared: whether what `values` yields is replicated on every device, or sharded along its first axis.
     """
 
     shared: bool
 
     def shapes(self) -> Any:
-        """The shapes of what `values` yields, of all processes together."""
+        """Return the global shapes of what `values` yields, over all processes."""
 
     def values(self, seed: int, step: int, position: Any = None) -> Iterator[tuple[Any, Any]]:
-        """For each step from `step` on: what the compiled step is given, and the position after it, for JSON.
+        """Yield, for each step from `step` on, the input of the compiled step and the position after it (JSON).
 
-        `position` is the one that a checkpoint of this run stored at `step`.
+        `position` is the position stored in this run's checkpoint at `step`.
         """
 
     def batch(self, value: Any, seed: Int[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]) -> Batch:
-        """Inside the compiled step: the examples with these indices in the global batch."""
+        """Return the examples with these indices in the global batch; runs in the compiled step."""
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """What training and evaluation ask of a data set, resident or streamed."""
+    """The interface of a data set, resident or streamed, for training and evaluation."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -183,59 +183,59 @@ class Dataset(Protocol):
 
     @property
     def train_images(self) -> int:
-        """How many images there are to train on."""
+        """Number of training images."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of their numbers."""
+        """Class names, by class index."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
 
     @property
     def preprocessing(self) -> "str | Preprocessing":
-        """How images become inputs, a name in `PREPROCESSING` or its own; training is normalised alike."""
+        """Evaluation preprocessing, a name in `PREPROCESSING` or a `Preprocessing`; training normalises the same."""
 
     @property
     def targets(self) -> Targets:
-        """How the targets in its batches are encoded."""
+        """Encoder of the targets in its batches."""
 
     @property
     def said(self) -> tuple[str, ...]:
-        """What was found and how it is read, a line each, for those who use it."""
+        """Lines for the user: what was found and how it is read."""
 
     def count(self, split: str) -> int:
-        """How many images "train", "validation" or "test" has."""
+        """Return the number of images in "train", "validation" or "test"."""
 
     def fingerprint(self) -> str:
-        """Changes when the data do."""
+        """Return a hash that changes when the data change."""
 
     def at(self, resolution: int) -> "Dataset":
-        """The same images scaled to another size, and moved in training by as much of it."""
+        """Return the data set at another resolution; training shifts scale with it."""
 
     def prepared_as(self, preprocessing: "str | Preprocessing", channels: int) -> "Dataset":
-        """The same images as another network takes them: normalised by its preprocessing, grey (1) or RGB (3)."""
+        """Return the data set for another network: normalised by its preprocessing, greyscale (1) or RGB (3)."""
 
     def train_data(self, batch_size: int, accumulation: int = 1) -> TrainData:
-        """Training batches of `batch_size` examples, of which a device takes `accumulation` microbatches."""
+        """Return training batches of `batch_size` examples, `accumulation` microbatches per device."""
 
     def evaluation(self, split: str, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """Every example of a split exactly once: of each batch of `batch_size`, the share of one of `processes`."""
+        """Yield one process's part of every batch of `batch_size`; each example of the split comes exactly once."""
 
 
 def data_key(seed: Int[Array, ""]) -> Key[Array, ""]:
-    """The key of a run's data order and augmentation; its initial weights come from the seed's other half."""
+    """Return the key for data order and augmentation; the seed's other half initialises the weights."""
     return jax.random.split(jax.random.key(seed))[1]
 
 
 def stack_targets(targets: Sequence[PyTree]) -> PyTree:
-    """The targets of one or more examples along a new first axis."""
+    """Stack the targets of one or more examples along a new first axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *targets)
 
 
 def pad_batch(images: Float[np.ndarray, "n h w c"], targets: PyTree, size: int, empty: PyTree) -> Batch:
-    """A batch of `size` examples, the last of them zeros of weight 0 with `empty` targets where there are fewer."""
+    """Pad a batch to `size` examples with zero images of weight 0 and `empty` targets."""
     count = len(images)
     missing = size - count
     images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))

@@ -1,9 +1,9 @@
 """The table of data sets. It imports neither TFDS nor NumPy, so that command lines can list it without them.
 
-A set is a TFDS set in array_record form, in the TFDS data directory (`~/tensorflow_datasets`, or what the
-environment variable TFDS_DATA_DIR says), and read through TFDS data sources without TensorFlow. What the
-catalog does not list may be any classification set of TFDS that is prepared there, or "folder": the user's own
-images, a subfolder a class. `mnv2_jax.data.prepare` finds and prepares them.
+A data set is a TFDS set in array_record format in the TFDS data directory (`~/tensorflow_datasets`, or the
+environment variable TFDS_DATA_DIR). It is read through TFDS data sources, without TensorFlow. Beyond the catalog,
+any classification set of TFDS that is prepared there can be used, and "folder": the user's own images, one subfolder
+per class. `mnv2_jax.data.prepare` finds and prepares data sets.
 """
 
 import dataclasses
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal
 FOLDER = "folder"
 
 OnBadImage = Literal["stop", "skip"]
-"""What a stream does about a damaged image."""
+"""What a stream does with a damaged image."""
 
 ExifOrientation = Literal["apply", "ignore"]
-"""Whether an image is turned upright as its EXIF orientation says, or taken as it is stored."""
+"""Whether to rotate an image upright by its EXIF orientation, or to take it as stored."""
 
 
 def describe_orientation(how: ExifOrientation) -> str:
-    """In words."""
+    """Describe the setting in words."""
     if how == "apply":
         return "photographs are turned upright as their EXIF says (--exif-orientation ignore leaves them)"
     return "photographs are taken as they are stored, whatever orientation their EXIF says"
@@ -30,15 +30,15 @@ class Entry:
     """How one data set is found, split and prepared.
 
     Attributes:
-        title: for figures and reports.
-        builder: its name in TFDS, or "package.module:Class" of a TFDS builder of our own.
+        title: name in figures and reports.
+        builder: TFDS name, or "package.module:Class" for one of our own TFDS builders.
         image_size: side in pixels to which the images are scaled.
-        source_size: side in pixels of the images before they were scaled; None where they are of many sizes.
+        source_size: side in pixels of the original images; None if they vary in size.
         flip: whether a mirrored image shows the same class.
-        shift: how many pixels an image may be moved in training, in both directions; None where training takes
-            random crops of any size instead, as for ImageNet.
-        resident: whether it lives on the device unless asked otherwise.
-        takes_files: whether the builder reads a folder of the user's files, `data_files`, which it checks first.
+        shift: largest shift of a training image in pixels, along each axis; None for random crops of any size, as for
+            ImageNet.
+        resident: whether it is kept on the device by default.
+        takes_files: whether the builder reads, and checks, a folder of the user's files (`data_files`).
         train, validation, test: TFDS split names. Settings are chosen on the validation split, a part of the
             training data that no run trains on; the test split is read once, at the end of a run.
     """
@@ -87,7 +87,7 @@ CATALOG: dict[str, Entry] = {
         flip=True,
         shift=None,
         resident=False,
-        # 12,811 images, so that 99 % are left to train on.
+        # 12,811 images, which leaves 99% to train on.
         train="train[1%:]",
         validation="train[:1%]",
         test="validation",

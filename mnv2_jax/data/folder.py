@@ -1,4 +1,4 @@
-"""A folder of images, read once: which images of which classes are in which part of it, and what is left out."""
+"""Lists the images of a folder by class and split, and reports what is left out."""
 
 import dataclasses
 import functools
@@ -19,31 +19,31 @@ from mnv2_jax.results import CONFIG, kind_of
 from mnv2_jax.wording import counted
 
 File = tuple[Path, int]
-"""An image and the number of its class."""
+"""The path of an image and its class index."""
 
 Images = Mapping[str, list[list[Path]]]
-"""Of each part of a folder ("classes" where it has none), by the number of their class."""
+"""Image paths by class index, for each split; "classes" is the only key of a folder without splits."""
 
 SPLITS = {
     "train": ("train", "training", "training_set"),
     "validation": ("val", "valid", "validation", "validation_set", "dev", "eval"),
     "test": ("test", "testing", "test_set"),
 }
-"""What people call the parts of a data set, in upper or lower case."""
+"""Common names for the splits of a data set, in upper or lower case."""
 
 PHOTOGRAPHS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""Pillow's names of the kinds of files that photographs are kept in; it knows others: icons, documents, films."""
+"""Pillow's names for photograph formats; its other formats are icons, documents and films."""
 
 UNREADABLE = (".avif", ".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".raw", ".rw2")
-"""Suffixes of photographs that not every Pillow reads, or none."""
+"""Suffixes of photographs that some or all versions of Pillow cannot read."""
 
 CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
-"""What systems leave in folders, besides names with a dot in front."""
+"""Files and folders that operating systems create, besides those whose name starts with a dot."""
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Of the photographs that the Pillow that is installed reads."""
+    """Return the suffixes of the photographs that the installed Pillow can read."""
     # An MPO file, several JPEGs in one, is opened as JPEG.
     opened = {*Image.registered_extensions().values()} & {*Image.OPEN, "MPO"}
     return frozenset(
@@ -52,23 +52,23 @@ def image_suffixes() -> frozenset[str]:
 
 
 def printable(path: str | os.PathLike) -> str:
-    r"""A path as text that any file and terminal takes: bytes that are not UTF-8 as \xNN."""
+    r"""Return a path as printable text: bytes that are not UTF-8 become \xNN."""
     return os.fspath(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def spelled(path: str | os.PathLike) -> str:
-    """A name as it is compared: é is one character (NFC), whichever way the system that wrote it spells it."""
+    """Return a name in Unicode NFC for comparison: systems differ in whether é is one character or two."""
     return unicodedata.normalize("NFC", printable(path))
 
 
 @dataclasses.dataclass
 class LeftOut:
-    """What in a folder is not used.
+    """What was left out of a folder.
 
     Attributes:
-        counts: of files and links, by what they are.
-        folders: beside the splits, with how many images they hold.
-        results: folders that runs, studies or computations have for their results.
+        counts: numbers of files and links by kind.
+        folders: folders beside the splits, with their number of images.
+        results: folders that hold the results of runs, studies or computations.
     """
 
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -83,17 +83,17 @@ class LeftOut:
         return ", ".join(parts)
 
     def add(self, other: "LeftOut") -> None:
-        """What is left out of a part."""
+        """Add what was left out of a subfolder."""
         self.counts += other.counts
         self.folders += other.folders
         self.results += other.results
 
 
 def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
-    """(subfolders, images) in a folder, by name, links followed; all else is added to what is left out.
+    """Return (subfolders, images) of a folder, sorted by name. Links are followed; everything else is added to `left`.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if the folder cannot be read.
     """
     folders, images = [], []
     try:
@@ -104,7 +104,7 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
                     left.counts["hidden or the system's"] += 1
                 elif entry.is_dir():
                     folders.append(path)
-                elif not entry.is_file():  # to open a pipe is to wait for it
+                elif not entry.is_file():  # opening a pipe would block
                     left.counts[
                         "linking to nothing" if entry.is_symlink() else "special (a pipe, a socket, a device)"
                     ] += 1
@@ -120,7 +120,7 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
 
 
 def _holds_results(folder: Path) -> bool:
-    """Whether a run, a study or a computation has this folder for its results."""
+    """Return whether this folder holds the results of a run, a study or a computation."""
     try:
         return kind_of(json.loads((folder / CONFIG).read_text())) is not None
     except (OSError, ValueError):
@@ -128,12 +128,12 @@ def _holds_results(folder: Path) -> bool:
 
 
 def images_below(folder: Path, left: LeftOut, around: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The images in a folder and in those below it, links followed; all else is added to what is left out.
+    """Yield the images in a folder and its subfolders. Links are followed; everything else is added to `left`.
 
-    `around` are the folders that it was reached through, of which a link may lead back to one.
+    `around` holds the folders on the way here, to recognise links that lead back to one of them.
 
     Raises:
-        UserError: if one cannot be read.
+        UserError: if a folder cannot be read.
     """
     around |= {folder.resolve()}
     folders, images = list_folder(folder, left)
@@ -149,9 +149,9 @@ class Folder(NamedTuple):
     """The images of a folder.
 
     Attributes:
-        class_names: in the order of their numbers.
-        files: of each part, "train", "validation" and "test", or "all".
-        said: what was found and what was left out, a line each.
+        class_names: by class index.
+        files: files of each split, "train", "validation" and "test", or of "all".
+        said: lines for the user: what was found and what was left out.
     """
 
     class_names: tuple[str, ...]
@@ -160,20 +160,20 @@ class Folder(NamedTuple):
 
 
 def read_folder(folder: Path, whole: bool = False) -> Folder:
-    """The classes of a folder of images, and the images of each by split.
+    """Read the classes of a folder of images, and the images of each split.
 
-    A class is a subfolder, and its images are those in it and below. Classes may lie in a folder a split (`SPLITS`
-    has their names), else every class is split: of its images in the order of a hash of their names, every tenth is a
-    test image and the next one a validation image. Where there is one held-out part only it is the test split, and the
-    validation split is taken from the training images in the same way.
+    A class is a subfolder; its images are those in it and below it. The class folders may lie in one folder per split
+    (named as in `SPLITS`). Otherwise every class is split: its images are sorted by a hash of their names, and of every
+    ten the first is a test image and the second a validation image. If only one of the test and validation splits
+    exists, it becomes the test split, and every tenth training image is held out for validation.
 
     Args:
-        folder: of the images.
-        whole: take all images as one part, "all".
+        folder: the folder of images.
+        whole: return all images as one split, "all".
 
     Raises:
-        UserError: for a folder without class folders, a class without images, splits of other classes, and what is
-            surely a mistake.
+        UserError: for a folder without class folders, a class without images, splits whose classes differ, and other
+            layouts that are surely a mistake.
     """
     if not folder.is_dir():
         raise UserError(
@@ -199,7 +199,7 @@ def read_folder(folder: Path, whole: bool = False) -> Folder:
 def _describe(
     folder: Path, classes: Sequence[str], images: Images, files: Mapping[str, Sequence[File]], left: LeftOut
 ) -> tuple[str, ...]:
-    """What was found and what was left out, a line each."""
+    """Return lines that say what was found and what was left out."""
     counts = [sum(len(inside[label]) for inside in images.values()) for label in range(len(classes))]
     each = ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts, strict=True))
     if len(classes) > 10:
@@ -213,10 +213,10 @@ def _describe(
 
 
 def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
-    """The folder of each split; that of all classes as "classes" where there are no splits.
+    """Return the folder of each split; without splits, `folder` itself as "classes".
 
     Raises:
-        UserError: where it cannot be told which folder is a split and which a class.
+        UserError: if it is unclear which folders are splits and which are classes.
     """
     own = LeftOut()
     subfolders, images = list_folder(folder, own)
@@ -225,7 +225,7 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
     others = []
     for path in subfolders:
         split = split_of.get(path.name.casefold())
-        # A folder of this name without subfolders may be a class: trains, for one.
+        # A folder with a split's name but no subfolders may be a class, such as trains.
         if split and list_folder(path, LeftOut())[0]:
             named.setdefault(split, []).append(path)
         else:
@@ -255,7 +255,7 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
 
 
 def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[list[Path]]]:
-    """The classes of one part, by name, and the images of each, in the order of a hash of their names."""
+    """Return the class names of one split, sorted, and the images of each class, sorted by a hash of their names."""
     subfolders, stray = list_folder(folder, left)
     found: dict[str, tuple[Path, list[Path]]] = {}
     for path in subfolders:
@@ -292,7 +292,7 @@ def _order(file: Path, inside: Path) -> tuple[str, str]:
 
 
 def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None:
-    """Refuse a class without images, or with more that cannot be read than can."""
+    """Check that a class has images, and no more unreadable ones than readable ones."""
     unreadable = {suffix: left.counts[suffix] for suffix in UNREADABLE if left.counts[suffix]}
     if sum(unreadable.values()) > len(images):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in unreadable.items())
@@ -309,7 +309,7 @@ def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None
 
 
 def _flat(images: Sequence[Sequence[Path]]) -> list[File]:
-    """All classes side by side, so that the first images are of all of them."""
+    """Interleave the classes, so that the first images cover all of them."""
     longest = max(map(len, images), default=0)
     return [
         (paths[index], label) for index in range(longest) for label, paths in enumerate(images) if index < len(paths)
@@ -317,10 +317,10 @@ def _flat(images: Sequence[Sequence[Path]]) -> list[File]:
 
 
 def _split(images: Images) -> dict[str, list[File]]:
-    """The three splits from what there is of them."""
+    """Make the three splits from those that exist."""
     if len(images) == 1:
         ((part, inside),) = images.items()
-        # A held-out part alone is there to be scored.
+        # A folder with only a held-out split is there to be evaluated on.
         return (
             _tenths(inside) if part in ("classes", "train") else {"train": [], "validation": [], "test": _flat(inside)}
         )
@@ -332,7 +332,7 @@ def _split(images: Images) -> dict[str, list[File]]:
 
 
 def _tenths(images: list[list[Path]], test: bool = True) -> dict[str, list[File]]:
-    """Every tenth of each class to the test split, and to the validation split."""
+    """Hold out every tenth image of each class for validation, and if `test` another tenth for testing."""
     needed = 3 if test else 2
     small = next((paths for paths in images if len(paths) < needed), None)
     if small is not None:

@@ -1,4 +1,4 @@
-"""Encoded images to pixels, and of a JPEG no more than is needed: at a fraction of its size, down to a row."""
+"""Decode images. Of a JPEG only what is needed is decoded: at reduced size, and only down to the last row needed."""
 
 import hashlib
 import re
@@ -16,24 +16,24 @@ from mnv2_jax.data.preprocessing import read_image
 from mnv2_jax.data.sources import Example
 
 MOST_PIXELS = 1 << 26
-"""Of a JPEG that is decoded without asking Pillow whether it is meant to fill the memory."""
+"""Larger JPEGs are decoded by Pillow, which refuses decompression bombs."""
 
 END_OF_IMAGE = b"\xff\xd9"
 FEWEST_ROWS = 16
-"""To leave out: two rows of blocks, or one where colours are stored at half the resolution."""
+"""Rows are skipped only if there are at least this many: two rows of blocks, or one with subsampled chroma."""
 UNWRITTEN = np.frombuffer(hashlib.sha512(b"unwritten").digest(), np.uint8)
-"""How no row of an image ends: a decoder that wrote it would have hit 64 bytes by chance."""
+"""Sentinel at the end of the last row: still there if the decoder has not written that row."""
 
 _thread = threading.local()
 
 
 class Frame(NamedTuple):
-    """What a JPEG's header says.
+    """The frame header of a JPEG.
 
     Attributes:
-        height, width: in pixels.
-        position: of the height, in bytes from the start of the file.
-        sequential: whether rows come one after the other, as in most files; in a progressive one they come at once.
+        height, width: size in pixels.
+        position: offset of the height field in the file, in bytes.
+        sequential: whether rows are stored one after the other, as in most files; False if progressive.
     """
 
     height: int
@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, first byte, first byte after it) of every segment of a JPEG's header; none of what is no JPEG."""
+    """Yield (marker, first byte, first byte after it) of every segment of a JPEG's header; nothing if it is no JPEG."""
     position = 2 if content[:2] == b"\xff\xd8" else len(content)
     while position + 9 <= len(content) and content[position] == 0xFF:
         after = position + 2 + int.from_bytes(content[position + 2 : position + 4], "big")
@@ -52,9 +52,9 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def read_frame(content: bytes) -> Frame | None:
-    """What a JPEG's header says; None for what is no JPEG."""
+    """Read a JPEG's frame header; None if it is no JPEG."""
     for marker, first, _ in _segments(content):
-        # Start of frame, in all its kinds; C4, C8 and CC are other markers.
+        # All start-of-frame markers; C4, C8 and CC mean something else.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(content[at : at + 2], "big") for at in (first + 1, first + 3))
             return Frame(height, width, first + 1, marker in (0xC0, 0xC1))
@@ -62,9 +62,9 @@ def read_frame(content: bytes) -> Frame | None:
 
 
 def read_orientation(content: bytes, frame: Frame) -> int:
-    """The orientation that a JPEG states in front of its frame: in EXIF, else in XMP, as Pillow reads it; 1 for none.
+    """Read a JPEG's orientation from EXIF or else XMP data before its frame, as Pillow does; 1 if there is none.
 
-    Pillow takes a tenth of a millisecond for it, which is a tenth of the time that decoding takes.
+    Pillow takes 0.1 ms for this, a tenth of the decoding time.
     """
     found = 1
     for marker, first, after in _segments(content[: frame.position]):
@@ -81,7 +81,10 @@ def read_orientation(content: bytes, frame: Frame) -> int:
 
 
 def _orientation_in_exif(content: bytes) -> int | None:
-    """EXIF is a TIFF file: a header, and a table of tags with 12 bytes an entry (tag, type, number of values, value)."""
+    """Read the orientation from EXIF; None if it has none.
+
+    EXIF is a TIFF file: a header, then a table of tags with 12 bytes per entry (tag, type, number of values, value).
+    """
     order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
     table = int.from_bytes(content[4:8], order)
     entries = int.from_bytes(content[table : table + 2], order)
@@ -94,11 +97,11 @@ def _orientation_in_exif(content: bytes) -> int | None:
 
 
 class Turn(NamedTuple):
-    """How a stored image becomes upright: rows and columns exchanged, then mirrored.
+    """How to turn a stored image upright: transpose, then flip.
 
     Attributes:
-        exchanged: whether rows become columns.
-        upside_down, mirrored: whether rows, and columns, are then put in the opposite order.
+        exchanged: whether rows and columns are exchanged.
+        upside_down, mirrored: whether the order of the rows, or of the columns, is then reversed.
     """
 
     exchanged: bool
@@ -106,7 +109,7 @@ class Turn(NamedTuple):
     mirrored: bool
 
     def __call__(self, stored: UInt8[np.ndarray, "_ _ c"]) -> UInt8[np.ndarray, "_ _ c"]:
-        """The upright image, or part of one. OpenCV moves pixels faster than NumPy."""
+        """Turn an image, or a part of one, upright. OpenCV is faster than NumPy here."""
         image = cv2.transpose(stored) if self.exchanged else stored
         if self.upside_down or self.mirrored:
             image = cv2.flip(image, -1 if self.upside_down and self.mirrored else int(self.mirrored))
@@ -123,21 +126,21 @@ TURNS = {
     7: Turn(True, True, True),
     8: Turn(True, True, False),
 }
-"""By orientation."""
+"""The turn for each EXIF orientation."""
 
 
 class Picture:
-    """An encoded image, upright, of which that part is decoded which is asked for.
+    """An encoded image, upright. `part` decodes only the crop that is asked for.
 
     Args:
-        example: its `content` is a file.
-        channels: 3 for RGB, 1 for grey.
+        example: its `content` is an image file.
+        channels: 3 for RGB, 1 for greyscale.
 
     Attributes:
-        height, width: in pixels.
+        height, width: size of the upright image in pixels.
 
     Raises:
-        UserError: names the image if it is no JPEG and damaged.
+        UserError: if the image is damaged and not a JPEG (a JPEG is decoded later); the message names it.
     """
 
     def __init__(self, example: Example, channels: int):
@@ -152,20 +155,20 @@ class Picture:
         self.height, self.width = self.frame[:2][:: -1 if self._turn.exchanged else 1]
 
     def part(self, top: int, left: int, rows: int, columns: int, smallest: int) -> UInt8[np.ndarray, "h w c"]:
-        """Some rows and columns; of a JPEG at a half, a quarter or an eighth of its size if both stay `smallest` or more.
+        """Decode a crop. A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop's sides stay at least `smallest`.
 
         Returns:
-            Pixels in memory that the next call in the same thread takes again.
+            Pixels in a buffer that the next call in the same thread overwrites.
 
         Raises:
-            UserError: names the image if it is damaged.
+            UserError: if the image is damaged; the message names it.
         """
         if self.frame is None:
             return self._whole[top : top + rows, left : left + columns]
         divisor = 1
         while divisor < 8 and min(rows, columns) >= 2 * divisor * smallest:
             divisor *= 2
-        # Where they lie in the stored image.
+        # From upright coordinates to those of the stored image.
         if self._turn.upside_down:
             top = self.height - top - rows
         if self._turn.mirrored:
@@ -180,36 +183,36 @@ class Picture:
 def decode(
     example: Example, channels: int, divisor: int = 1, rows: int | None = None, frame: Frame | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """An encoded image as RGB or grey, as it is stored: its EXIF orientation is not applied.
+    """Decode an image to RGB or greyscale as it is stored; its EXIF orientation is not applied.
 
     Args:
-        example: its `content` is a file.
+        example: its `content` is an image file.
         channels: 3 or 1.
-        divisor: of the size at which a JPEG is decoded: 1, 2, 4 or 8.
-        rows: of the image that are needed, from its top; there may come more. Damage below is not noticed, except
-            that the end is missing.
-        frame: of the JPEG, where it has been read.
+        divisor: decode at 1/divisor of the size: 1, 2, 4 or 8.
+        rows: number of rows needed, from the top; more may be returned. Damage below them goes unnoticed, unless the
+            end of the file is missing.
+        frame: the JPEG's frame header, if it has been read already.
 
     Returns:
-        Pixels in memory that the next call in the same thread takes again.
+        Pixels in a buffer that the next call in the same thread overwrites.
 
     Raises:
-        UserError: names the image if it is damaged.
+        UserError: if the image is damaged; the message names it.
     """
     frame = frame or read_frame(example.content)
     if frame is None or frame.height * frame.width > MOST_PIXELS:
         return _decode_by_pillow(example, channels, divisor)
     content, height, width = example.content, -(-frame.height // divisor), -(-frame.width // divisor)
-    # Where the end is missing, all of the image is decoded and the damage said.
+    # If the end is missing, decode the whole image, so that the damage is reported.
     whole = not frame.sequential or not content.endswith(END_OF_IMAGE)
     if rows is not None and rows <= frame.height - FEWEST_ROWS and not whole:
-        # libjpeg decodes as many rows as the header states, and jumps over the rest.
+        # libjpeg decodes as many rows as the header states, and skips the rest.
         content = content[: frame.position] + rows.to_bytes(2, "big") + content[frame.position + 2 :]
         height = -(-rows // divisor)
     needed = height * width * channels
     if getattr(_thread, "memory", np.empty(0)).size < needed:
         _thread.memory = np.empty(needed, np.uint8)
-    # Rows are written from the top: as long as the last one ends with this, the memory holds an image decoded before.
+    # Rows are written from the top. While the last row still ends with the sentinel, decoding is not complete.
     end = _thread.memory[needed - min(width * channels, UNWRITTEN.size) : needed]
     end[:] = unwritten = UNWRITTEN[: end.size]
     try:
@@ -226,7 +229,7 @@ def decode(
     except ValueError as error:
         shortened = content is not example.content and "extraneous bytes before marker" in str(error)
         if shortened and end.tobytes() != unwritten.tobytes():
-            # The rows that were left out; those that were asked for are in place.
+            # The error is about the skipped rows; those that were asked for have been decoded.
             return _thread.memory[:needed].reshape(height, width, channels)
         return _decode_by_pillow(example, channels, divisor)
 
@@ -234,7 +237,7 @@ def decode(
 def _decode_by_pillow(
     example: Example, channels: int, divisor: int, upright: bool = False
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Pillow knows more kinds of images, forgives what does not matter, and says what is wrong."""
+    """Decode with Pillow, which reads more formats, tolerates harmless damage and says what is wrong."""
     image = read_image(example.name, channels, example.content, upright)
     if divisor > 1:
         image = image.reduce(divisor)

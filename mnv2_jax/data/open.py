@@ -1,4 +1,4 @@
-"""A data set by its name: resident where the catalog says so and nothing else was asked, else streamed."""
+"""Open a data set by name: resident if the catalog says so and nothing else was asked for, else streamed."""
 
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,18 @@ def open_dataset(
     exif_orientation: ExifOrientation = "apply",
     targets: Targets = CLASSES,
 ) -> ResidentDataset | StreamedDataset:
-    """Open a data set, prepared if necessary.
+    """Open a data set; prepare it first if necessary.
 
     Args:
-        name: in the catalog, of a set that TFDS has prepared, or "folder".
-        streamed: whether to read it while it is used; None for what the catalog says.
+        name: a name in the catalog, of a set that TFDS has prepared, or "folder".
+        streamed: whether to read it while it is used; None for the catalog's choice.
         data_files, train_images, validation_images, resolution, targets: see `resident.load`.
-        convention, smallest_crop, color, on_bad_image, exif_orientation: see `load_stream`; a resident set has no need
-            of them.
-        rand_augment: of a streamed set.
+        convention, smallest_crop, color, on_bad_image, exif_orientation: see `load_stream`; a resident set ignores
+            them.
+        rand_augment: see `load_stream`; for a streamed set only.
 
     Raises:
-        UserError: if there is no such set, it cannot be resident, or see `resident.load` and `load_stream`.
+        UserError: if there is no such set, if it cannot be resident, or as in `resident.load` and `load_stream`.
     """
     entry = CATALOG.get(name)
     if streamed is None:

@@ -1,4 +1,4 @@
-"""Finding and preparing the data sets of the catalog, and others of TFDS."""
+"""Find and prepare the data sets of the catalog, and others of TFDS."""
 
 import contextlib
 import importlib
@@ -17,10 +17,10 @@ from mnv2_jax.errors import UserError
 
 
 def find_entry(name: str, data_dir: Path | None = None) -> Entry:
-    """What is known of a data set: from the catalog, or for another prepared set of TFDS from its description.
+    """Return a data set's entry: from the catalog, or made from TFDS's description of another prepared set.
 
     Raises:
-        UserError: if there is no such set, or it has not one image and one class an example.
+        UserError: if there is no such set, or its examples do not have exactly one image and one class each.
     """
     if name in CATALOG:
         return CATALOG[name]
@@ -49,30 +49,30 @@ def _only_key(builder: tfds.core.DatasetBuilder, kind: type, what: str) -> str:
 
 
 def image_key(builder: tfds.core.DatasetBuilder) -> str:
-    """The name of the examples' image.
+    """Return the name of the image feature.
 
     Raises:
-        UserError: unless there is one.
+        UserError: unless there is exactly one.
     """
     return _only_key(builder, tfds.features.Image, "image")
 
 
 def label_key(builder: tfds.core.DatasetBuilder) -> str:
-    """The name of the examples' class.
+    """Return the name of the class feature.
 
     Raises:
-        UserError: unless there is one.
+        UserError: unless there is exactly one.
     """
     return _only_key(builder, tfds.features.ClassLabel, "class")
 
 
 def label_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-    """The classes in the order of their numbers."""
+    """Return the class names, by class index."""
     return tuple(builder.info.features[label_key(builder)].names)
 
 
 def check_data_dir() -> None:
-    """Refuse an empty TFDS_DATA_DIR, which TFDS takes for the current folder.
+    """Refuse an empty TFDS_DATA_DIR, which TFDS would take for the current folder.
 
     Raises:
         UserError: if it is empty.
@@ -82,7 +82,7 @@ def check_data_dir() -> None:
 
 
 def make_builder(name: str, data_files: Path | None = None, data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a data set, prepared or not; see `prepared_builder`."""
+    """Return the TFDS builder of a data set, prepared or not; see `prepared_builder`."""
     check_data_dir()
     entry = find_entry(name, data_dir)
     options: dict[str, Any] = dict(data_dir=data_dir, file_format="array_record")
@@ -92,12 +92,12 @@ def make_builder(name: str, data_files: Path | None = None, data_dir: Path | Non
         options["data_files"] = data_files
     try:
         module, _, class_name = entry.builder.rpartition(":")
-        # TFDS's names may have colons too, in front of a version or behind a namespace.
+        # TFDS names may contain colons too, before a version or after a namespace.
         if "." in module and class_name.isidentifier():
             return getattr(importlib.import_module(module), class_name)(**options)
         return tfds.builder(entry.builder, **options)
     except ValueError as error:
-        # TFDS found the set prepared in a form without random access.
+        # TFDS found the set prepared in a file format without random access.
         raise UserError(
             f"{name} is prepared in another file format than array_record ({error}); name another folder in "
             "TFDS_DATA_DIR, where it is prepared anew"
@@ -107,13 +107,13 @@ def make_builder(name: str, data_files: Path | None = None, data_dir: Path | Non
 def prepared_builder(
     name: str, data_files: Path | None = None, data_dir: Path | None = None, progress: bool = False
 ) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a data set, prepared if it was not.
+    """Return the TFDS builder of a data set; prepare the set first if it is not.
 
     Args:
         name: a name in the catalog, or of a set that TFDS has prepared.
         data_files: a folder with the user's own copy of the files, for a set that cannot be downloaded here.
-        data_dir: where prepared sets live; by default TFDS's own choice.
-        progress: leave TFDS its own bars and lines.
+        data_dir: folder of the prepared sets; TFDS's default if None.
+        progress: show TFDS's own progress output; also allows preparing a set that is not in the catalog.
 
     Raises:
         UserError: if the name is unknown, the files are missing or wrong, or nothing can be prepared.
@@ -133,11 +133,11 @@ def prepared_builder(
         raise UserError(
             f"{name} cannot be prepared: {builder.data_dir} cannot be written ({error.strerror}); set TFDS_DATA_DIR"
         ) from error
-    # Its ten would take minutes to say that there is no network, which urllib3 would report ten times.
+    # With TFDS's ten retries it takes minutes to find that there is no network, and urllib3 warns ten times.
     downloader.MAX_RETRIES = 2
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
-        # TFDS prints where it writes; that is for the caller to say.
+        # TFDS prints where it writes; whether to say so is up to the caller.
         with contextlib.nullcontext() if progress else contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except Exception as error:
@@ -149,10 +149,10 @@ def prepared_builder(
 
 
 def check_images(flag: str, wanted: int, there: int, name: str) -> None:
-    """Refuse to take more images of a split than there are.
+    """Refuse a number of images that is not between 1 and what the split has.
 
     Raises:
-        UserError: says how many there are.
+        UserError: says how many images there are.
     """
     if not 0 < wanted <= there:
         raise UserError(f"{flag} must be between 1 and the {there} of {name}, got {wanted}")
@@ -163,7 +163,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _remove_empty_folders(path: Path, there: Path) -> None:
-    """What TFDS has made below `there` on the way to `path`, where nothing came into it."""
+    """Remove the folders that TFDS made below `there` on the way to `path` and left empty."""
     made = [folder for folder in (path, *path.parents) if folder.is_relative_to(there) and folder != there]
     if made:
         for folder, _, _ in os.walk(made[-1], topdown=False):
@@ -172,7 +172,7 @@ def _remove_empty_folders(path: Path, there: Path) -> None:
 
 
 def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Exception, data_files: Path | None) -> str:
-    """One line for whatever makes a preparation fail."""
+    """Explain in one line why preparation failed, and what to do."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
     if isinstance(error, ImportError) and "tensorflow" in str(error).lower():
@@ -187,7 +187,7 @@ def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Excepti
     # Builders of our own say where their data come from.
     if data_files is not None or not getattr(builder, "downloads", True):
         return f"{name} cannot be prepared in {builder.data_dir}: {reason}"
-    # Whatever a download fails with (name resolution, a proxy, a checksum), the remedy is the same.
+    # Whatever made the download fail (name resolution, a proxy, a checksum), the remedy is the same.
     line = f"{name} is not prepared in {builder.data_dir} and cannot be downloaded ({reason})"
     remedy = getattr(builder, "data_files_instructions", None)
     if remedy:

@@ -1,4 +1,4 @@
-"""From an image file to a network's input, as each source of weights does it in evaluation."""
+"""Evaluation preprocessing, from an image file to a network's input, as each source of weights does it."""
 
 import dataclasses
 import io
@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 MOST_ELONGATED = 100
-"""Longer over shorter side; a strip whose shorter side is scaled up takes any amount of memory."""
+"""Largest ratio of longer to shorter side; scaling up the shorter side of a strip would take too much memory."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +31,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a stored image upright, by its EXIF orientation."""
+"""The transform that turns a stored image upright, by EXIF orientation."""
 
 
 Method = Literal["crop_then_resize", "resize_then_crop", "resize"]
@@ -41,21 +41,21 @@ HalfPixel = Literal["even", "down"]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes an input of `resolution` pixels a side.
+    """How an image becomes a square input.
 
     Attributes:
         method: "crop_then_resize" takes the central part and scales it to a square (TF-slim); "resize_then_crop"
             scales the shorter side and takes the central square (PyTorch); "resize" scales the whole image to a
             square, whatever its shape (Keras), and takes the central part of that.
-        crop: share of each side that is left by the crop.
-        interpolation: one of Pillow's filters, which average when they reduce (but for "nearest");
+        crop: fraction of each side that the crop keeps.
+        interpolation: one of Pillow's filters, which antialias when downscaling (except "nearest");
             "sampled_bilinear" is TensorFlow 1's, which does not.
-        mean, std: a channel, of values in 0 to 1: they are subtracted and divided by.
-        half_pixel: where a crop that cannot be in the middle begins: PyTorch rounds half a pixel to "even",
-            transformers "down".
+        mean, std: per channel, for values in 0 to 1.
+        half_pixel: how an offset of half a pixel is rounded when the crop cannot be centred: to "even" as in PyTorch,
+            "down" as in transformers.
 
     Raises:
-        ValueError: for values that no images are prepared with.
+        ValueError: for invalid values.
     """
 
     method: Method
@@ -76,7 +76,7 @@ class Preprocessing:
             raise ValueError(f"mean and std must be of 1 or 3 numbers, got {self.mean} and {self.std}")
 
     def describe(self, resolution: int) -> str:
-        """In words."""
+        """Describe the preprocessing in words."""
         interpolation, scaled = self.interpolation.replace("_", " "), self.scaled_side(resolution)
         geometry = {
             "crop_then_resize": f"central {self.crop:.1%} of each side, {interpolation} to {resolution} pixels",
@@ -86,18 +86,18 @@ class Preprocessing:
         }[self.method]
         if self.mean == self.std == HALF:
             return f"{geometry}, values in -1 to 1"
-        # Values that a file gives of 0 to 255 have been divided.
+        # Rounded: what a file states for 0 to 255 has been divided by 255.
         mean, std = (tuple(float(f"{number:.7g}") for number in numbers) for numbers in (self.mean, self.std))
         return f"{geometry}, mean {mean}, std {std}"
 
     @property
     def normalization(self) -> Normalization:
-        """The last step: from 0..255 to the input range of the network."""
+        """The normalisation to the network's input range."""
         return Normalization(self.mean, self.std)
 
     def scaled_side(self, resolution: int) -> int:
-        """To how many pixels the shorter side, or with "resize" each, is scaled before the crop."""
-        # A share that is a quotient of whole numbers gives them back.
+        """Return the pixels to which the shorter side (each side for "resize") is scaled before the crop."""
+        # The small term undoes rounding where the crop is a quotient of integers, such as 224 / 232.
         return int(resolution / self.crop + 1e-6)
 
 
@@ -106,22 +106,22 @@ PREPROCESSING: dict[str, Preprocessing] = {
     "tensorflow": Preprocessing("crop_then_resize", 0.875, "sampled_bilinear", HALF, HALF),
     # keras.applications.mobilenet_v2.preprocess_input, with the image loaded to the network's size.
     "keras": Preprocessing("resize", 1.0, "bilinear", HALF, HALF),
-    # torchvision/models/mobilenetv2.py: IMAGENET1K_V1 with 256 pixels, V2 with 232.
+    # torchvision/models/mobilenetv2.py: IMAGENET1K_V1 scales to 256 pixels, V2 to 232.
     "torchvision": Preprocessing("resize_then_crop", 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
     "torchvision_v2": Preprocessing("resize_then_crop", 224 / 232, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
     # timm's default configurations.
     "timm": Preprocessing("resize_then_crop", 0.875, "bicubic", IMAGENET_MEAN, IMAGENET_STD),
     "timm_v1": Preprocessing("resize_then_crop", 0.875, "bicubic", HALF, HALF),
-    # The image processor of Google's checkpoints of 224 pixels.
+    # The image processor of Google's 224-pixel checkpoints.
     "transformers": Preprocessing("resize_then_crop", 0.875, "bilinear", HALF, HALF, half_pixel="down"),
 }
 
 
 def find_preprocessing(preprocessing: str | Preprocessing) -> Preprocessing:
-    """What a name in `PREPROCESSING` means; a `Preprocessing` is returned as it is.
+    """Look up a name in `PREPROCESSING`; a `Preprocessing` is returned unchanged.
 
     Raises:
-        ValueError: for an unknown name; says which are known.
+        ValueError: for an unknown name; the message lists those that are known.
     """
     if isinstance(preprocessing, Preprocessing):
         return preprocessing
@@ -131,21 +131,21 @@ def find_preprocessing(preprocessing: str | Preprocessing) -> Preprocessing:
 
 
 def name_preprocessing(how: Preprocessing) -> str | Preprocessing:
-    """Its name in `PREPROCESSING`, or if it has none, itself."""
+    """Return its name in `PREPROCESSING`, or itself if it has none."""
     return next((name for name, known in PREPROCESSING.items() if known == how), how)
 
 
 def describe_preprocessing(preprocessing: str | Preprocessing, resolution: int) -> str:
-    """In words, with its name."""
+    """Describe a preprocessing in words, with its name."""
     name = preprocessing if isinstance(preprocessing, str) else "its own"
     return f"{name}: {find_preprocessing(preprocessing).describe(resolution)}"
 
 
 def preprocessing_from_json(value: Any) -> str | Preprocessing:
-    """A name, or what `dataclasses.asdict` made of a `Preprocessing`.
+    """Read a preprocessing from JSON: a name, or the `dataclasses.asdict` of a `Preprocessing`.
 
     Raises:
-        ValueError: for what is neither.
+        ValueError: for anything else.
     """
     if not isinstance(value, Mapping):
         find_preprocessing(value)
@@ -157,35 +157,35 @@ def preprocessing_from_json(value: Any) -> str | Preprocessing:
 
 
 def of_convention(convention: str) -> str:
-    """The name in `PREPROCESSING` of what networks of a numeric convention are trained with."""
+    """Return the name in `PREPROCESSING` that networks of this convention ("tensorflow", "pytorch") train with."""
     return "tensorflow" if convention == "tensorflow" else "torchvision"
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation that an image states, from 1 to 8; 1, upright, where it states none that can be read."""
+    """Return an image's EXIF orientation, from 1 to 8; 1 (upright) if there is none that can be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow's own words: its reading of EXIF is highly experimental
+    except Exception:  # Pillow calls its own EXIF support highly experimental
         return 1
     return value if value in TURNS else 1
 
 
 def read_image(path: Path | str, channels: int = 3, content: bytes | None = None, upright: bool = True) -> Image.Image:
-    """Open an image of any kind that Pillow knows as grey (`channels` 1) or RGB, of 8 bits.
+    """Read an image in any format that Pillow knows, as 8-bit greyscale (`channels` 1) or RGB.
 
-    The first picture of a file with several. Colours become RGB, and RGB grey, as Pillow converts them. Transparent
-    pixels have the colour that is stored for them. Of 16 bits the upper eight are taken, and of integers of 32 bits
-    likewise, which must be 0 to 65535; floating-point values must be 0 (black) to 1.
+    Only the first image of a file is read. Pillow converts the colours. Transparent pixels keep their stored colour.
+    Integers of 16 or 32 bits must be 0 to 65535 and keep their upper 8 of 16 bits. Floating-point values must be
+    0 (black) to 1 (white).
 
     Args:
-        path: of the file, or what to call it if there is none.
-        channels: of the result.
-        content: of the file, where it has been read.
-        upright: turn it as its EXIF orientation says. (A TIFF's own orientation Pillow applies in any case.)
+        path: the file's path, or its name in messages if `content` is given.
+        channels: 1 or 3.
+        content: the file's content, if it has been read already.
+        upright: apply the EXIF orientation. (Pillow always applies a TIFF's own orientation.)
 
     Raises:
-        UserError: if it is no image, is damaged, is larger than Pillow finds safe, is a mere strip, or has values of
-            which it is not said what is white.
+        UserError: if it is no image, is damaged, is larger than Pillow considers safe, is too elongated, or has values
+            outside these ranges.
     """
     name = printable(path)
     try:
@@ -210,7 +210,7 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
 
 
 def _as_bytes(image: Image.Image, name: str) -> Image.Image:
-    """With values of 8 bits where they have more: Pillow would cut them off at 255."""
+    """Scale images with more than 8 bits to 8 bits, since Pillow would clip them at 255."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -226,7 +226,7 @@ def _as_bytes(image: Image.Image, name: str) -> Image.Image:
 def preprocess(
     image: Image.Image, how: Preprocessing, resolution: int
 ) -> Float[np.ndarray, "{resolution} {resolution} c"]:
-    """The network's input of an image."""
+    """Return the network's input for an image."""
     square = (resolution, resolution)
     if how.method == "crop_then_resize":
         top, left = _central_crop(image, how)
@@ -241,7 +241,7 @@ def preprocess(
 
 
 def view_of(image: Image.Image, how: Preprocessing, resolution: int) -> View:
-    """What of an image `preprocess` shows."""
+    """Return the view of an image that `preprocess` shows."""
     height, width = image.height, image.width
     if how.method == "crop_then_resize":
         top, left = map(float, _central_crop(image, how))
@@ -254,13 +254,13 @@ def view_of(image: Image.Image, how: Preprocessing, resolution: int) -> View:
 
 
 def _central_crop(image: Image.Image, how: Preprocessing) -> tuple[int, int]:
-    """(top, left) of the crop before the image is scaled; as much is left out at the other end."""
+    """Return (top, left) of the central crop of the unscaled image; the crop is symmetric."""
     left, top = (int((size - size * how.crop) / 2) for size in image.size)
     return top, left
 
 
 def _resize_then_crop(image: Image.Image, how: Preprocessing, resolution: int) -> tuple[int, int, int, int]:
-    """(height, width) to which the image is scaled, then (top, left) of the crop."""
+    """Return (height, width, top, left): the size to scale to, and the corner of the crop."""
     shorter, longer = sorted(image.size)
     target = how.scaled_side(resolution)
     other = int(target * longer / shorter) if how.method == "resize_then_crop" else target
@@ -270,7 +270,7 @@ def _resize_then_crop(image: Image.Image, how: Preprocessing, resolution: int) -
 
 
 def _resize(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> np.ndarray:
-    """Scale to (width, height); values in 0 to 1."""
+    """Scale to `size` (width, height); return values in 0 to 1."""
     if how.interpolation == "sampled_bilinear":
         return _sampled_bilinear(np.asarray(image, np.float32) / 255, size)
     return np.asarray(image.resize(size, Image.Resampling[how.interpolation.upper()]), np.float32) / 255

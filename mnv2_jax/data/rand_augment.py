@@ -1,7 +1,7 @@
-"""RandAugment: a few operations on each training image, drawn at random and of one strength.
+"""RandAugment: a few random operations on each training image, all at one magnitude.
 
 Source: Cubuk et al., arXiv:1909.13719, with the operations and ranges of its code (tensorflow/tpu,
-models/official/efficientnet/autoaugment.py), done by Pillow.
+models/official/efficientnet/autoaugment.py), implemented with Pillow.
 """
 
 import dataclasses
@@ -12,27 +12,27 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 GREY = 128
-"""The value of pixels that move in, and of what is cut out."""
+"""Fill value of pixels that move in and of cutout."""
 SIDE = 224
-"""Of the images in pixels, for which lengths are given."""
+"""Side of the images, in pixels, for which the source gives lengths."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """How training images are varied after they are cropped and scaled.
+    """RandAugment of a training image, after cropping and scaling.
 
     Attributes:
-        operations: how many are done, one after the other; 0 for none.
-        magnitude: their strength, from 0 to 30; 10 is the strength for which ranges are given. As in the source, some
-            are weakest at 0 and others (posterize, solarize) at 10, and colours, contrast, brightness and sharpness
-            are left as they are at 5.
+        operations: number of operations per image; 0 for none.
+        magnitude: their strength, from 0 to 30; the stated ranges are for 10. As in the source, most operations are
+            weakest at 0, but solarize changes nothing from 10 on, posterize nothing from 20 on, and colour, contrast,
+            brightness and sharpness nothing at 5.
     """
 
     operations: int = 0
     magnitude: float = 9.0
 
     def __call__(self, pixels: UInt8[np.ndarray, "size size c"], generator: np.random.Generator) -> None:
-        """Vary an image, grey or RGB, in its place; nothing is drawn where there are no operations."""
+        """Augment a greyscale or RGB image in place; with 0 operations nothing is drawn from the generator."""
         if not self.operations:
             return
         image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
@@ -46,17 +46,20 @@ Operation = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 
 def enhanced(kind: type) -> Operation:
-    """Colours, contrast, brightness or sharpness by a factor from 0.1 to 1.9."""
+    """Return an operation that scales colour, contrast, brightness or sharpness by 0.1 + 0.18 * magnitude."""
     return lambda image, strength, generator: kind(image).enhance(0.1 + 1.8 * strength)
 
 
 def rotated(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
-    """By up to 30 degrees, to either side."""
+    """Rotate by 30 degrees at magnitude 10, in either direction."""
     return image.rotate(signed(30 * strength, generator), fillcolor=grey(image))
 
 
 def moved(axis: int, shear: bool) -> Operation:
-    """Sheared by up to 0.3, or moved by up to 100 of 224 pixels, in either direction; `axis` is 0 for x and 1 for y."""
+    """Return an operation that shears by 0.3, or shifts by 100 of 224 pixels, at magnitude 10, in either direction.
+
+    `axis` is 0 for x and 1 for y.
+    """
 
     def move(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
         rows = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
@@ -68,12 +71,12 @@ def moved(axis: int, shear: bool) -> Operation:
 
 
 def posterized(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
-    """To 4 bits a value at magnitude 10, to fewer below."""
+    """Reduce values to 4 bits at magnitude 10, fewer below."""
     return ImageOps.posterize(image, min(8, max(1, int(4 * strength))))
 
 
 def brightened_where_dark(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
-    """Values below 128 grow by up to 110 (the source's SolarizeAdd)."""
+    """Add 110 at magnitude 10 to values below 128 (the source's SolarizeAdd)."""
     added = int(110 * strength)
     return image.point(
         [min(255, value + added) if value < 128 else value for value in range(256)] * len(image.getbands())
@@ -81,7 +84,7 @@ def brightened_where_dark(image: Image.Image, strength: float, generator: np.ran
 
 
 def cut_out(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
-    """A grey square around a random pixel, of up to 80 of 224 pixels a side."""
+    """Cut out a grey square around a random pixel; its side is 80 of 224 pixels at magnitude 10."""
     reach = int(40 * strength * image.width / SIDE)
     x, y = (int(middle) for middle in generator.integers(image.width, size=2))
     if reach:
@@ -91,12 +94,12 @@ def cut_out(image: Image.Image, strength: float, generator: np.random.Generator)
 
 
 def signed(value: float, generator: np.random.Generator) -> float:
-    """The value or its negative, as likely."""
+    """Return the value or its negative, with probability 1/2 each."""
     return value if generator.integers(2) else -value
 
 
 def grey(image: Image.Image) -> tuple[int, ...]:
-    """The colour of pixels that move in."""
+    """Return the fill colour of an image."""
     return (GREY,) * len(image.getbands())
 
 

@@ -1,7 +1,7 @@
-"""Small data sets: whole on the device as uint8; shuffled, augmented and normalised inside the compiled step.
+"""Small data sets, kept on the device as uint8; shuffled, augmented and normalised inside the compiled step.
 
-Which images a step sees, and how they are moved and mirrored, is a function of the run's seed and the step's
-number alone. So two networks with the same seed see the same batches.
+The images of a step, and how they are shifted and mirrored, depend only on the run's seed and the step. So two
+networks with the same seed see the same batches.
 """
 
 import dataclasses
@@ -35,20 +35,20 @@ from mnv2_jax.data.transforms import Augmentation, augment
 from mnv2_jax.errors import UserError
 
 PREPROCESSED = "keras"
-"""How images of a resident set are prepared, in both conventions: scaled whole, to -1 to 1 (`PREPROCESSING`)."""
+"""Preprocessing of resident sets, in both conventions: the whole image is scaled, with values in -1 to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A small data set in memory, uint8, its images scaled to one size.
+    """A small data set in memory, as uint8 images of one size.
 
     Attributes:
-        name: of the set.
-        class_names: in the order of their numbers.
-        train, validation, test: the splits, their targets encoded by `targets`.
-        augmentation: how training images are varied.
-        preprocessing: a name in `PREPROCESSING` or a `Preprocessing`, of which training and evaluation take the
-            normalisation: the images are scaled whole, whatever it crops.
+        name: name of the set.
+        class_names: by class index.
+        train, validation, test: the splits; their targets are encoded by `targets`.
+        augmentation: augmentation of the training images.
+        preprocessing: a name in `PREPROCESSING` or a `Preprocessing`. Training and evaluation use only its
+            normalisation; images are always scaled whole, without its crop.
         targets: how targets are encoded, and moved with their image.
         said: see `batch.Dataset`.
     """
@@ -65,7 +65,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
@@ -76,23 +76,23 @@ class Dataset:
 
     @property
     def train_images(self) -> int:
-        """How many images there are to train on."""
+        """Number of training images."""
         return len(self.train.images)
 
     def count(self, split: str) -> int:
-        """How many images a split has."""
+        """Return the number of images in a split."""
         return len(getattr(self, split).images)
 
     @property
     def normalization(self) -> Normalization:
-        """From uint8 to the network's input."""
+        """The normalisation from uint8 to the network's input."""
         return find_preprocessing(self.preprocessing).normalization
 
     def at(self, resolution: int) -> "Dataset":
-        """The same images scaled to another size, and moved in training by as much of it.
+        """Return the data set at another resolution; the largest training shift scales with it.
 
         Raises:
-            ValueError: for targets other than classes, whose annotations are no longer there to encode.
+            ValueError: for targets other than classes, since their annotations are no longer available.
         """
         if resolution == self.image_shape[0]:
             return self
@@ -106,15 +106,15 @@ class Dataset:
         return dataclasses.replace(scaled, augmentation=dataclasses.replace(self.augmentation, shift=shift))
 
     def with_channels(self, channels: int) -> "Dataset":
-        """The same images as RGB (3) or grey (1); see `convert_channels`."""
+        """Return the data set in RGB (3) or greyscale (1); see `convert_channels`."""
         if channels == self.image_shape[2]:
             return self
         return self._with_images(lambda images: convert_channels(images, channels))
 
     def prepared_as(self, preprocessing: str | Preprocessing, channels: int) -> "Dataset":
-        """The same images as another network takes them: normalised as its own are, grey (1) or RGB (3).
+        """Return the data set for another network: normalised by its preprocessing, greyscale (1) or RGB (3).
 
-        They stay whole, whatever the network's preprocessing crops, and so are those that it is evaluated on afterwards.
+        Images are scaled whole in training and evaluation, even if the network's preprocessing crops.
         """
         how, whole = find_preprocessing(preprocessing), find_preprocessing(PREPROCESSED)
         own = name_preprocessing(dataclasses.replace(whole, mean=how.mean, std=how.std))
@@ -127,7 +127,7 @@ class Dataset:
         return dataclasses.replace(self, train=train, validation=validation, test=test)
 
     def fingerprint(self) -> str:
-        """Changes when the images or their targets do."""
+        """Return a hash of the class names, images and targets."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.validation, self.test):
             digest.update(split.images.tobytes())
@@ -136,16 +136,16 @@ class Dataset:
         return digest.hexdigest()
 
     def train_data(self, batch_size: int, accumulation: int = 1) -> "ResidentData":
-        """Training batches of `batch_size` examples; how many microbatches a device takes does not matter here."""
+        """Return training batches of `batch_size` examples; the number of microbatches does not matter here."""
         return ResidentData(self, batch_size)
 
     def evaluation(self, split: str, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """Every example exactly once, in order, in batches of one shape: the last is filled up with weight 0.
+        """Yield every example exactly once, in order, in batches of one shape; the last is padded with weight 0.
 
         Args:
             split: "train", "validation" or "test".
-            batch_size: of the global batch.
-            process, processes: whose share of every batch to yield, of how many.
+            batch_size: size of the global batch.
+            process, processes: index of the process whose part of every batch is yielded, and number of processes.
         """
         examples, share = getattr(self, split), batch_size // processes
         empty = self.targets.empty()
@@ -163,17 +163,16 @@ def load(
     resolution: int | None = None,
     targets: Targets = CLASSES,
 ) -> Dataset:
-    """Prepare a data set if necessary and read it.
+    """Read a data set; prepare it first if necessary.
 
     Args:
         name, data_files, data_dir: see `prepared_builder`.
-        train_images, validation_images: how many of the training and validation splits to take, the first ones; None
-            for all.
+        train_images, validation_images: number of images to take from these splits, the first ones; None for all.
         resolution: side in pixels to which images are scaled; None for the catalog's.
-        targets: what is made of the examples' classes.
+        targets: how targets are encoded from the examples' classes.
 
     Raises:
-        UserError: see `prepared_builder`; or if there are fewer images.
+        UserError: as in `prepared_builder`, or if a split has fewer images than asked for.
     """
     builder = prepared_builder(name, data_files, data_dir)
     entry = find_entry(name, data_dir)
@@ -208,7 +207,7 @@ def load(
 
 
 def scale(images: UInt8[np.ndarray, "n _ _ c"], side: int) -> UInt8[np.ndarray, "n _ _ c"]:
-    """Scale images to squares of `side` pixels, each pixel the mean of what it covers where they get smaller."""
+    """Scale images to squares of `side` pixels, bilinear, with antialiasing when downscaling."""
     if images.shape[1:3] == (side, side):
         return images
     grey = images.shape[-1] == 1
@@ -220,10 +219,10 @@ def scale(images: UInt8[np.ndarray, "n _ _ c"], side: int) -> UInt8[np.ndarray, 
 
 
 def convert_channels(images: UInt8[np.ndarray, "n h w _"], channels: int) -> UInt8[np.ndarray, "n h w {channels}"]:
-    """Grey images repeated as RGB, or RGB as grey by its luminance (ITU-R 601-2, to the bit as Pillow converts).
+    """Convert greyscale to RGB by repeating the channel, or RGB to greyscale by luminance (Pillow's ITU-R 601-2).
 
     Raises:
-        ValueError: for another number of channels than 1 and 3.
+        ValueError: if a number of channels is not 1 or 3.
     """
     there = images.shape[-1]
     if there == channels:
@@ -237,10 +236,10 @@ def convert_channels(images: UInt8[np.ndarray, "n h w _"], channels: int) -> UIn
 
 
 def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_size: int) -> Int[Array, " n"]:
-    """Which of `count` examples make up the batch of a step.
+    """Return the indices of the examples, out of `count`, in the batch of a step.
 
-    Every epoch is a new order, cut into whole batches: within an epoch no example comes twice. What is
-    left over (fewer than `batch_size`) differs from epoch to epoch.
+    Every epoch has a new order, cut into whole batches, so no example comes twice in an epoch. The examples left over
+    (fewer than `batch_size`) differ from epoch to epoch.
     """
     steps_per_epoch = count // batch_size
     epoch, position = step // steps_per_epoch, step % steps_per_epoch
@@ -249,15 +248,15 @@ def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_s
 
 
 ROUNDS = 8
-"""Of the network below. Four are enough for it to look random (Luby and Rackoff, 1988)."""
+"""Rounds of the Feistel network below. Four are enough for it to look random (Luby and Rackoff, 1988)."""
 
 
 def shuffled(key: Key[Array, ""], positions: Int[Array, " n"], count: int) -> Int[Array, " n"]:
-    """What is at these positions of a random order of 0, 1, ..., count - 1; only these are computed.
+    """Return the entries at these positions of a random permutation of 0 to count - 1, without computing the rest.
 
-    `jax.random.permutation` sorts all of them at every step, which for 54,000 takes as long as training a small
-    network on a batch. As in Grain's index shuffle, a cipher of the positions serves as the order: a Feistel network
-    permutes the numbers of an even number of bits, and is applied again to what lands at `count` or beyond.
+    `jax.random.permutation` would sort all `count` numbers at every step, which for 54,000 takes as long as training a
+    small network on a batch. As in Grain's index shuffle, the permutation is a cipher: a Feistel network permutes the
+    numbers of an even bit width, and is applied again to results of `count` or more.
     """
     half = max(1, -(-(count - 1).bit_length() // 2))
     mask = jnp.uint32(2**half - 1)
@@ -272,13 +271,13 @@ def shuffled(key: Key[Array, ""], positions: Int[Array, " n"], count: int) -> In
     def again(numbers):
         return jnp.where(numbers < count, numbers, encipher(numbers))
 
-    # The order of the numbers below `count` is a cycle's, with those beyond left out: so it ends.
+    # Terminates: every number lies on a cycle of the permutation, which leads back below `count`.
     start = encipher(positions.astype(jnp.uint32))
     return jax.lax.while_loop(lambda numbers: jnp.any(numbers >= count), again, start).astype(jnp.int32)
 
 
 def _mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A hash of 32 bits: the last step of MurmurHash3 (Appleby)."""
+    """Hash 32 bits with the finalizer of MurmurHash3 (Appleby)."""
     bits = (bits ^ bits >> 16) * jnp.uint32(0x85EBCA6B)
     bits = (bits ^ bits >> 13) * jnp.uint32(0xC2B2AE35)
     return bits ^ bits >> 16
@@ -286,11 +285,11 @@ def _mix(bits: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 @dataclasses.dataclass(frozen=True)
 class ResidentData:
-    """Training batches out of a set that is whole on every device.
+    """Training batches from a data set that is replicated on every device.
 
     Attributes:
-        dataset: the set.
-        batch_size: of the global batch.
+        dataset: the data set.
+        batch_size: size of the global batch.
     """
 
     dataset: Dataset
@@ -298,15 +297,15 @@ class ResidentData:
     shared = True
 
     def shapes(self) -> Examples:
-        """Of the training split."""
+        """Return the shapes of the training split."""
         return jax.eval_shape(lambda: self.dataset.train)
 
     def values(self, seed: int, step: int, position: Any = None) -> Iterator[tuple[Examples, None]]:
-        """The training split at every step: which of it is meant follows from the step's number."""
+        """Yield the whole training split at every step; `batch` picks the step's examples."""
         return itertools.repeat((self.dataset.train, None))
 
     def batch(self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]) -> Batch:
-        """The examples with these indices in the step's batch."""
+        """Return the examples with these indices in the step's batch, augmented and normalised."""
         order_key, augment_key = jax.random.split(data_key(seed))
         chosen = batch_indices(order_key, step, len(value.images), self.batch_size)
         chosen = chosen[index]

@@ -1,4 +1,4 @@
-"""Encoded images by number, with what is known of them: from a prepared TFDS set, or from a folder of files."""
+"""Random access to encoded images and their annotations, from a prepared TFDS set or a folder of files."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from mnv2_jax.errors import UserError
 
 
 class Example(NamedTuple):
-    """An image as it lies in its file.
+    """An encoded image and its annotation.
 
     Attributes:
-        content: of the file.
-        annotation: what `Targets.encode` makes targets of; in a classification set the class's number.
-        name: for messages.
-        upright: whether it is turned as its EXIF orientation says.
+        content: the file's bytes.
+        annotation: the input of `Targets.encode`; the class index in a classification set.
+        name: the image's name in messages.
+        upright: whether to apply its EXIF orientation.
     """
 
     content: bytes
@@ -30,25 +30,25 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by number."""
+    """Examples by index."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of examples."""
 
     def __getitem__(self, index: int) -> Example:
-        """One of them."""
+        """Return one example."""
 
     def fingerprint(self) -> str:
-        """Changes when the examples are others, as far as it can be told without reading them."""
+        """Return a string that changes when the examples do, as far as can be told without reading them."""
 
 
 class TfdsSource:
-    """The examples of one split of a prepared TFDS set; what is known of an image is its class.
+    """The examples of one split of a prepared TFDS set; the annotation of an image is its class index.
 
     Args:
-        builder: of the set, in array_record form.
-        split: in TFDS's words.
-        limit: take only so many, the first ones.
+        builder: the set's builder, in array_record format.
+        split: TFDS split expression.
+        limit: take only this many examples, the first ones; None for all.
         upright: see `Example`.
     """
 
@@ -61,15 +61,15 @@ class TfdsSource:
         self._version = str(builder.version)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of examples."""
         return self._length
 
     def first(self, count: int) -> "TfdsSource":
-        """The first examples alone."""
+        """Return a source of the first `count` examples."""
         return TfdsSource(self._builder, self._split, count, self._upright)
 
     def __getitem__(self, index: int) -> Example:
-        """One of them."""
+        """Return one example."""
         example = self._source[index]
         name = example.get("file_name", b"")
         name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
@@ -77,7 +77,7 @@ class TfdsSource:
         return Example(example[self._image], int(example[self._label]), name, self._upright)
 
     def fingerprint(self) -> str:
-        """The set's name and version, and the split."""
+        """Return the set's name and version, and the split."""
         return f"{self._title} {self._version}"
 
 
@@ -85,8 +85,8 @@ class FolderSource:
     """The images of one split of a folder.
 
     Args:
-        folder: in which they all lie.
-        files: (path, annotation) of each; in a classification set the annotation is the class's number.
+        folder: the folder that holds all of them.
+        files: (path, annotation) of each image; in a classification set the annotation is the class index.
         upright: see `Example`.
     """
 
@@ -94,15 +94,15 @@ class FolderSource:
         self._folder, self._files, self._upright = folder, tuple(files), upright
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of examples."""
         return len(self._files)
 
     def first(self, count: int) -> "FolderSource":
-        """The first examples alone."""
+        """Return a source of the first `count` examples."""
         return FolderSource(self._folder, self._files[:count], self._upright)
 
     def __getitem__(self, index: int) -> Example:
-        """One of them."""
+        """Return one example."""
         path, annotation = self._files[index]
         try:
             return Example(path.read_bytes(), annotation, printable(path), self._upright)
@@ -110,7 +110,7 @@ class FolderSource:
             raise UserError(f"{printable(path)} cannot be read ({error.strerror})") from error
 
     def fingerprint(self) -> str:
-        """A hash of the files' paths in the folder and their annotations."""
+        """Return a hash of the files' paths relative to the folder, and their annotations."""
         names = [
             f"{spelled(path.relative_to(self._folder).as_posix())} {annotation}" for path, annotation in self._files
         ]

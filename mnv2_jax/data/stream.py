@@ -1,8 +1,8 @@
-"""Large sets: read, decoded and cropped by Grain's workers while the devices compute.
+"""Large data sets: read, decoded and cropped by Grain's threads while the devices compute.
 
-What a step sees is a function of the run's seed and the step's number: the order is a seeded permutation an
-epoch, and an image's crop follows from its position in the whole stream. So the number of processes changes
-nothing; each reads only its share of every batch. The position of the stream is stored in checkpoints.
+The examples of a step depend only on the run's seed and the step: the order is a seeded permutation per epoch, and an
+image's crop is seeded by its position in the whole stream. So the number of processes changes nothing; each process
+reads only its part of every batch. The position in the stream is stored in checkpoints.
 """
 
 import dataclasses
@@ -46,22 +46,22 @@ from mnv2_jax.data.transforms import Crop, RandomCrop, RandomShift, crop_and_sca
 from mnv2_jax.errors import UserError
 
 PREFETCH_BYTES = 1 << 30
-"""Of batches that wait for the devices."""
+"""Memory for batches that are prefetched, in bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """From the numbers of a run of examples to their pixels, each drawn from its position in the stream.
+    """Decodes and augments a chunk of consecutive examples, each with a generator seeded by its stream position.
 
-    All of a run goes into one array: a copy less than examples that are stacked.
+    A chunk is written into one array, which saves the copy that stacking examples would take.
 
     Attributes:
         source: the examples.
-        seed: of the stream.
-        crop, flip, size, channels: how they are varied.
-        targets: how their annotations are encoded.
-        rand_augment: how they are varied afterwards.
-        skipped: where to note a damaged image, in whose stead the next one is taken; None to fail.
+        seed: random seed of the stream.
+        crop, flip, size, channels: augmentation, and shape of the output.
+        targets: how annotations are encoded.
+        rand_augment: augmentation after the crop.
+        skipped: where to record damaged images, which are replaced by the next one; None to fail instead.
     """
 
     source: Source
@@ -75,7 +75,7 @@ class Prepare:
     skipped: dict[str, None] | None = None
 
     def __call__(self, run: int, numbers: Int[np.ndarray, " n"]) -> Examples:
-        """The examples of run number `run` of the stream; all runs are of one length."""
+        """Return the examples of chunk number `run` of the stream; all chunks have the same length."""
         images = np.empty((len(numbers), self.size, self.size, self.channels), np.uint8)
         targets = []
         for index, number in enumerate(numbers):
@@ -84,7 +84,7 @@ class Prepare:
         return Examples(images, stack_targets(targets))
 
     def one(self, number: int, generator: np.random.Generator, output: UInt8[np.ndarray, "size size c"]) -> PyTree:
-        """Write the pixels of an example, and return its targets."""
+        """Write the pixels of an example to `output`, and return its targets."""
         flip = self.flip and bool(generator.integers(2))
         for tried in range(len(self.source)):
             try:
@@ -104,19 +104,19 @@ class Prepare:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedDataset:
-    """A set that is read while it is used.
+    """A data set that is read while it is used.
 
     Attributes:
-        name: of the set.
-        class_names: in the order of their numbers.
-        sources: of the splits "train", "validation" and "test", or of "all".
+        name: name of the set.
+        class_names: by class index.
+        sources: sources of the splits "train", "validation" and "test", or of "all".
         image_shape: (height, width, channels) of the network's input.
-        preprocessing: of evaluation, a name in `PREPROCESSING` or a `Preprocessing`; training is normalised alike.
-        crop, flip, color, rand_augment: how training images are varied.
+        preprocessing: for evaluation, a name in `PREPROCESSING` or a `Preprocessing`; training normalises the same.
+        crop, flip, color, rand_augment: augmentation of the training images.
         on_bad_image: "stop" at a damaged image and name it, or "skip" it: training takes the next one instead,
-            evaluation counts one image less.
+            evaluation counts one image fewer.
         targets: how the sources' annotations are encoded.
-        skipped: which images were skipped so far, and why.
+        skipped: messages that name the images skipped so far.
         said: see `batch.Dataset`.
     """
 
@@ -142,25 +142,25 @@ class StreamedDataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def train_images(self) -> int:
-        """How many images there are to train on."""
+        """Number of training images."""
         return self.count("train")
 
     def count(self, split: str) -> int:
-        """How many images a split has; 0 where all are one split, or it is another."""
+        """Return the number of images in a split; 0 if there is no such split."""
         return len(self.sources.get(split, ()))
 
     @property
     def normalization(self) -> Normalization:
-        """From uint8 to the network's input."""
+        """The normalisation from uint8 to the network's input."""
         return find_preprocessing(self.preprocessing).normalization
 
     def at(self, resolution: int) -> "StreamedDataset":
-        """The same images scaled to another size, and moved in training by as much of it."""
+        """Return the data set at another resolution; the largest training shift scales with it."""
         side, _, channels = self.image_shape
         crop = self.crop
         if isinstance(crop, RandomShift):
@@ -168,39 +168,39 @@ class StreamedDataset:
         return dataclasses.replace(self, image_shape=(resolution, resolution, channels), crop=crop)
 
     def with_channels(self, channels: int) -> "StreamedDataset":
-        """The same images as RGB (3) or grey (1).
+        """Return the data set in RGB (3) or greyscale (1).
 
         Raises:
-            ValueError: for another number of channels.
+            ValueError: for any other number of channels.
         """
         if channels not in (1, 3):
             raise ValueError(f"images have 1 or 3 channels, got {channels}")
         return dataclasses.replace(self, image_shape=(*self.image_shape[:2], channels))
 
     def prepared_as(self, preprocessing: str | Preprocessing, channels: int) -> "StreamedDataset":
-        """The same images as another network takes them: cropped and normalised by its preprocessing, grey or RGB."""
+        """Return the data set for another network: cropped and normalised by its preprocessing, greyscale or RGB."""
         return dataclasses.replace(self.with_channels(channels), preprocessing=preprocessing)
 
     def fingerprint(self) -> str:
-        """Changes when other images are meant: by their number and names, which are read without the images."""
+        """Return a hash of the class names and of each split's size and fingerprint; no image is read."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split, source in self.sources.items():
             digest.update(f"{split} {len(source)} {source.fingerprint()}".encode())
         return digest.hexdigest()
 
     def train_data(self, batch_size: int, accumulation: int = 1) -> "StreamedData":
-        """Training batches of `batch_size` examples, of which a device takes `accumulation` microbatches."""
+        """Return training batches of `batch_size` examples, `accumulation` microbatches per device."""
         return StreamedData(self, batch_size, accumulation)
 
     def evaluation(self, split: str, batch_size: int, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """Every example exactly once, in order, in batches of one shape, filled up with weight 0.
+        """Yield every example exactly once, in order, in batches of one shape; the last is padded with weight 0.
 
-        A damaged image that is skipped counts nowhere.
+        Damaged images that are skipped also get weight 0.
 
         Args:
-            split: of `sources`.
-            batch_size: of the global batch.
-            process, processes: whose share of every batch to yield, of how many.
+            split: a key of `sources`.
+            batch_size: size of the global batch.
+            process, processes: index of the process whose part of every batch is yielded, and number of processes.
         """
         source, share = self.sources[split], batch_size // processes
         starts = range(process * share, process * share + len(source), batch_size)
@@ -217,7 +217,7 @@ class StreamedDataset:
             yield Batch(np.stack(images), stack_targets(targets), np.array(weights, np.float32), index)
 
     def _evaluated(self, source: Source, number: int) -> tuple[Float[np.ndarray, "h w c"], PyTree, float]:
-        """(image, targets, weight) of an example."""
+        """Return (image, targets, weight) of an example."""
         size, _, channels = self.image_shape
         how = find_preprocessing(self.preprocessing)
         try:
@@ -232,12 +232,12 @@ class StreamedDataset:
             return self._uncounted()
 
     def _uncounted(self) -> tuple[Float[np.ndarray, "h w c"], PyTree, float]:
-        """(image, targets, weight) of an example that does not count."""
+        """Return (image, targets, weight) of a padding example."""
         return np.zeros(self.image_shape, np.float32), self.targets.empty(), 0.0
 
 
 def read_options(ahead: int) -> grain.ReadOptions:
-    """As many threads as there are cores: OpenCV and Pillow let go of Python's lock while they decode."""
+    """Use a thread per core, at most `ahead`: OpenCV and Pillow release the GIL while they decode."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, min(cores, ahead))
     return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=min(ahead, 2 * threads))
@@ -245,12 +245,12 @@ def read_options(ahead: int) -> grain.ReadOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedData:
-    """Training batches out of a stream.
+    """Training batches from a stream.
 
     Attributes:
-        dataset: the set.
-        batch_size: of the global batch, over all processes.
-        accumulation: microbatches of a device, each of which is a run of the global batch.
+        dataset: the data set.
+        batch_size: size of the global batch, over all processes.
+        accumulation: microbatches per device; every microbatch is a contiguous part of the global batch.
     """
 
     dataset: StreamedDataset
@@ -259,14 +259,14 @@ class StreamedData:
     shared = False
 
     def shapes(self) -> Examples:
-        """Of a batch."""
+        """Return the shapes of a global batch."""
         example = Examples(np.zeros(self.dataset.image_shape, np.uint8), self.dataset.targets.empty())
         return jax.eval_shape(
             lambda: jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.batch_size, *np.shape(leaf))), example)
         )
 
     def values(self, seed: int, step: int, position: Any = None) -> Iterator[tuple[Examples, Any]]:
-        """This process's share of every batch from `step` on, and the position of the stream after it."""
+        """Yield this process's part of every batch from `step` on, and the stream's position after it."""
         process, processes = jax.process_index(), jax.process_count()
         dataset = self.dataset
         size, _, channels = dataset.image_shape
@@ -278,13 +278,13 @@ class StreamedData:
             .seed(seed)
             .shuffle()
             .repeat()
-            # Every microbatch is one piece of the stream, and each process takes a run of it.
+            # A microbatch of all processes is a contiguous piece of the stream; each process takes one chunk of it.
             .batch(self.batch_size // processes // self.accumulation, drop_remainder=True)
             .map_with_index(prepare)[process::processes]
         )
         if self.accumulation > 1:
             stream = stream.batch(self.accumulation)
-        # A thread makes a batch: as many at once as there are cores and a gibibyte holds.
+        # Each thread makes one batch; prefetching is limited by the cores and by PREFETCH_BYTES.
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes())) // processes
         batches = iter(stream.to_iter_dataset(read_options(max(2, PREFETCH_BYTES // size))))
         batches.set_state(position or {"next_index": step})
@@ -292,7 +292,7 @@ class StreamedData:
             yield jax.tree.map(self._by_device, examples), batches.get_state()
 
     def _by_device(self, array: np.ndarray) -> np.ndarray:
-        """From (microbatches, examples, ...) to examples in the order of devices, each with all of its microbatches."""
+        """Reorder (microbatches, examples, ...) to examples by device, each device with all of its microbatches."""
         if self.accumulation == 1:
             return array
         shape = array.shape[2:]
@@ -300,7 +300,7 @@ class StreamedData:
         return array.reshape(-1, *shape)
 
     def batch(self, value: Examples, seed: Int[Array, ""], step: Int[Array, ""], index: Int[Array, " n"]) -> Batch:
-        """Normalise a device's share, after its colours are varied."""
+        """Return a device's part of the batch, with colours distorted if asked for, then normalised."""
         images = jnp.asarray(value.images)
         varied: Array = images
         if self.dataset.color and images.shape[-1] == 3:
@@ -324,20 +324,20 @@ def load_stream(
     exif_orientation: ExifOrientation = "apply",
     whole: bool = False,
 ) -> StreamedDataset:
-    """Open a data set for streaming, prepared if necessary.
+    """Open a data set for streaming; prepare it first if necessary.
 
     Args:
         name, data_files, data_dir, train_images, validation_images, resolution, targets: as in `resident.load`; the
-            name "folder" is the user's own `data_files`, see `read_folder`.
-        convention: whose normalisation and central crop images of many sizes get.
-        smallest_crop, color: how training varies them; see `RandomCrop` and `distort_color`.
-        rand_augment: how training varies images of any size.
+            name "folder" means the user's own images in `data_files`, see `read_folder`.
+        convention: "tensorflow" or "pytorch", whose preprocessing is used for sets with random crops.
+        smallest_crop, color: augmentation of sets with random crops; see `RandomCrop` and `distort_color`.
+        rand_augment: augmentation of any set.
         on_bad_image: see `StreamedDataset`.
-        exif_orientation: of images of many sizes.
+        exif_orientation: whether to apply the EXIF orientation.
         whole: take all images as one split, "all".
 
     Raises:
-        UserError: see `prepared_builder` and `read_folder`; or if there are fewer images.
+        UserError: as in `prepared_builder` and `read_folder`, or if a split has fewer images than asked for.
     """
     sources: Mapping[str, FolderSource | TfdsSource]
     said: tuple[str, ...] = ()
@@ -373,10 +373,10 @@ def load_stream(
 def _limited(
     sources: Mapping[str, FolderSource | TfdsSource], wanted: Mapping[str, int | None], name: str
 ) -> dict[str, FolderSource | TfdsSource]:
-    """The sources with only so many of the first images of some splits."""
+    """Return the sources, some of them limited to their first images."""
     limited = dict(sources)
     for split, count in wanted.items():
-        if count is not None and len(sources[split]):  # there may be images to test on alone
+        if count is not None and len(sources[split]):  # a folder may hold test images only
             check_images(f"--{split}-images", count, len(sources[split]), name)
             limited[split] = sources[split].first(count)
     return limited
@@ -385,7 +385,7 @@ def _limited(
 def _folder_sources(
     data_files: Path | None, upright: bool, whole: bool
 ) -> tuple[tuple[str, ...], dict[str, FolderSource], tuple[str, ...]]:
-    """(classes, splits, what there is to say) of the user's own images."""
+    """Return (class names, sources by split, lines for the user) of the user's own images."""
     if data_files is None:
         raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")
     class_names, files, said = read_folder(data_files, whole)

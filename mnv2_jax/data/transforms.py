@@ -1,6 +1,6 @@
-"""How training images are varied: cropped, moved, mirrored and coloured, and their targets with them.
+"""Augmentation of training images: crops, shifts, flips and colour, with the targets moved along.
 
-Crops of a stream are made on the host, of one image at a time; what the compiled step varies is at the end.
+Streamed images are cropped on the host, one at a time. Augmentation in the compiled step is at the end of the file.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ from mnv2_jax.data.batch import Move, Targets, View
 from mnv2_jax.data.jpeg import Picture
 from mnv2_jax.data.sources import Example
 
-# Grain's threads are the parallelism; OpenCV's own would fight them for the cores.
+# Grain's threads provide the parallelism; OpenCV's would compete with them for the cores.
 cv2.setNumThreads(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random part of the image, scaled to a square (the inception crop).
+    """A random crop of the image, scaled to a square (the Inception crop).
 
     Attributes:
-        smallest: share of the image's area that a crop has at least; the largest is all of it.
-        aspect: range of the crop's width over its height.
+        smallest: smallest area of a crop, as a fraction of the image's; the largest is 1.
+        aspect: range of the crop's aspect ratio, width over height.
 
     Source: tensorflow/models, research/slim/preprocessing/inception_preprocessing.py.
     """
@@ -34,7 +34,7 @@ class RandomCrop:
     aspect: tuple[float, float] = (0.75, 1.33)
 
     def box(self, generator: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) in pixels; the whole image if ten tries do not fit into it."""
+        """Draw (top, left, height, width) in pixels; the whole image if ten draws do not fit into it."""
         for _ in range(10):
             area = generator.uniform(self.smallest, 1) * height * width
             aspect = generator.uniform(*self.aspect)
@@ -47,7 +47,7 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomShift:
-    """The whole image scaled to a square, then moved by up to `pixels` in both directions, zeros moving in."""
+    """The whole image scaled to a square, then shifted by up to `pixels` along each axis, padded with zeros."""
 
     pixels: int
 
@@ -62,7 +62,7 @@ def crop_and_scale(
     generator: np.random.Generator,
     output: UInt8[np.ndarray, "size size c"],
 ) -> View:
-    """Decode, crop and scale in one go; of a JPEG only what the crop needs of its size and rows is decoded."""
+    """Decode, crop and scale an image into `output`; a JPEG is decoded only at the size and rows that are needed."""
     size, _, channels = output.shape
     picture = Picture(example, channels)
     top, left, rows, columns = crop.box(generator, picture.height, picture.width)
@@ -72,7 +72,7 @@ def crop_and_scale(
 
 
 def write(image: UInt8[np.ndarray, "size size *c"], flip: bool, output: UInt8[np.ndarray, "size size c"]) -> None:
-    """Copy an image into a batch, mirrored if asked; OpenCV mirrors faster than NumPy."""
+    """Copy an image into a batch, mirrored if `flip`; OpenCV mirrors faster than NumPy."""
     if flip:
         image = cv2.flip(image, 1)
     output[:] = image.reshape(output.shape)
@@ -85,7 +85,7 @@ def scale_and_shift(
     generator: np.random.Generator,
     output: UInt8[np.ndarray, "size size c"],
 ) -> View:
-    """Decode, scale, and move."""
+    """Decode, scale and shift an image into `output`."""
     size, _, channels = output.shape
     picture = Picture(example, channels)
     height, width = picture.height, picture.width
@@ -105,7 +105,7 @@ def scale_and_shift(
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied: moved by up to `shift` pixels, mirrored with probability 1/2 if `flip`."""
+    """A shift of training images by up to `shift` pixels along each axis; if `flip`, mirrored with probability 1/2."""
 
     shift: int
     flip: bool
@@ -119,7 +119,7 @@ def augment(
     augmentation: Augmentation,
     how: Targets,
 ) -> tuple[UInt8[Array, "n h w c"], PyTree]:
-    """Move and mirror each image and its targets, drawn from the key and its index in the global batch alone."""
+    """Shift and mirror each image and its targets, depending only on the key and the index in the global batch."""
     _, height, width, channels = images.shape
     shift = augmentation.shift
     padded = jnp.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
@@ -138,7 +138,7 @@ def augment(
 def distort_color(
     key: Key[Array, ""], index: Int[Array, " n"], images: UInt8[Array, "n h w c"]
 ) -> Float[Array, "n h w c"]:
-    """Vary each image's brightness and saturation, in either order, drawn for its index; values in 0 to 255.
+    """Change each image's brightness and saturation, in random order, drawn for its index; values in 0 to 255.
 
     Source: `distort_color` of slim/preprocessing/inception_preprocessing.py in its fast mode: brightness by up to
     32 of 255, saturation by a factor from 0.5 to 1.5.
@@ -148,7 +148,7 @@ def distort_color(
         return image + delta
 
     def saturate(image, factor):
-        # In HSV the value is the largest channel and stays; the others move away from it or closer, down to 0.
+        # In HSV the value, the largest channel, stays; the other channels move away from it (down to 0) or closer.
         value, low = image.max(-1, keepdims=True), image.min(-1, keepdims=True)
         most = jnp.where(value > low, value / jnp.maximum(value - low, 1e-6), factor)
         return value - jnp.minimum(factor, jnp.maximum(most, 0)) * (value - image)

@@ -1,4 +1,4 @@
-"""TPUs as one rents them: the chips' figures, the shapes that slices have, and the compiler for them."""
+"""Rentable TPUs: figures of the chips, shapes of the slices, and the compiler for them."""
 
 import dataclasses
 import fnmatch
@@ -17,19 +17,20 @@ GIBIBYTE = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The peak figures of a chip.
+    """A TPU chip's peak figures and slices.
 
     Attributes:
-        name: of the generation.
-        flops: bfloat16 operations a second. XLA multiplies float32 matrices in bfloat16 too, unless told otherwise.
-        usable_bytes: of high-bandwidth memory that the compiler gives a program; from its own errors (libtpu 0.0.42).
-        hbm_bandwidth: bytes a second.
-        link_bandwidth: bytes a second over all links to other chips, in one direction.
-        slices: numbers of chips along each axis that are offered, smaller ones first.
-        source: of the figures.
-        config: the compiler's name for its cores taken as one device, where there are two.
-        rented: how the names begin by which its slices are rented, "v5litepod" of "v5litepod-8"; `name` if None.
-        cores: of a chip, as those names count.
+        name: name of the generation.
+        flops: peak bfloat16 FLOP/s. By default XLA multiplies float32 matrices in bfloat16 too.
+        usable_bytes: high-bandwidth memory that a program can use, from the compiler's error messages (libtpu 0.0.42).
+        hbm_bandwidth: bytes per second.
+        link_bandwidth: bytes per second over all links to other chips, in one direction.
+        slices: shapes of the slices on offer (chips along each axis), smaller ones first.
+        source: source of the figures.
+        config: the compiler's name for the configuration in which a chip's two cores are one device; None for the
+            default configuration.
+        rented: prefix of the names under which slices are rented, "v5litepod" in "v5litepod-8"; `name` if None.
+        cores: cores per chip, if those names count cores; else 1.
     """
 
     name: str
@@ -44,16 +45,16 @@ class Chip:
     cores: int = 1
 
     def units(self, shape: str) -> int:
-        """Of a slice, as the names by which slices are rented count: chips, or cores."""
+        """Return the number in a slice's rented name: its chips, or its cores."""
         return count_chips(shape) * self.cores
 
     def rented_name(self, shape: str) -> str:
-        """The name by which a slice is rented: "v5litepod-8" of 2x4, "v4-8" of 2x2x1."""
+        """Return the name under which a slice is rented: "v5litepod-8" for 2x4, "v4-8" for 2x2x1."""
         return f"{self.rented or self.name}-{self.units(shape)}"
 
 
 def count_chips(shape: str) -> int:
-    """Of a slice's shape, "2x4"."""
+    """Return the number of chips in a slice's shape, such as "2x4"."""
     return prod(int(side) for side in shape.split("x"))
 
 
@@ -109,12 +110,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice that programs are compiled for.
+    """A TPU slice that programs are compiled for.
 
     Attributes:
-        chip: what it is made of.
-        shape: chips along each axis, "2x4".
-        devices: one a chip.
+        chip: the kind of chip.
+        shape: chips along each axis, such as "2x4".
+        devices: one per chip.
     """
 
     chip: Chip
@@ -123,12 +124,12 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As the compiler calls it, "v5e:2x4"."""
+        """The compiler's name for it, such as "v5e:2x4"."""
         return f"{self.chip.name}:{self.shape}"
 
 
 def required_libtpu() -> str:
-    """The versions of libtpu that belong to the JAX in use, "0.0.42.*" for instance."""
+    """Return the libtpu version that the installed JAX requires, such as "0.0.42.*"; "*" if it states none."""
     for requirement in metadata.requires("jax") or []:
         found = re.match(r"libtpu\s*==\s*([\w.*]+)", requirement)
         if found:
@@ -137,10 +138,10 @@ def required_libtpu() -> str:
 
 
 def check_compiler() -> str:
-    """The version of the TPU compiler.
+    """Return the version of the TPU compiler.
 
     Raises:
-        UserError: if it is missing, or is another than JAX's; says which to install.
+        UserError: if it is missing, or not the version that JAX requires; says which to install.
     """
     required = required_libtpu()
     cure = f"jax {jax.__version__} goes with libtpu {required}: pip install 'libtpu=={required}'"
@@ -154,9 +155,9 @@ def check_compiler() -> str:
 
 
 def find_slice(name: str) -> tuple[Chip, str]:
-    """(the chip, the shape) of a slice: CHIP:SHAPE, "v5e:2x4", or as it is rented, "v5litepod-8".
+    """Return (chip, shape) of a slice, given as CHIP:SHAPE ("v5e:2x4") or by its rented name ("v5litepod-8").
 
-    The names for renting count chips of v5e and v6e, and cores of v4 and v5p, of which a chip has two
+    Rented names count chips for v5e and v6e, and cores, two per chip, for v4 and v5p
     (cloud.google.com/tpu/docs/v4 and the pages of the others).
 
     Raises:
@@ -180,10 +181,10 @@ def find_slice(name: str) -> tuple[Chip, str]:
 
 
 def open_topology(name: str) -> Topology:
-    """A slice by its name, without a TPU; no TPU is started, and this process computes on the CPU from now on.
+    """Open a slice by name, without TPUs; from then on this process computes on the CPU.
 
     Raises:
-        UserError: see `find_slice`; or without the compiler that fits.
+        UserError: as in `find_slice` and `check_compiler`, or if the compiler does not open the slice.
     """
     chip, shape = find_slice(name)
     check_compiler()
@@ -192,7 +193,7 @@ def open_topology(name: str) -> Topology:
         "TPU_SKIP_MDS_QUERY": "1",  # this is no TPU host
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compiling is nobody's business but ours
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # compiling uses no TPU, so other processes may load libtpu too
         "TPU_LOG_DIR": "disabled",
         "TPU_STDERR_LOG_LEVEL": "3",
         "TPU_MIN_LOG_LEVEL": "3",

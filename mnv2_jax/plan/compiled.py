@@ -1,4 +1,4 @@
-"""Read off a compiled program's text (HLO): the bytes that it moves between a chip's memories, and to other chips."""
+"""Read from a compiled program's text (HLO) the bytes that it moves between a chip's memories and to other chips."""
 
 import dataclasses
 import re
@@ -18,8 +18,8 @@ class Collective:
 
     Attributes:
         kind: one of `KINDS`.
-        bytes: of its result on one chip.
-        group: how many chips take part together.
+        bytes: size of its result on one chip.
+        group: number of chips that exchange data with one another.
     """
 
     kind: str
@@ -27,13 +27,13 @@ class Collective:
     group: int
 
     def sent_bytes(self) -> float:
-        """Bytes that a chip sends at least: an all-reduce sends its data twice, in shards; everything else once."""
+        """Return a lower bound of the bytes that a chip sends; an all-reduce sends its data twice, others once."""
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * self.bytes * (self.group - 1) / self.group
 
 
 def collectives(text: str, devices: int) -> Iterator[Collective]:
-    """The collectives of a compiled program's text (HLO) for so many devices."""
+    """Yield the collectives in the text (HLO) of a program compiled for `devices` devices."""
     pattern = re.compile(rf"= (\(?.*?\)?) ({'|'.join(KINDS)})(?:-start)?\((.*)")
     for line in text.splitlines():
         found = pattern.search(line)
@@ -43,15 +43,16 @@ def collectives(text: str, devices: int) -> Iterator[Collective]:
 
 
 def shape_bytes(shapes: str) -> int:
-    """Of an array or a tuple of arrays, as HLO writes them: "(f32[3,16]{1,0}, bf16[])"."""
+    """Return the bytes of an array or a tuple of arrays, in HLO's notation: "(f32[3,16]{1,0}, bf16[])"."""
     arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes)
     return sum(ITEM_BYTES.get(kind, 0) * prod(int(side) for side in sides.split(",") if side) for kind, sides in arrays)
 
 
 def _group_size(attributes: str, devices: int) -> int:
-    """From what stands behind replica_groups=, all devices if that is nothing.
+    """Return the number of devices per group from the attribute replica_groups; all devices if it is missing or empty.
 
-    {{0,1},{2,3}} lists them, [2,4]<=[8] are two groups of four, mesh['seed'=2,'data'=4] {'data'} names their axes.
+    {{0,1},{2,3}} lists the groups, [2,4]<=[8] means two groups of four, and mesh['seed'=2,'data'=4] {'data'} names the
+    mesh axes of a group.
     """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
@@ -77,18 +78,18 @@ class Instruction(NamedTuple):
 
 
 FAST_MEMORY = "S(1)"
-"""In an array's layout: it lies in the chip's own fast memory (VMEM), and moving it costs no bandwidth of HBM."""
+"""Marks, in an array's layout, that it lies in the chip's fast memory (VMEM) and uses no HBM bandwidth."""
 
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 PARTIAL = {"slice", "dynamic-slice", "gather"}
-"""Instructions that read no more of their first operand than they return."""
+"""Instructions that read only as much of their first operand as they return."""
 
 
 def traffic_bytes(text: str) -> int:
-    """Bytes between a program and HBM, at least: every instruction's operands and result, once each.
+    """Return a lower bound of the bytes that a program reads from and writes to HBM.
 
-    XLA's own "bytes accessed" counts a copy into fast memory at its start, at its end, and again where it is used,
-    and of a slice the whole that it is cut from; so it is more than what is moved.
+    Counts every instruction's operands and result once each. XLA's own "bytes accessed" is more than what is moved: it
+    counts a copy into fast memory at its start, at its end and at its use, and for a slice the whole array.
     """
     computations: dict[str, list[Instruction]] = {}
     main, name = "", ""
@@ -102,7 +103,7 @@ def traffic_bytes(text: str) -> int:
         found = re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)", line)
         if found and name:
             inside, _, rest = found[4].partition(")")
-            # A parameter has its number there.
+            # A parameter has its number in place of operands.
             operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or (inside,)
             computations[name].append(Instruction(found[1], found[2], found[3], operands, rest))
     return _computation_bytes(computations, main)
@@ -124,11 +125,11 @@ def _instruction_bytes(
         count = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
         return (int(count[1]) if count else 1) * (_computation_bytes(computations, body[1]) if body else 0)
     if opcode in ("call", "conditional"):
-        # One branch is taken; the cheapest, for we count what is moved at least.
+        # One branch is taken; count the cheapest, for a lower bound.
         branches = re.findall(r"(?:to_apply=|computations=\{|, )%([\w.\-]+)", rest)
         return min((_computation_bytes(computations, each) for each in branches if each in computations), default=0)
     if opcode in ("copy-start", "slice-start"):
-        # The result names both ends; a slice is as large as its smaller one.
+        # The result lists source and destination; what is moved is as large as the smaller one.
         ends = re.findall(r"\b[a-z]+\d*\[[\d,]*\](?:\{[^}]*\})?", shape)[:2]
         return min(map(shape_bytes, ends)) * sum(FAST_MEMORY not in end for end in ends)
     if opcode in PARTIAL:
@@ -143,13 +144,13 @@ def _instruction_bytes(
 
 
 def _slow_bytes(shapes: str) -> int:
-    """Of those arrays that lie in HBM."""
+    """Return the bytes of those arrays that lie in HBM."""
     arrays = re.findall(r"\b[a-z]+\d*\[[\d,]*\](?:\{[^}]*\})?", shapes)
     return sum(shape_bytes(array) for array in arrays if FAST_MEMORY not in array)
 
 
 def _read_bytes(fused: Sequence[Instruction], index: int, whole: int) -> int:
-    """Bytes that a fused computation reads of a parameter: of the slices that it takes of it, or else of the whole."""
+    """Return the bytes that a fused computation reads of a parameter: its slices if it takes only those, or `whole`."""
     names = [each.name for each in fused if each.opcode == "parameter" and each.operands == (str(index),)]
     users = [each for each in fused if set(names) & set(each.operands)]
     if not users or any(each.opcode not in PARTIAL or each.operands[0] not in names for each in users):
@@ -158,7 +159,7 @@ def _read_bytes(fused: Sequence[Instruction], index: int, whole: int) -> int:
 
 
 def needed_bytes(message: str) -> int | None:
-    """How much memory a program wanted, from the compiler's words when it refuses it; None for other errors."""
+    """Return the memory that a program needs, from the compiler's out-of-memory error; None for other errors."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = re.search(r"Used ([\d.]+)([KMGT])|required for \w[\w ]* \(([\d.]+)([KMGT])\)", message)

@@ -1,4 +1,4 @@
-"""The training engine's own programs, compiled for a slice of TPUs that is not here, and what that tells."""
+"""Compile the trainer's own programs for a TPU slice that is not here, and report memory, time and traffic."""
 
 import dataclasses
 import time
@@ -32,10 +32,10 @@ from mnv2_jax.training.step import Learner
 IMAGENET_IMAGES = 1_281_167
 
 Watch = Callable[[str], AbstractContextManager[None]]
-"""From words for what is compiled to what is entered while it is."""
+"""Takes a description of what is compiled; returns a context manager that is open while it is compiled."""
 
 LARGEST_BATCH = 1 << 14
-"""Images a chip, beyond which nobody trains."""
+"""Largest batch that is tried, in images per chip; nobody trains with more."""
 
 PARTS = {
     "params": "parameters",
@@ -48,25 +48,25 @@ PARTS = {
     "program": "program",
     "padding": "padding of small arrays",
 }
-"""Of the memory that a program needs, and what to call them."""
+"""Parts of a program's memory, and their names in reports."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The needs of a program, of each chip. Bytes, operations and seconds are of one step.
+    """What a program needs on each chip. Bytes, operations and seconds are per step.
 
     Attributes:
         title: what was compiled.
         topology: the slice.
-        chips: of the slice that the program uses.
-        images: that a step takes, over all chips and runs.
+        chips: number of the slice's chips that the program uses.
+        images: images per step, over all chips and runs.
         memory: bytes by the names of `PARTS`; empty if the program does not fit.
-        hbm_bytes: that the program needs, as the compiler says; at least, if it does not fit.
-        flops: operations; None if the program does not fit, like what follows.
-        bytes_accessed: read and written, as XLA counts, which is more than what HBM moves.
-        traffic_bytes: read from HBM and written to it at least, see `traffic_bytes`.
-        collectives: what the chips exchange.
-        compile_seconds: that compiling took here.
+        hbm_bytes: memory that the program needs, according to the compiler; a lower bound if it does not fit.
+        flops: floating-point operations; None if the program does not fit.
+        bytes_accessed: bytes read and written by XLA's count, more than HBM moves; None if the program does not fit.
+        traffic_bytes: lower bound of the bytes that HBM moves, see `traffic_bytes`; None if the program does not fit.
+        collectives: the data exchanges between chips; empty if the program does not fit.
+        compile_seconds: time to compile it on this host.
     """
 
     title: str
@@ -83,16 +83,16 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """True if the chip has memory enough."""
+        """Whether the program fits in the chip's memory."""
         return self.flops is not None
 
     @property
     def chip(self) -> Chip:
-        """The chip that the slice is made of."""
+        """The slice's kind of chip."""
         return self.topology.chip
 
     def seconds(self) -> dict[str, float]:
-        """Seconds that each unit of the chip takes at least, at its peak: "compute", "memory" and "links"."""
+        """Return the seconds that "compute", "memory" and "links" take at peak rates; empty if it does not fit."""
         if self.flops is None or self.traffic_bytes is None:
             return {}
         return {
@@ -103,23 +103,23 @@ class Plan:
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that a chip sends to others, at least."""
+        """Lower bound of the bytes that a chip sends to others."""
         return sum(collective.sent_bytes() for collective in self.collectives)
 
     @property
     def bound_by(self) -> str | None:
-        """The unit that takes longest."""
+        """The slowest of "compute", "memory" and "links"; None if the program does not fit."""
         seconds = self.seconds()
         return max(seconds, key=seconds.__getitem__) if seconds else None
 
     @property
     def images_per_second(self) -> float | None:
-        """An upper bound, of all chips: as if nothing ever waited, and compute, memory and links worked at once."""
+        """Upper bound over all chips, if compute, memory and links overlap perfectly; None if it does not fit."""
         seconds = self.seconds()
         return self.images / max(seconds.values()) if seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """All figures as JSON holds them."""
+        """Return all figures as JSON values."""
         return {
             "title": self.title,
             "topology": self.topology.name,
@@ -149,7 +149,7 @@ class Plan:
         }
 
     def by_kind(self) -> dict[str, dict[str, int]]:
-        """How many collectives of each kind there are, and the bytes of their results on a chip."""
+        """Return the number of collectives of each kind, and the bytes of their results on a chip."""
         figures: dict[str, dict[str, int]] = {}
         for collective in self.collectives:
             entry = figures.setdefault(collective.kind, {"count": 0, "bytes": 0})
@@ -159,7 +159,7 @@ class Plan:
 
 
 class _Unread(Sequence):
-    """Examples of which only the number matters."""
+    """A source of `count` examples that are never read."""
 
     def __init__(self, count: int):
         self._count = count
@@ -171,12 +171,12 @@ class _Unread(Sequence):
         raise NotImplementedError("a plan reads no data")
 
     def fingerprint(self) -> str:
-        """Of nothing."""
+        """Return an empty fingerprint."""
         return ""
 
 
 def imagenet_like(resolution: int, num_classes: int, training: Recipe, convention: str) -> StreamedDataset:
-    """A data set of ImageNet's form that is never read."""
+    """Return a data set with ImageNet's number of images and training crops; it is never read."""
     return StreamedDataset(
         "plan",
         tuple(map(str, range(num_classes))),
@@ -195,12 +195,12 @@ def plan_run(
     """Compile a run's program for a slice.
 
     Args:
-        run: its settings; the batch is that of all chips together.
-        dataset: of which no image is read.
-        topology: the slice, all of which the run takes.
-        step: "train", or "eval" with the same batch.
+        run: the run's settings; its batch size is over all chips.
+        dataset: its data set; no image is read.
+        topology: the slice; the run uses all of its chips.
+        step: "train", or "eval" with the same batch size.
         parallel: how the step is compiled for several chips.
-        title: for reports.
+        title: name of the plan in reports.
     """
     devices = Devices.create(parallel=parallel, devices=topology.devices)
     learner = create_learner(run, dataset, devices.per_run)
@@ -219,7 +219,8 @@ def plan_programs(
     """Compile one of the trainer's programs for the devices of a topology.
 
     Raises:
-        UserError: if the batch does not divide by them, or the compiler fails for other reasons than memory.
+        UserError: if the batch cannot be divided among the devices, or if the compiler fails for a reason other than
+            memory.
     """
     programs = describe_programs(learner, dataset, training, devices, training.batch_size)
     program = programs["train" if step == "train" else "evaluate"]
@@ -261,13 +262,13 @@ def plan_programs(
 
 
 def _memory(sizes: Any, program: Program, devices: Devices, activations: int) -> tuple[dict[str, int], int]:
-    """(bytes by the names of `PARTS`, all of them) of a chip, from the compiler's analysis."""
+    """Return (bytes by the names of `PARTS`, their sum) per chip, from the compiler's analysis."""
     state, _, value = program.arguments
-    # Each chip has the state of one run, and its share of the batch or the whole of a resident set.
+    # Each chip holds the state of one run, and its part of the batch or the whole of a resident set.
     names = ("params", "batch_stats", "opt_state", "ema")
     parts = {name: _bytes(getattr(state, name)) // devices.runs for name in names}
     parts["batch"] = _bytes(value) // (1 if program.specs[2] == REPLICATED else devices.per_run)
-    # What of the state a program does not use, evaluation for instance, is on the chip all the same.
+    # State that a program does not use (evaluation does not use all of it) is still on the chip.
     held = max(sizes.argument_size_in_bytes, sum(parts.values()))
     held += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     parts["activations"] = min(sizes.temp_size_in_bytes, activations)
@@ -278,9 +279,9 @@ def _memory(sizes: Any, program: Program, devices: Devices, activations: int) ->
 
 
 def plan_study(study: Study, topology: Topology, watch: Watch) -> list[Plan]:
-    """Compile the training programs of a study, its runs spread over the chips as the study spreads them.
+    """Compile a study's training programs, with its runs spread over the chips as the study does it.
 
-    `watch` is entered while each of them is compiled, with the words for that.
+    `watch` is called with a description of each program, and the context that it returns is open while that compiles.
     """
     dataset = create_dataset(study.run(study.baseline))
     study = study.at_equal_images(dataset.train_images)
@@ -296,15 +297,15 @@ def plan_study(study: Study, topology: Topology, watch: Watch) -> list[Plan]:
 
 
 def largest_batch(plan_of: Callable[[int], Plan], batch: int) -> list[Plan]:
-    """Plans of `batch` images a chip and of powers of two, until the largest that fits is among them.
+    """Return plans for `batch` and for powers of two, among them the largest that fits, sorted by batch size.
 
-    `plan_of` compiles for a batch a chip.
+    `plan_of` compiles for a batch size. All batch sizes are in images per chip.
     """
     start = plan_of(batch)
     plans = {batch: start}
     power = 1 << (batch.bit_length() - 1)
     if start.fits and start.memory["activations"]:
-        # Memory grows with the images: begin where it should be nearly full.
+        # Memory grows with the batch; start where it should be nearly full.
         images = start.memory["activations"] + start.memory["temporary"] + start.memory["batch"]
         room = start.chip.usable_bytes - (start.hbm_bytes - images)
         power = max(power, 1 << (max(1, room * batch // images).bit_length() - 1))
@@ -323,8 +324,11 @@ def _bytes(tree: PyTree) -> int:
 
 
 def activation_bytes(learner: Learner, dataset: Dataset, training: Recipe, chips: int, step: Step) -> int:
-    """Activations of a microbatch of a chip's images: in training every convolution's output, which the backward pass
-    needs; in evaluation the largest layer's input and output."""
+    """Return the bytes of activations on one chip.
+
+    In training, these are the outputs of all layers with kernels for one microbatch, which the backward pass needs; in
+    evaluation, the largest layer's input and output.
+    """
     layers = layer_costs(learner.model.clone(batch_norm_axis=None), dataset.image_shape)
     values = (
         max(layer.activation_bytes(1) for layer in layers)

@@ -1,1 +1,1 @@
-"""TFDS builders of our own: data that ships in packages, or in files that the user has."""
+"""Our own TFDS builders, for data that ships in packages or in files that the user has."""

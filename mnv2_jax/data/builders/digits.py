@@ -41,7 +41,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
-        # Ink is counted in 0 to 16.
+        # The source's pixel values are 0 to 16.
         images = np.round(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
         rank_in_class = np.zeros(len(labels), np.int64)
         for label in range(10):

@@ -1,7 +1,7 @@
-"""Fashion-MNIST from its four IDX files, in the form that TFDS itself gives it.
+"""Fashion-MNIST from its four IDX files, prepared without TensorFlow.
 
-TFDS's own builder downloads the same files but needs TensorFlow to write the images. This one writes what it
-would write (same name, version, features and splits), so that either may prepare what the other reads.
+TFDS's own builder downloads the same files but needs TensorFlow to write the images. This one writes the same
+data set (same name, version, features and splits), so each can read what the other has prepared.
 """
 
 import gzip
@@ -22,7 +22,7 @@ URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 
 class IdxFile(NamedTuple):
-    """One of the four files: its name without ".gz", the array's shape, the SHA-256 of its plain content."""
+    """One of the four files: its name without ".gz", the array's shape, and the SHA-256 of its uncompressed content."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,10 +52,10 @@ FILES = {
 
 
 def read_idx(path: Path, file: IdxFile) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or plain, and check that it is the one that was meant.
+    """Read an IDX file of unsigned bytes, gzipped or plain, and check its shape and SHA-256.
 
     Raises:
-        UserError: names the file and says what was expected.
+        UserError: if it is not the expected file; the message names it and says what was expected.
     """
     expected = f"expected {file.name} of Fashion-MNIST, unsigned bytes of shape {file.shape}"
     # The header: two zero bytes, the type (8, unsigned bytes), the number of axes, each axis as 32 bits.
@@ -64,7 +64,7 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
     try:
         with path.open("rb") as plain:
             zipped = plain.read(2) == b"\x1f\x8b"
-        # A byte more than there should be, and no more: a small file may be unpacked to any size.
+        # Read at most one byte too many: a small gzip file can unpack to any size.
         with gzip.open(path) if zipped else path.open("rb") as stream:
             content = stream.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -80,7 +80,7 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
 
 
 def find_idx_files(folder: Path) -> dict[tuple[str, str], Path]:
-    """The four files in `folder`, gzipped or plain.
+    """Find the four files in `folder`, gzipped or plain.
 
     Raises:
         UserError: if the folder or a file is missing.
@@ -102,10 +102,10 @@ class FashionMNIST(tfds.image_classification.FashionMNIST, skip_registration=Tru
 
     Args:
         data_files: the folder, or None to download.
-        **kwargs: of `tfds.core.DatasetBuilder`.
+        **kwargs: passed to `tfds.core.DatasetBuilder`.
 
     Raises:
-        UserError: if a file in the folder is missing or another one.
+        UserError: if a file in the folder is missing or is not the expected one.
     """
 
     name = "fashion_mnist"

@@ -1,6 +1,6 @@
 """PNG encoding for builders.
 
-From an encoded file object TFDS prepares an image without TensorFlow; from an array it would need it.
+TFDS needs TensorFlow to store an image array, but not to store a file object that is already encoded.
 """
 
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 1"]) -> io.BytesIO:
-    """A grey image as the bytes of a PNG file."""
+    """Encode a greyscale image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0]).save(buffer, "PNG")
     buffer.seek(0)
