@@ -45,7 +45,7 @@ WARM_UP, SECONDS = 2, 2.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     peers: tuple[str, ...] = ()
     """Of torch and keras those to compare with, with spaces or commas between them; without any only ours is measured."""

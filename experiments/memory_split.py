@@ -49,12 +49,12 @@ SHAPE = {
     "sweep": [{**_ROW, "milliseconds": float, "time_ratio": float}],
     "networks": {str: {**_NETWORK, "published_bytes": (int, type(None))}},
 }
-"""Of the summary, as far as it is drawn."""
+"""Expected types of the summary fields that are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     width_multiplier: float = 1.0
     """Scales the channels of every layer."""
@@ -71,7 +71,7 @@ class Options:
     out: Path = Path("runs/memory_split")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def draw(found: dict[str, Any], options: Options) -> Figure:
 
 
 def finding(sweep: list[dict[str, Any]]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     whole, *others = sweep
     size = f"{whole['activation_bytes'] / 1e6:.1f}"
     split = [row for row in others if row["split"] <= RECOMMENDED[1]] or others

@@ -48,12 +48,12 @@ SHIFT = 1.5
 _RATE = {"rate": float, "ci95": [float]}
 _RESULT = {"false_verdicts": _RATE, "coverage": _RATE, "without_bounds": float}
 SHAPE = {"sentence": str, "results": [{**_RESULT, "differences": str, "n": int, "comparisons": int}]}
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     seeds: tuple[int, ...] = (6, 7, 8, 9, 10)
     """Values of n, pairs of runs."""
@@ -66,7 +66,7 @@ class Options:
     out: Path = Path("runs/null_studies")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +131,10 @@ def cases() -> dict[str, Case]:
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be computed.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     for name, low, high in (("seeds", 2, 16), ("comparisons", 1, 64)):
         values = getattr(options, name)
@@ -216,7 +216,7 @@ def compute(options: Options, progress: Callable[[str], None] = lambda name: Non
 
 
 def finding(results: Sequence[Mapping[str, Any]]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
 
     def most(*names: str) -> str:
         rates = [each["false_verdicts"]["rate"] for each in results if each["differences"] in names]

@@ -50,7 +50,7 @@ FP16 = 2  # bytes a value, as Sec. 5.1 and Table 3 count
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     out: Path = Path("runs/paper_tables")
     """Folder for the tables and the figure; files of the same names are replaced."""

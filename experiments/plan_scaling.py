@@ -35,7 +35,7 @@ BOUND = "Images a second: an upper bound, not measured"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     topologies: tuple[str, ...] = ("v5e:1x1", "v5e:2x4", "v5e:8x8", "v5e:16x16")
     """Slices, from the smallest to the largest, as CHIP:SHAPE or as they are rented (v5litepod-8)."""
@@ -65,7 +65,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def finding(rows: Sequence[dict[str, Any]]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     first, last = rows[0], rows[-1]
     sent = f"{last['bytes to other chips, MB']:.1f} MB a step"
     if first is last:

@@ -58,12 +58,12 @@ _ESTIMATE = {"ci95": [float]}
 _MEASURED = {name: {**_ESTIMATE, STATISTIC.get(name, "mean"): float} for name in MEASURES}
 _RESULT = {**_MEASURED, "activation": str, "n": int, "one_to_one_theorem_1": (float, type(None))}
 SHAPE = {"results": [_RESULT], "reading": {"lost": {str: {**_ESTIMATE, "mean": float}}, "sentence": str}}
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     channels: tuple[int, ...] = (1, 2, 3, 5, 15, 30)
     """Values of n, the channels of the embedding."""
@@ -84,14 +84,14 @@ class Options:
     out: Path = Path("runs/relu_embedding")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be computed.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     channels = options.channels
     if len(channels) < 2 or list(channels) != sorted(set(channels)) or not 1 <= channels[0] <= channels[-1] <= 256:
@@ -243,7 +243,7 @@ def judge(lost: Mapping[int, Mapping[str, Any]], own: Mapping[int, Mapping[str, 
 
 
 def finding(summary: Mapping[str, Any]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     lost = [(int(n), found["mean"]) for n, found in summary["reading"]["lost"].items()]
     # Up to the first that loses nothing.
     whole = next((place for place, (_, share) in enumerate(lost) if share < NOTHING), len(lost) - 1)

@@ -43,12 +43,12 @@ SHAPE = {
     "bounds": [{"n": int, "holds_from_m": _FROM_M}],
     "lemma_2": dict.fromkeys(("recovered", "determined", "second_x_found", "undetermined"), int),
 }
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     n: tuple[int, ...] = (1, 2, 3, 5, 8)
     """Dimensions of the input, columns of B."""
@@ -63,14 +63,14 @@ class Options:
     out: Path = Path("runs/relu_invertibility")
     """Folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be computed.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     for name, most in (("n", 16), ("m", 128)):
         values = getattr(options, name)

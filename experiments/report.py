@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of finished studies and training runs."""
