@@ -28,17 +28,17 @@ from mnv2_jax.data.resident import load
 from mnv2_jax.errors import Preempted
 
 LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=40, evaluations=16))
-"""A study of some seconds."""
+"""A study that takes some seconds."""
 
 SIGNS = ("*.json*", "running/*/state/*", "checkpoints/.*", "checkpoints/*-0", "checkpoints/*-1", "tensorboard/*-1/*")
-"""What there is when a try is to be ended: settings, a state, a network half and whole, one of the second group."""
+"""A try is ended after one of these exists: settings, a state, a partial or whole network, the second group's events."""
 
 LONGEST = 1.0
-"""Seconds from there, at most."""
+"""Largest delay, in seconds, from then to the signal."""
 
 
 def kill_itself(folder: Path, step: int) -> None:
-    """Run, and be gone behind a step."""
+    """Run the study, and kill this process after a step."""
 
     def kill() -> None:
         while not any(path.name.isdigit() for path in folder.glob("running/*/state/*")):
@@ -49,7 +49,7 @@ def kill_itself(folder: Path, step: int) -> None:
 
 
 def child(folder: Path) -> int:
-    """Run to the end; the exit code that a command would have."""
+    """Run the study to its end; return the exit code that a command would have."""
     try:
         run(tiny_of(load("digits")), folder, LONG)
     except Preempted:
@@ -61,7 +61,7 @@ def child(folder: Path) -> int:
 
 
 def attempt(folder: Path, number: int | None, moments: random.Random) -> dict:
-    """Run in a child, and send it a signal at a random moment; None lets it finish."""
+    """Run in a child process and send it a signal at a random moment; with None, let it finish."""
     process = os.fork()
     if process == 0:
         os._exit(child(folder))
@@ -80,12 +80,12 @@ def attempt(folder: Path, number: int | None, moments: random.Random) -> dict:
 
 
 def ended(process: int) -> bool:
-    """Whether it has come to its end by itself."""
+    """Return whether the process has ended by itself."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def end_at_random(folder: Path, seed: int, kills: int, terms: int) -> None:
-    """End a study so often, in a random order, and let it finish."""
+    """Interrupt a study with SIGKILLs and SIGTERMs in random order, then let it finish."""
     moments = random.Random(seed)
     numbers = [int(signal.SIGKILL)] * kills + [int(signal.SIGTERM)] * terms
     moments.shuffle(numbers)

@@ -18,7 +18,7 @@ from mnv2_jax.__main__ import COMMANDS
 
 @pytest.fixture(scope="session")
 def world(digits, tmp_path_factory):
-    """See `make_world`."""
+    """Return the folder that `make_world` fills."""
     folder = tmp_path_factory.mktemp("world")
     make_world(folder)
     return folder

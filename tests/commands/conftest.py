@@ -45,7 +45,7 @@ def two_blocks(monkeypatch):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """A command in this process: exit code, output, errors."""
-    # These change the process for good.
+    # These would change this process permanently.
     monkeypatch.setattr(cli, "silence_libraries", lambda: None)
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
 

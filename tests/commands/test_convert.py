@@ -102,11 +102,11 @@ def test_published_weights_by_reference(run, hub_network, tmp_path):
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 class Gained(MobileNetV2):
-    """A network of somebody's own, with a setting more."""
+    """A user-defined network with one more setting."""
 
     gain: float = 1.0
 

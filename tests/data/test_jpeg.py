@@ -114,7 +114,7 @@ def test_a_part_is_one_of_the_upright_picture(pixels, orientation, form):
     height, width = Picture(example, 3).height, Picture(example, 3).width
     assert (width, height) == upright.size
     whole = Picture(example, 3).part(0, 0, height, width, smallest=150).copy()
-    assert np.abs(whole.astype(int) - np.asarray(upright, int)).max() <= 4  # by libjpeg's fast transform
+    assert np.abs(whole.astype(int) - np.asarray(upright, int)).max() <= 4  # libjpeg's fast DCT
     for top, left, rows, columns in ((0, 0, 20, 30), (17, 5, 64, 48), (90, 60, 20, 50), (0, 10, height, 41)):
         part = Picture(example, 3).part(top, left, rows, columns, smallest=150)
         np.testing.assert_array_equal(part, whole[top : top + rows, left : left + columns])
@@ -200,4 +200,4 @@ def test_pixels_are_never_those_of_the_image_before(form, rows):
     found = decode(Example(content, 0, "blue"), 3, rows=rows).astype(int)
     count = min(len(found), rows or 160)
     assert count >= (rows or 160)
-    assert np.abs(found[:count] - expected[:count]).max() <= 4  # by libjpeg's fast transform
+    assert np.abs(found[:count] - expected[:count]).max() <= 4  # libjpeg's fast DCT

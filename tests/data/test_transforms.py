@@ -84,7 +84,7 @@ def test_a_crop_of_a_turned_image_is_one_of_the_upright_image(kind):
         for content, output in ((buffer.getvalue(), found), (lossless.getvalue(), expected)):
             view = vary(Example(content, 0, "x"), how, True, np.random.default_rng(5), output)
             assert (view.height, view.width) == (90, 60)
-        assert np.abs(found.astype(int) - expected).mean() < 2  # by libjpeg's fast transform
+        assert np.abs(found.astype(int) - expected).mean() < 2  # libjpeg's fast DCT
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])

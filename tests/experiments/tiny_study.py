@@ -13,7 +13,7 @@ _shared_settings = design.shared_settings
 
 
 def shared_settings(options):
-    """As the scripts' own, with one block."""
+    """Return the scripts' settings, with one block."""
     return {**_shared_settings(options), "stages": STAGES}
 
 

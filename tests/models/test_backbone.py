@@ -132,7 +132,7 @@ def test_the_inner_activation_is_every_layer_s_but_the_bottleneck_s():
 
 
 def with_statistics(variables, key):
-    """A trained network's: every scale, bias and running statistic something of its own."""
+    """Return variables like a trained network's: all scales, biases and running statistics differ."""
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     leaves = [leaf + 0.3 * jnp.abs(jax.random.normal(k, leaf.shape)) for k, leaf in zip(keys, leaves, strict=True)]

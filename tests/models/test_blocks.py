@@ -153,7 +153,7 @@ def blocks():
 
 
 def with_statistics(variables, key):
-    """A trained network's: every scale, bias and running statistic something of its own."""
+    """Return variables like a trained network's: all scales, biases and running statistics differ."""
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     leaves = [leaf + 0.3 * jnp.abs(jax.random.normal(k, leaf.shape)) for k, leaf in zip(keys, leaves, strict=True)]
@@ -237,14 +237,14 @@ def test_what_cannot_be_split_is_refused(block, train, split, says):
 
 
 class JoinedInside(InvertedResidual):
-    """A variant of somebody's own: what comes before is joined inside."""
+    """A user-defined variant: what comes before is joined inside."""
 
     def join_inner(self, name, y, before):
         return y + 1
 
 
 class MixedInside(InvertedResidual):
-    """A variant of somebody's own: a layer inside that mixes channels."""
+    """A user-defined variant: a layer inside that mixes channels."""
 
     def inner_layers(self, inner):
         return {**super().inner_layers(inner), "mix": self.conv_norm(inner, name="mix")}
@@ -263,7 +263,7 @@ def test_a_variant_whose_inner_channels_need_each_other_cannot_be_split(variant)
 
 
 class Twice(InvertedResidual):
-    """A variant of somebody's own: the shortcut counts double."""
+    """A user-defined variant: the shortcut counts double."""
 
     def join(self, x, y):
         return 2 * x + y
@@ -275,7 +275,7 @@ def test_a_variant_of_one_s_own_overrides_a_method():
 
 
 class OnlyDense(Block):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
     @nn.compact
     def endpoints(self, x, train, before=None, split=1):

@@ -37,7 +37,7 @@ def test_stages_may_be_lists_and_a_block_a_name_or_a_class():
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_blocks_and_activations_of_one_s_own_are_described_and_have_to_be_handed
 
 
 class Other(MobileNetV2):
-    """A network of somebody's own, with one more setting."""
+    """A user-defined network with one more setting."""
 
     gain: float = 1.0
 

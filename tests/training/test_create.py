@@ -9,7 +9,7 @@ from training.runs import open_once, tiny_run
 
 @pytest.fixture(autouse=True)
 def _data(digits):
-    """Prepared."""
+    """Make sure that digits are prepared."""
 
 
 def check(devices, resolution=12, **training):

@@ -43,7 +43,7 @@ UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True)
 def _data(digits):
-    """Prepared."""
+    """Make sure that digits are prepared."""
 
 
 @pytest.fixture(scope="module")

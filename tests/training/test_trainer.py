@@ -351,7 +351,7 @@ def pointing():
 
 @pytest.fixture(scope="module")
 def pointer(pointing):
-    """Programs for so many devices."""
+    """Return programs for a number of devices."""
 
     @functools.cache
     def of(count, parallel="jit"):

@@ -46,7 +46,7 @@ def test_a_network_or_a_run_s_folder_is_weights(network, tmp_path):
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 def test_a_network_of_one_s_own_blocks_needs_their_classes(tmp_path):
@@ -247,7 +247,7 @@ def test_what_would_be_another_function_is_not_written(target, settings, named, 
 
 
 class Gained(MobileNetV2):
-    """A network of somebody's own, with one more setting than there ever was."""
+    """A user-defined network with a setting that no version has had."""
 
     gain: float = 1.0
 
