@@ -80,7 +80,7 @@ def test_a_help_has_the_description_and_the_flags(run):
 
 
 def test_reads_that_orbax_drops_are_no_news(monkeypatch):
-    """Other unhandled warnings and background errors are shown."""
+    """Other unraisable errors are still shown."""
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
     cli._forget_dropped_reads.__wrapped__()

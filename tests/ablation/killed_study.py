@@ -1,11 +1,11 @@
-"""A study that is ended in the middle, for `test_study.py`: a process of its own, since it forks.
+"""A study that is interrupted, for `test_study.py`. It forks, so it runs in its own process.
 
     python killed_study.py FOLDER STEP
     python killed_study.py FOLDER SEED KILLS TERMS
 
-The first kills itself when a group has logged the step and its state is on disk. The second is ended at random moments,
-by so many SIGKILLs and SIGTERMs, and then let to its end; it prints a line of JSON for each try. Both save their state at
-every evaluation.
+The first kills itself when a group has logged the step and its state is on disk. The second is interrupted at random
+moments by KILLS SIGKILLs and TERMS SIGTERMs and then finishes; it prints a line of JSON per try. Both save their state
+at every evaluation.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, e
 """A study that takes some seconds."""
 
 SIGNS = ("*.json*", "running/*/state/*", "checkpoints/.*", "checkpoints/*-0", "checkpoints/*-1", "tensorboard/*-1/*")
-"""A try is ended after one of these exists: settings, a state, a partial or whole network, the second group's events."""
+"""A try is ended once one of these exists: settings, a state, a partial or whole network, the second group."""
 
 LONGEST = 1.0
 """Largest delay, in seconds, from then to the signal."""

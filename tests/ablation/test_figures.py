@@ -110,7 +110,7 @@ def test_failed_runs_are_crosses_and_their_arms_median_stands_beside_the_mean(dr
 def test_chance_is_a_line_wherever_accuracy_is_drawn(folder, draw):
     panels = [axes for axes in draw(*read_study(folder)).axes if axes.get_title() != "The paper, on ImageNet"]
     marked = [any(line.get_label() == "chance: 10 %" for line in axes.lines) for axes in panels]
-    assert marked == [True] * (len(panels) - 1) + [False]  # the panel of differences has no such marks
+    assert marked == [True] * (len(panels) - 1) + [False]  # the panel of differences has no such line
 
 
 def test_a_study_whose_arms_are_near_chance_is_stamped(finished, draw):

@@ -1,6 +1,6 @@
-"""Bad input that takes knowledge of the flag: (command, flags, words of the line).
+"""Bad input that requires knowledge of a flag: (command, flags, words that the error line must contain).
 
-The flags are added to those with which the command would work (`campaign.cases.VALID`), unless they begin with "! ".
+The flags are added to valid ones (`campaign.cases.VALID`), unless they begin with "! ".
 """
 
 RUNS = [

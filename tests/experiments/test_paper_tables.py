@@ -87,7 +87,7 @@ def test_all_released_checkpoints_agree_exactly(script, tables):
         assert math.floor(cost) == int(row.multiply_adds)
         assert round(cost, 2) == MULTIPLY_ADDS[f"{row.width}_{row.resolution}"]
         assert f"{size:.2f}" == row.parameters
-        # The released networks have one more class, i.e. one more column of the classifier, which changes neither number.
+        # The released networks have one more class, hence one more classifier column, which changes neither number.
         features = script.layers(script.V2, row.width, row.resolution)[-1].input_shape[-1]
         assert math.floor(cost + features / 1e6) == int(row.multiply_adds)
         assert f"{size + (features + 1) / 1e6:.2f}" == row.parameters

@@ -1,4 +1,4 @@
-"""A script as a process of its own, its network cut down to one block: for `test_ablate_bottleneck.py`.
+"""Run a script with a network of one block, in its own process, for `test_ablate_bottleneck.py`.
 
 python tiny_study.py SCRIPT FLAGS
 """
