@@ -79,7 +79,7 @@ class Options:
     dataset: str | None = None
     """The data set whose test images are used; by default that of the given weights, or digits without --weights."""
     data_files: Path | None = None
-    """Folder with your copy of the data set's files, if it cannot be downloaded; for the data set folder, your images."""
+    """Folder with your copy of the data set's files, if it cannot be downloaded; with --dataset folder, your images."""
     images: int = 256
     """Number of test images; the first ones are used."""
     seed: int = 0
@@ -156,7 +156,7 @@ def watched(stream: "Iterator[Batch]", total: int, what: str, console: "Console"
 
 
 def draw(found: Mapping[str, Any], model: Any) -> "Figure":
-    """Draw fractions and numbers of positive channels, and what can be inverted; one column before and one after training.
+    """Draw fractions and numbers of positive channels, and what can be inverted, before and after training.
 
     The last row is left out if every expansion can be inverted at every position.
 

@@ -1,4 +1,4 @@
-"""What a run's settings make of its network: over which images batch norm takes its statistics."""
+"""Networks from the settings of runs: which images batch norm takes its statistics over."""
 
 import pytest
 
