@@ -10,10 +10,10 @@ Expect:   1.3 times tf.data if that decodes whole images, about the same as tf.d
 Both read the same JPEGs (500 by 375 pixels, cut from the two photographs in scikit-learn), take crops of 5 to 100 % of
 the area with aspect ratios from 3/4 to 4/3, resize them bilinearly to 224 pixels, mirror half of them and batch them.
 
-tf.data runs with AUTOTUNE in two variants. One decodes the whole image and then crops it, as the paper's code does
-(slim/preprocessing/inception_preprocessing.py). The other decodes only the crop (`decode_and_crop_jpeg`). Our pipeline
-stops decoding below the crop. It also decodes large crops at reduced size, but crops of 500 by 375 pixels are too small
-for that.
+tf.data runs with AUTOTUNE in two variants. One decodes the whole image and then crops it, as the paper's code
+does (slim/preprocessing/inception_preprocessing.py). The other decodes only the crop (`decode_and_crop_jpeg`). Our
+pipeline stops decoding below the crop. It also decodes large crops at reduced size, but crops of 500 by 375 pixels are
+too small for that.
 
 The pipelines take turns, each in its own process. The rate per core divides by the CPU time of all threads of the
 process.

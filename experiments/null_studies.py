@@ -22,8 +22,8 @@ exact 95 % intervals (Clopper and Pearson). The differences are
 Failing studies are judged in two ways. "By the mean" uses the mean alone, as if nobody knew which runs failed. "As
 reported" is how studies do it: they report the median if any run failed, so the truth is the median. With one failure
 in ten runs, a third to a half of all arms have no failed run. Studies then report the mean of runs that all learnt.
-"unseen_failures" counts how often they decide on this mean although the mean over all possible runs is zero. No test of
-so few runs can know that.
+How often they decide on this mean although the mean over all possible runs is zero is counted as "unseen_failures". No
+test of so few runs can know that.
 """
 
 import dataclasses

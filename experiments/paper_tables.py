@@ -5,9 +5,9 @@ Command:  python experiments/paper_tables.py
 Cost:     no training and no data; about 12 s on 2 CPU cores.
 Expect:   Tables 1 and 2 and all 22 released checkpoints agree; 18 other entries differ, each with an explanation.
 
-All recomputed numbers are counted on the modules, evaluated on abstract shapes. The published numbers are in
-`paper_numbers.py`. The script prints the tables and writes them to runs/paper_tables (or --out DIR), with a figure of
-both networks layer by layer.
+All recomputed numbers are counted on the modules, evaluated on abstract shapes. The published numbers are
+in `paper_numbers.py`. The script prints the tables and writes them to runs/paper_tables (or --out DIR), with a figure
+of both networks layer by layer.
 """
 
 import dataclasses

@@ -9,8 +9,8 @@ Expect:   all 50 points agree with Theorem 1, and all examples with Lemma 2; hal
 B is m x n. Theorem 1 says that on average the fraction N / 2^m of the volume is preserved, N = sum_{k=0}^{m-n} C(m, k),
 if changing the sign of any row of B does not change its distribution. (The paper's text calls N / 2^m the collapsed
 fraction.) The script draws samples of (B, x), with Gaussian B and x uniform in the unit ball, and counts those whose
-active rows have rank n. The intervals are exact (Clopper and Pearson) and simultaneous: each has level 1 - 5 % / points
-(Bonferroni), so if the theorem is true, the chance that any point falls outside is at most 5 %.
+active rows have rank n. The intervals are exact (Clopper and Pearson) and simultaneous: by Bonferroni each has
+level 1 - 5 % / points, so if the theorem is true, the chance that any point falls outside is at most 5 %.
 
 Lemma 2 is tested on examples in float64. If its condition holds, least squares on the active rows must recover x. If
 not, the script looks for a second x with the same image in the null space of the active rows. Half of the matrices have

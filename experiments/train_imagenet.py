@@ -9,8 +9,8 @@ Expect:   cosine: 72.2 % (reported for the same settings in the README.md of d-l
           paper:  72.0 % (Sec. 6.1; slim's README reports it after some 700,000 steps of 8 workers with 96 images
           each; its released weights reach 71.8 %).
 
-Prepare ImageNet first: python -m mnv2_jax datasets prepare imagenet2012. The script takes all flags of
-`python -m mnv2_jax train`. To resume a stopped run, repeat the command.
+Prepare ImageNet first: python -m mnv2_jax datasets prepare imagenet2012. The script takes all flags
+of `python -m mnv2_jax train`. To resume a stopped run, repeat the command.
 """
 
 import dataclasses
