@@ -1,12 +1,12 @@
 """Should the bottleneck be linear? (MobileNetV2, Sec. 3.2 and Fig. 6a)
 
-Question: does a non-linearity after the projection of every block make the network worse?
+Question: does a non-linearity after each block's projection make the network worse?
 Command:  python experiments/ablate_bottleneck.py --activation relu6
 Cost:     12 runs, 64 to 66 s on 2 CPU cores, compilation included.
-Expect:   linear 0.92, relu6 0.63 on the test digits; relu6 worse, p = 0.03 (6 seeds an arm).
+Expect:   test accuracy on digits: linear 0.92, relu6 0.63; relu6 worse, p = 0.03 (6 seeds per arm).
 
-What differs between the arms is one function after each bottleneck; the number of weights is the same. Several
-activations are each compared with nothing: --activation relu6 relu hard_swish.
+The arms differ only in the function applied after each bottleneck; the number of weights is the same. Given several
+activations (--activation relu6 relu hard_swish), the study compares each with the linear baseline.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ else:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script."""
+    """Command-line flags."""
 
     activation: tuple[NonLinear, ...] = ("relu6",)
-    """What is put on the bottleneck, each to be compared with nothing (linear)."""
+    """Activations after the bottleneck, each compared with none (linear)."""
 
 
 def create(options: Options) -> Study:
-    """The linear bottleneck, and those that the flags name."""
+    """Return the study: the linear bottleneck, and one arm per activation of the flags."""
     names = dict.fromkeys(options.activation)
     return create_study(
         options,
@@ -49,7 +49,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options), label="-".join(dict.fromkeys(options.activation)))

@@ -3,10 +3,11 @@
 Question: does ReLU6 train better than ReLU, in float32 and in bfloat16?
 Command:  python experiments/ablate_depthwise_nonlinearity.py
 Cost:     28 runs, 165 s on 2 CPU cores, from an empty compilation cache.
-Expect:   on digits, ReLU6 0.83 and ReLU 0.73 in float32, 0.79 both in bfloat16; inconclusive with 7 seeds.
+Expect:   on digits, ReLU6 0.83 and ReLU 0.73 in float32, both 0.79 in bfloat16; inconclusive with 7 seeds.
 
-The paper takes ReLU6 "because of its robustness when used with low-precision computation". Here it follows the expansion and
-the depthwise convolution, or ReLU does; activations and convolutions are float32 or bfloat16, parameters float32.
+The paper uses ReLU6 "because of its robustness when used with low-precision computation". Here the expansion and the
+depthwise convolution are followed by either ReLU6 or ReLU. Activations and convolutions are float32 or bfloat16;
+parameters are float32.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ from mnv2_jax.training.config import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script."""
+    """Command-line flags."""
 
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1, evaluations=3)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """Two activations in two precisions."""
+    """Return the study: two activations in two precisions."""
     return create_study(
         options,
         experiment="ablate_depthwise_nonlinearity",
@@ -42,7 +43,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

@@ -1,15 +1,15 @@
 """How wide should a block be inside? (MobileNetV2, Sec. 3.3 and 6.1)
 
-Question: how does accuracy depend on the expansion factor t, at one width and at one cost?
+Question: how does accuracy depend on the expansion factor t, at equal width and at equal cost?
 Command:  python experiments/ablate_expansion.py --at width
           python experiments/ablate_expansion.py --at multiply_adds
           with --expansions 0.25 0.5 1 2 3 4 6 8 10 for the whole sweep
 Cost:     21 runs, 97 s (at width) and 140 s (at multiply_adds) on 2 CPU cores, from an empty compilation cache.
-Expect:   on digits, at one width t=6 0.83, t=1 0.78, t=3 0.72 (t=0.5 0.38); at equal multiply-adds t=1 0.87.
+Expect:   on digits, at equal width t=6 0.83, t=1 0.78, t=3 0.72 (t=0.5 0.38); at equal multiply-adds t=1 0.87.
 
-The inner width of a block is t times its input's channels, rounded; with t below 1 the block is narrower inside than at its
-ends, which the paper likens to the classic residual block. At one width a larger t also costs more; at equal
-multiply-adds (within 2 %) the whole network is made narrower as t grows.
+The inner width of a block is t times its input channels, rounded. With t below 1 the block is narrower inside than at
+its ends, which the paper likens to the classic residual block. At equal width a larger t also costs more. At equal
+multiply-adds (within 2 %) the whole network gets narrower as t grows.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ from mnv2_jax.training.config import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script; --expansion is the baseline's t."""
+    """Command-line flags; --expansion is the baseline's t."""
 
     expansions: tuple[float, ...] = (1, 3)
-    """Values of t, each to be compared with the baseline's."""
+    """Values of t, each compared with the baseline's."""
     at: Literal["width", "multiply_adds"] = "width"
-    """What all arms share: the width multiplier, or the multiply-adds, for which the width is rescaled."""
+    """What is equal in all arms: the width multiplier, or the multiply-adds (each arm's width is rescaled)."""
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """An arm for every t, the baseline's first."""
+    """Return the study: one arm per t, the baseline first."""
     for t in options.expansions:
         check_size("expansions", t)
     base = options.network.expansion
-    # Without an expansion layer it is another architecture, which no line leads to.
+    # Without an expansion layer it is another architecture, so the figure draws no line to it.
     series = {1: "t=1: no expansion layer"}
     arms = [Arm(f"t={base:g}", {"expansion": base}, value=base, series=series.get(base, ""))]
     others = [t for t in dict.fromkeys(options.expansions) if t != base]
@@ -73,7 +73,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

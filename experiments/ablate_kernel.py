@@ -1,9 +1,9 @@
 """Should depthwise kernels be larger than 3x3? (MobileNetV2, Sec. 3.1)
 
-Question: how does accuracy depend on the side of the depthwise kernels, and what does it cost?
+Question: how does accuracy depend on the size of the depthwise kernels, and what do larger kernels cost?
 Command:  python experiments/ablate_kernel.py
 Cost:     21 runs.
-Expect:   on digits, 26 % (5x5) and 65 % (7x7) more multiply-adds than with 3x3, 10 % and 26 % more parameters.
+Expect:   on digits, 5x5 and 7x7 have 26 % and 65 % more multiply-adds than 3x3, and 10 % and 26 % more parameters.
 """
 
 from mnv2_jax import cli
@@ -13,7 +13,7 @@ Options = StudyOptions
 
 
 def create(options: Options) -> Study:
-    """An arm for each kernel size; --kernel-size is the baseline's."""
+    """Return the study: one arm per kernel size; --kernel-size is the baseline's."""
     sizes = dict.fromkeys((options.network.kernel_size or 3, 3, 5, 7))
     return create_study(
         options,
@@ -27,7 +27,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

@@ -1,17 +1,18 @@
-"""What should shortcuts join, and which way round is a residual block better? (MobileNetV2, Sec. 3.3 and Fig. 6b)
+"""What should shortcuts connect, and is the inverted residual block better than the classic? (Sec. 3.3 and Fig. 6b)
 
-Question: are shortcuts between bottlenecks better than between expansions, or none? And is the inverted block
-          (narrow, wide, narrow) better than the classic one (wide, narrow, wide) that costs as much?
+Question: are shortcuts between bottlenecks better than shortcuts between expansions, or none? And is the inverted
+          block (narrow, wide, narrow) better than the classic one (wide, narrow, wide) at the same cost?
 Command:  python experiments/ablate_residual.py --question shortcut
           python experiments/ablate_residual.py --question classic
-          and with --convolution depthwise full
+          with --convolution depthwise full for both kinds of classic block
 Cost:     21 runs, 124 s (shortcut) and 125 s (classic) on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, shortcuts between bottlenecks 0.83, between expansions 0.72, none 0.30; the classic networks
           have not begun to learn after so few steps (0.13 to 0.17, inverted 0.84).
 
-The classic network has the same stages, stem and head (`ClassicResidualNet`): ends of 6 c channels with c between
-them, where MobileNetV2 has c and 6 c between. Its width is matched to MobileNetV2's multiply-adds, and to its
-parameters, each within 2 %; with a depthwise 3x3 convolution as MobileNetV2's, and with a full one as ResNet's.
+The classic network (`ClassicResidualNet`) has the same stages, stem and head. Its blocks have 6 c channels at the ends
+and c inside; MobileNetV2's have c at the ends and 6 c inside. Its width is chosen to match MobileNetV2's multiply-adds
+in one arm and its parameters in another, each within 2 %. Its 3x3 convolution is depthwise as in MobileNetV2, full as
+in ResNet, or each in turn.
 """
 
 import dataclasses
@@ -24,23 +25,23 @@ from mnv2_jax.training.config import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script."""
+    """Command-line flags."""
 
     question: Literal["shortcut", "classic"] = "shortcut"
-    """What the shortcuts join, or the inverted block against the classic one."""
+    """What the shortcuts should connect, or the inverted block against the classic one."""
     convolution: tuple[Literal["depthwise", "full"], ...] = ("depthwise",)
-    """The 3x3 convolution of the classic block: as MobileNetV2's, as ResNet's, or each."""
+    """The 3x3 convolution of the classic block: depthwise (MobileNetV2), full (ResNet), or both."""
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """The study of the question that the flags ask."""
+    """Return the study for --question."""
     return shortcuts(options) if options.question == "shortcut" else inversion(options)
 
 
 def shortcuts(options: Options) -> Study:
-    """Fig. 6b."""
+    """Return the study of Fig. 6b: shortcuts between bottlenecks, between expansions, or none."""
     return create_study(
         options,
         experiment="ablate_residual_shortcut",
@@ -55,7 +56,7 @@ def shortcuts(options: Options) -> Study:
 
 
 def inversion(options: Options) -> Study:
-    """The inverted block against the classic one at equal multiply-adds, and at equal parameters."""
+    """Return the study of the inverted against the classic block, at equal multiply-adds and at equal parameters."""
     from mnv2_jax.ablation.matching import Matching
 
     matching = Matching(options.data, shared_settings(options))
@@ -83,7 +84,7 @@ def inversion(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

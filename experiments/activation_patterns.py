@@ -1,18 +1,25 @@
-"""How many channels does ReLU6 leave active, and could a block's expansion be inverted? (MobileNetV2, Fig. 7, Appendix A)
+"""How many channels does ReLU6 leave active, and can a block's expansion be inverted? (Fig. 7, Appendix A)
 
-Question: what share of the channels is positive after each ReLU6, before and after training, and is it enough?
+Question: what fraction of the channels is positive after each ReLU6, before and after training, and are these enough
+          to invert the expansion?
 Command:  python experiments/activation_patterns.py
           python experiments/activation_patterns.py --weights runs/STUDY/checkpoints/ARM-SEED --dataset DATASET
 Cost:     43 s on 2 CPU cores, from an empty compilation cache.
-Expect:   on digits (0.92 on the test digits) half of the channels positive before and after, and the spread as before (the
-          paper's ImageNet network has a larger one after training); no expansion below the threshold: all can be inverted.
+Expect:   on digits (test accuracy 0.92), half of the channels are positive before and after training, with the same
+          spread (in the paper's ImageNet network the spread grows); no expansion is below the threshold, so all can be
+          inverted.
 
-Without --weights a network is trained here as the linear arm of ablate_bottleneck.py is, and kept under --out: the same
-command resumes there, and only draws the figure again where all is computed. "Before" is the same network initialised
-with --seed; its batch norm has the statistics of the images, taken in one pass with every batch normalised by its own, as in
-training: those that it is initialised with are no layer's. An expansion can be inverted at a position where at least as many of its channels keep their value (0 < y < 6) as its
-bottleneck has, and their rows are independent (Lemma 2); the paper counts positive channels (0 < y). The rank is computed at
-one position of each of the first 64 images: where the fewest channels keep their value, of all positions where enough do.
+Without --weights the script trains a network like the linear arm of ablate_bottleneck.py and keeps it under --out.
+Repeating the command resumes the training; once everything is computed it only redraws the figure.
+
+"Before" is the same network initialised with --seed. The initial batch-norm statistics (mean 0, variance 1) describe no
+layer, so they are replaced by statistics of the images, taken in one pass in which each batch is normalised by its own
+statistics, as in training.
+
+An expansion can be inverted at a position where at least as many channels keep their value (0 < y < 6) as the
+bottleneck has channels, and their rows are independent (Lemma 2). The paper counts positive channels (0 < y). The rank
+is computed at one position of each of the first 64 images: of the positions where enough channels keep their value, the
+one where the fewest do.
 """
 
 import dataclasses
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 
 TRAINING = "training"
 BATCH = 32
-"""Images at a time, so that memory is bounded whatever their number."""
+"""Batch size. It bounds memory for any number of images."""
 
 _SPREAD = {"minimum": float, "mean": float, "maximum": float, "deviation": float}
 _SHARE = {"positions": float, "images": float}
@@ -59,38 +66,39 @@ SHAPE = {
     **{"test_accuracy": (float, type(None)), "before": _PATTERNS, "after": _PATTERNS},
     "findings": [{"statement": str, "agrees": bool, "measured": object}],
 }
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     weights: str | None = None
-    """A trained MobileNetV2: a study's checkpoints/ARM-SEED, a run's folder, a file or a reference; trained here if not given."""
+    """A trained MobileNetV2: a study's checkpoints/ARM-SEED, a run's folder, a file or a reference; by default one is
+    trained here."""
     dataset: str | None = None
-    """Whose test images are looked at; the run's own if not given, and digits where a network is trained here."""
+    """The data set whose test images are used; by default that of the given weights, or digits without --weights."""
     data_files: Path | None = None
-    """Folder with your copy of the data set's files, where it cannot be downloaded; for folder, your images."""
+    """Folder with your copy of the data set's files, if it cannot be downloaded; with --dataset folder, your images."""
     images: int = 256
-    """Test images to look at, the first ones."""
+    """Number of test images; the first ones are used."""
     seed: int = 0
-    """Of the network before training, and of the training."""
+    """Random seed of the initial network and of the training."""
     width_multiplier: float = 0.35
-    """Scales the channels of every layer of the network that is trained here."""
+    """Scales the channels of every layer, if a network is trained here."""
     epochs: int = 2
-    """Passes over the training images where a network is trained here."""
+    """Passes over the training images, if a network is trained here."""
     out: Path = Path("runs/activation_patterns")
-    """Folder for the network, the figure and the summary."""
+    """Output folder for the network, the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 # --- The network and the images ---------------------------------------------------------------------------
 
 
 def create_run(options: Options, dataset: str) -> Run:
-    """The linear arm of ablate_bottleneck.py, as a single run."""
+    """Return the linear arm of ablate_bottleneck.py as a single run."""
     return Run(
         dataset,
         {"name": "mobilenet_v2", "width_multiplier": options.width_multiplier, "expansion": 6.0},
@@ -101,10 +109,10 @@ def create_run(options: Options, dataset: str) -> Run:
 
 
 def open_images(options: Options, dataset: str, given: "Network | None") -> "StreamedDataset":
-    """The test images as the network takes them.
+    """Open the test images, preprocessed as the network expects.
 
     Raises:
-        UserError: if there are fewer, or they are of another size than the network's.
+        UserError: if there are fewer than --images, or their size is not the network's.
     """
     from mnv2_jax.data.catalog import CATALOG
     from mnv2_jax.data.prepare import check_images
@@ -122,7 +130,7 @@ def open_images(options: Options, dataset: str, given: "Network | None") -> "Str
 
 
 def batches(data: "StreamedDataset", images: int) -> "Iterator[Batch]":
-    """The first images in batches of one size, read again every time."""
+    """Yield the first `images` images in batches of equal size; padding in the last batch has weight 0."""
     size = min(BATCH, images)
     for index, batch in enumerate(itertools.islice(data.evaluation("test", size), -(-images // size))):
         batch.weights[max(0, images - index * size) :] = 0
@@ -130,7 +138,7 @@ def batches(data: "StreamedDataset", images: int) -> "Iterator[Batch]":
 
 
 def watched(stream: "Iterator[Batch]", total: int, what: str, console: "Console") -> "Iterator[Batch]":
-    """The same batches, with a bar in a terminal."""
+    """Yield the batches, with a progress bar if the console is a terminal."""
     from mnv2_jax.training.progress import create_bar
 
     if not console.is_terminal:
@@ -144,17 +152,17 @@ def watched(stream: "Iterator[Batch]", total: int, what: str, console: "Console"
             bar.advance(task)
 
 
-# --- What is shown ----------------------------------------------------------------------------------------
+# --- Figure and table ----------------------------------------------------------------------------------------
 
 
 def draw(found: Mapping[str, Any], model: Any) -> "Figure":
-    """A column for each state of the network: shares and numbers of positive channels, and what can be inverted.
+    """Draw fractions and numbers of positive channels, and what can be inverted, before and after training.
 
-    The last row is left out where every expansion can be inverted at every position.
+    The last row is left out if every expansion can be inverted at every position.
 
     Args:
         found: the summary.
-        model: the network, of which the title tells.
+        model: the network, described in the title.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import PercentFormatter
@@ -186,7 +194,7 @@ def draw(found: Mapping[str, Any], model: Any) -> "Figure":
 
 
 def kept_values(activation: str) -> str:
-    """Which values of y the activation leaves as they are."""
+    """Return the range of y that the activation leaves unchanged."""
     return "0 < y < 6" if activation == "relu6" else "0 < y"
 
 
@@ -200,12 +208,12 @@ def _full_rank(block: Mapping[str, Any]) -> bool:
 
 
 def _mean_of_layers(patterns: Mapping[str, Any], measure: str) -> float:
-    """Mean over layers, of shares of positive channels."""
+    """Return the mean over layers of a statistic of the fraction of positive channels."""
     return statistics.fmean(layer["positive_fraction"][measure] for layer in patterns["layers"].values())
 
 
 def finding(found: Mapping[str, Any]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     before, after = (_mean_of_layers(found[state], "mean") for state in ("before", "after"))
     blocks = found["after"]["blocks"].values()
     whole = sum(block["invertible"]["positions"] == 1 and _full_rank(block) for block in blocks)
@@ -217,7 +225,7 @@ def finding(found: Mapping[str, Any]) -> str:
 
 
 def details(found: Mapping[str, Any], model: Any) -> str:
-    """Say what is shown, and what the paper finds."""
+    """Describe what is shown and what the paper finds."""
     accuracy = f", test accuracy {100 * found['test_accuracy']:.1f} %" if found["test_accuracy"] is not None else ""
     before, after = (_mean_of_layers(found[state], "deviation") for state in ("before", "after"))
     return (
@@ -230,7 +238,7 @@ def details(found: Mapping[str, Any], model: Any) -> str:
 
 
 def _place(name: str, blocks: int) -> float:
-    """Where a layer stands: the stem before the blocks, the head behind, a block's two layers side by side."""
+    """Return the x of a layer: the stem before the blocks, the head after them, a block's two layers side by side."""
     if not name.startswith("block_"):
         return -1 if name == "stem" else blocks
     block, layer = name.removeprefix("block_").split("/")
@@ -242,7 +250,7 @@ def _count_blocks(patterns: Mapping[str, Any]) -> int:
 
 
 def _draw_layers(axes: "Axes", patterns: Mapping[str, Any], relative: bool) -> None:
-    """Mean, and range from minimum to maximum, of every layer's positive channels."""
+    """Draw mean and range of each layer's positive channels."""
     from mnv2_jax.ablation.figures import COLORS, MARKERS
 
     count, every = _count_blocks(patterns), patterns["layers"]
@@ -274,7 +282,7 @@ def _draw_layers(axes: "Axes", patterns: Mapping[str, Any], relative: bool) -> N
 
 
 def _draw_blocks(axes: "Axes", patterns: Mapping[str, Any], kept: str) -> None:
-    """Shares of positions and of images, by both ways to count."""
+    """Draw the fractions of positions and of images where each block can be inverted, by both counts."""
     from mnv2_jax.ablation.figures import COLORS, MARKERS
 
     blocks = patterns["blocks"]
@@ -304,7 +312,7 @@ def _label_blocks(axes: "Axes", count: int) -> None:
 
 
 def layers_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> "Table":
-    """Every layer: positive channels, and for expansions where they can be inverted."""
+    """Return a table of all layers: positive channels and, for expansions, where they can be inverted."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -349,10 +357,10 @@ def _said(finding: Mapping[str, Any]) -> str:
 
 
 def check(options: Options) -> None:
-    """Refuse numbers that no run has.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     if options.images < 1:
         raise UserError(f"--images must be 1 or more, got {options.images}")
@@ -362,10 +370,10 @@ def check(options: Options) -> None:
 
 
 def open_given(options: Options, console: "Console") -> "tuple[Network | None, str, dict[str, Any]]":
-    """(the network of --weights, the data set, what the results follow from).
+    """Return (the network of --weights or None, the data set, the settings that the results depend on).
 
     Raises:
-        UserError: if the network or its data cannot be looked at.
+        UserError: if the network or its data cannot be used.
     """
     from mnv2_jax.analysis import patterns
     from mnv2_jax.network import tree_digest
@@ -392,7 +400,7 @@ def open_given(options: Options, console: "Console") -> "tuple[Network | None, s
 def measure(
     options: Options, given: "Network | None", run: Run, data: "StreamedDataset", console: "Console"
 ) -> "tuple[dict[str, Any], Patterns, Patterns]":
-    """(summary of the training if the network was trained here, patterns before and after training)."""
+    """Return (summary of the training, empty if --weights is given; patterns before training; patterns after it)."""
     import optax
 
     from mnv2_jax.analysis import patterns
@@ -427,9 +435,9 @@ def measure(
 
 
 def main(options: Options) -> None:
-    """Look at a network before and after it was trained."""
+    """Measure a network before and after training."""
     check(options)
-    # Only now the slow imports.
+    # Slow imports, after the flags are checked.
     from mnv2_jax.analysis.findings import compare
     from mnv2_jax.models.create import create_model
     from mnv2_jax.training.devices import Devices

@@ -1,17 +1,22 @@
-"""How many images a second does the input pipeline give, beside tf.data's? (random crops of JPEGs, to 224 pixels)
+"""How many images per second does the input pipeline deliver, compared with tf.data? (random crops of JPEGs)
 
-Question: how fast a core is the stream (Grain, libjpeg-turbo, OpenCV) beside tf.data, on the same files?
+Question: on the same files, how many images per second and CPU core do the stream (Grain, libjpeg-turbo, OpenCV) and
+          tf.data deliver?
 Command:  python experiments/bench_input.py --peer-python tf/bin/python
-          where `python3 -m venv tf && tf/bin/pip install tensorflow-cpu` made that environment.
+          after `python3 -m venv tf && tf/bin/pip install tensorflow-cpu`
 Cost:     about a minute on 2 CPU cores.
-Expect:   1.3 times tf.data that decodes whole images, about as fast as tf.data that decodes the crop alone.
+Expect:   1.3 times tf.data if that decodes whole images, about the same as tf.data if that decodes only the crop.
 
-Both read the same JPEGs (500 by 375 pixels, parts of the two photographs that scikit-learn carries), take crops of
-5 to 100 % of the area with aspects from 3/4 to 4/3, scale them to 224 pixels bilinearly, mirror half of them and
-batch them. tf.data runs with AUTOTUNE, and in two ways: it decodes the whole image and crops it, as the paper's code does
-(slim/preprocessing/inception_preprocessing.py), or it decodes what the crop takes (`decode_and_crop_jpeg`). Ours stops
-below the crop, and decodes at a fraction of the size where the crop is large enough, which that of 500 by 375 pixels
-never is. They take turns, each in a process of its own; what counts is the time that a process's threads spent on the cores.
+Both read the same JPEGs (500 by 375 pixels, cut from the two photographs in scikit-learn), take crops of 5 to 100 % of
+the area with aspect ratios from 3/4 to 4/3, resize them bilinearly to 224 pixels, mirror half of them and batch them.
+
+tf.data runs with AUTOTUNE in two variants. One decodes the whole image and then crops it, as the paper's code
+does (slim/preprocessing/inception_preprocessing.py). The other decodes only the crop (`decode_and_crop_jpeg`). Our
+pipeline stops decoding below the crop. It also decodes large crops at reduced size, but crops of 500 by 375 pixels are
+too small for that.
+
+The pipelines take turns, each in its own process. The rate per core divides by the CPU time of all threads of the
+process.
 """
 
 import dataclasses
@@ -29,36 +34,36 @@ from statistics import median
 WHOLE, FUSED = "tf.data", "tf.data, fused"
 SIZE, BATCH, AREA, ASPECT = 224, 32, (0.05, 1.0), (0.75, 1.33)
 EXAMPLES = 100_000
-"""In the set, with every file many times: a small set would be shuffled in a way that large ones are not."""
+"""Size of the data set, which repeats each file many times: a small set is shuffled differently from large ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     peer_python: Path | None = None
-    """Python of an environment with TensorFlow; without it only ours is measured."""
+    """Python of an environment with TensorFlow; without it, only our pipeline is measured."""
     files: int = 200
-    """JPEGs to make."""
+    """Number of JPEGs to write."""
     images: int = 2000
-    """Images a round."""
+    """Images per round."""
     rounds: int = 5
-    """Rounds of each, in turn."""
+    """Rounds of each pipeline; the pipelines take turns."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the results as one JSON object."""
 
 
-# --- The two pipelines, each in a process of its own -----------------------------------------------------
+# --- The two pipelines, each in its own process ----------------------------------------------------------
 
 
 def examples(folder: Path) -> list[Path]:
-    """The set's files, in order."""
+    """Return the paths of all examples, in order."""
     files = sorted(folder.iterdir())
     return [files[index % len(files)] for index in range(EXAMPLES)]
 
 
 def ours(folder: Path):
-    """Batches of the stream that training reads."""
+    """Yield batches of the stream that training reads."""
     from mnv2_jax.data.sources import FolderSource
     from mnv2_jax.data.stream import StreamedDataset
     from mnv2_jax.data.transforms import RandomCrop
@@ -72,7 +77,7 @@ def ours(folder: Path):
 
 
 def tensorflow(folder: Path, fused: bool):
-    """Batches of tf.data, which decodes the whole image and crops it, or what the crop takes (`fused`)."""
+    """Yield batches of tf.data, which decodes the whole image and crops it, or decodes only the crop (`fused`)."""
     import tensorflow as tf
 
     def prepare(path):
@@ -101,7 +106,7 @@ def tensorflow(folder: Path, fused: bool):
 
 
 def work(name: str, folder: Path) -> None:
-    """For each number that comes in, draw so many images, and say what it took."""
+    """For each number read from stdin, draw that many images and print the rates per core and of all cores."""
     batches = ours(folder) if name == "ours" else tensorflow(folder, name == FUSED)
     for line in sys.stdin:
         images = int(line)
@@ -118,7 +123,7 @@ def work(name: str, folder: Path) -> None:
 
 
 def write_files(folder: Path, count: int) -> None:
-    """Parts of two photographs, as JPEGs of the size that most of ImageNet's have."""
+    """Write random parts of two photographs as JPEGs of ImageNet's most common size."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -133,7 +138,7 @@ def write_files(folder: Path, count: int) -> None:
 
 
 def main(options: Options) -> None:
-    """Measure, and print."""
+    """Run the benchmark and print the results."""
     from mnv2_jax.errors import UserError
 
     if min(options.files, options.rounds) < 1 or options.images < BATCH:
@@ -168,7 +173,7 @@ def main(options: Options) -> None:
                 worker.send_signal(signal.SIGCONT)
                 print(options.images, file=worker.stdin, flush=True)
                 result = json.loads(worker.stdout.readline())
-                # Or it would fill its buffers while it is not measured.
+                # Otherwise it would fill its buffers while another one is measured.
                 worker.send_signal(signal.SIGSTOP)
                 if turn:  # the first one warms up
                     measured[name].append(result)
@@ -179,7 +184,7 @@ def main(options: Options) -> None:
 
 
 def report(options: Options, measured: dict[str, list[dict[str, float]]], size: float) -> None:
-    """A line each, and the ratio of every round."""
+    """Print the rates of each pipeline, and the ratios of ours to the others."""
     ratios = {
         name: [a["a_core"] / b["a_core"] for a, b in zip(measured["ours"], rounds, strict=True)]
         for name, rounds in measured.items()

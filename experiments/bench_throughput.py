@@ -1,23 +1,30 @@
-"""How many images a second does MobileNetV2 train and evaluate, beside PyTorch and Keras on JAX?
+"""How many images per second does MobileNetV2 train and evaluate, compared with PyTorch and Keras on JAX?
 
-Question: how fast is the trainer's step, and how much memory does it take, beside the same step of others?
+Question: how fast is the trainer's step, and how much memory does it take, compared with the same step of its peers?
 Command:  python experiments/bench_throughput.py --peers torch,keras --peer-python peers/bin/python
-          where `python3 -m venv peers && peers/bin/pip install torch torchvision keras jax` made that environment.
-Cost:     some minutes on 2 CPU cores, most of them to compile.
-Expect:   a ratio a peer and task: above 1, ours is faster.
+          after `python3 -m venv peers && peers/bin/pip install torch torchvision keras jax`
+Cost:     some minutes on 2 CPU cores, mostly compilation.
+Expect:   one ratio per peer and task; above 1, ours is faster.
 
-Each is what its users run: ours the compiled step of `mnv2_jax train`; PyTorch torchvision's network, eager, with images in
-the memory format channels_last; Keras the compiled step that `fit` and `evaluate` call. All compute in float32 the cross
-entropy over 1000 classes, and train with SGD, momentum 0.9; no one drops features. They have the same threads and
-environment, and the same batch, which is in memory from the start; each step is waited for. All start from the same weights,
-and nothing is timed before their losses agree: of the batch by its own statistics in training, by running ones in evaluation.
-The timed network of ours pads like Keras's; with PyTorch's padding it is compared with PyTorch.
+Each network runs as its users run it. Ours is the compiled step of `mnv2_jax train`. PyTorch is torchvision's network,
+eager, with images in channels_last memory format. Keras is the compiled step that `fit` and `evaluate` call.
 
-They take turns, each in a process of its own that is stopped while another one's turn is. The ratio is the median over the
-rounds, of two rates of the same round. Memory is the process's peak while it takes steps, less what it had once its packages
-were imported; what a compiler keeps to itself counts, what it needed for its work does not. It is the host's, not a GPU's.
-Other programs on the same cores slow PyTorch down most, whose threads wait for each other several times a layer: load_average
-in the results says whether there were any.
+All compute the cross entropy over 1000 classes in float32 and train with SGD, momentum 0.9, without dropout. They have
+the same number of threads, the same environment and the same batch, which is in memory from the start. Every step is
+blocked on.
+
+All start from the same weights. Nothing is timed until their losses agree, in training with the statistics of the batch
+and in evaluation with running statistics. Our timed network pads like Keras's; to check the loss against PyTorch, ours
+is run with PyTorch's padding.
+
+The networks take turns, each in its own process, which is stopped while it is not its turn. The ratio is the median
+over rounds of the ratio of two rates of the same round.
+
+Memory is the peak of the process during the steps, minus its memory after importing its packages. It includes what a
+compiler keeps, but not the peak of compilation. It is host memory, not GPU memory.
+
+Other programs on the same cores slow PyTorch down most, because its threads wait for each other several times per
+layer. load_average in the results shows whether there were any.
 """
 
 import contextlib
@@ -38,41 +45,41 @@ from throughput_networks import CONVENTIONS, PACKAGES, TASKS
 NETWORKS = Path(__file__).with_name("throughput_networks.py")
 PEERS = tuple(name for name in PACKAGES if name != "ours")
 TOLERANCE = 1e-3
-"""By how much of itself a loss may differ."""
+"""Largest relative difference between losses that agree."""
 WARM_UP, SECONDS = 2, 2.0
-"""Steps before the first that is timed; what a round takes if the number of its steps is not given."""
+"""Steps before the first timed one; seconds per round if --steps is not given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     peers: tuple[str, ...] = ()
-    """Of torch and keras those to compare with, with spaces or commas between them; without any only ours is measured."""
+    """Peers to compare with: torch, keras or both, separated by spaces or commas; by default only ours is measured."""
     peer_python: Path | None = None
-    """Python of an environment with the peers; this one if not given."""
+    """Python of an environment with the peers; by default this one."""
     tasks: tuple[str, ...] = TASKS
-    """What to measure."""
+    """Tasks to measure."""
     width_multiplier: float = 1.0
     """Scales the channels of every layer."""
     resolution: int = 224
     """Side of the square images, in pixels."""
     batch_size: int = 16
-    """Images a step."""
+    """Images per step."""
     unit_strides: int = 0
-    """How many of the first stride-2 layers take stride 1 instead; beside peers 0 or 1."""
+    """Number of the first stride-2 layers that take stride 1 instead; with peers, 0 or 1."""
     rounds: int = 5
-    """Rounds of each, in turn."""
+    """Rounds of each network; the networks take turns."""
     steps: int | None = None
-    """Steps a round; as many as take each about 2 seconds if not given."""
+    """Steps per round; by default as many as take about 2 seconds."""
     out: Path = Path("runs/bench_throughput")
-    """Folder for results.json and the figure; those that are there are replaced."""
+    """Output folder for results.json and the figure; existing ones are replaced."""
     json: bool = False
-    """Print one JSON object."""
+    """Print the results as one JSON object."""
 
 
 class Worker:
-    """A process that takes steps when it is asked to, and is stopped in between. Leaving it as a context ends it."""
+    """A process that takes steps on request and is stopped (SIGSTOP) in between; killed when its context exits."""
 
     def __init__(self, name: str, task: str, python: Path, settings: dict[str, Any], folder: Path):
         self.name = name
@@ -95,7 +102,7 @@ class Worker:
         self._process.communicate()
 
     def steps(self, count: int, memory: bool = False) -> dict[str, Any]:
-        """Take so many, and tell what they took."""
+        """Take `count` steps and return what the process measured."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.send_signal(signal.SIGCONT)
@@ -104,13 +111,13 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise failure(self.name, self._log)
-        # Threads that wait for work would take some from the others.
+        # Threads that spin while they wait for work would take CPU time from the others.
         self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
 
 def failure(name: str, log: Path) -> Exception:
-    """What a process wrote last, as the command's error."""
+    """Return the last line that a process wrote, as a `UserError`."""
     from mnv2_jax.errors import UserError
 
     lines = log.read_text(errors="replace").strip().splitlines()
@@ -118,21 +125,21 @@ def failure(name: str, log: Path) -> Exception:
 
 
 def environment() -> dict[str, str]:
-    """The same for all of them. On a GPU they have to share its memory, which JAX would take at once."""
+    """Return the environment of all workers. On a GPU they share its memory, which JAX would preallocate."""
     fixed = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return {**os.environ, **fixed}
 
 
 def split(values: Sequence[str]) -> tuple[str, ...]:
-    """Names with spaces or commas between them, each once."""
+    """Split names at commas and drop repetitions."""
     return tuple(dict.fromkeys(name for value in values for name in value.split(",") if name))
 
 
 def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
-    """The tasks, and the Python of each network; makes the folder of the results.
+    """Check the flags and create the output folder; return the tasks, and the Python of each network.
 
     Raises:
-        UserError: for flags that cannot be measured.
+        UserError: for flags that cannot be measured, a Python without the peers, or a folder that cannot be written.
     """
     from mnv2_jax.errors import UserError
     from mnv2_jax.models.strides import STRIDED_LAYERS
@@ -175,10 +182,10 @@ def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
 
 
 def check_loss(name: str, task: str, theirs: float, mine: float) -> None:
-    """Refuse to compare networks that compute something else.
+    """Check that a peer computes the same loss as ours.
 
     Raises:
-        UserError: says both losses.
+        UserError: if the losses differ; the message names both.
     """
     from mnv2_jax.errors import UserError
 
@@ -189,7 +196,7 @@ def check_loss(name: str, task: str, theirs: float, mine: float) -> None:
 def measure(
     task: str, pythons: dict[str, Path], options: Options, settings: dict[str, Any], folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The result of a task, and what each network says of itself."""
+    """Return the result of a task, and the first answer of each network (its loss, device and versions)."""
 
     def start(name: str, convention: str) -> Worker:
         return Worker(name, task, pythons[name], {**settings, "convention": convention}, folder)
@@ -232,12 +239,12 @@ def measure(
 
 
 def spread(values: Sequence[float]) -> list[float]:
-    """The smallest and the largest."""
+    """Return [minimum, maximum]."""
     return [min(values), max(values)]
 
 
 def ratios(rates: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Ours to each peer's, round by round."""
+    """Return the ratios of our rate to each peer's, round by round."""
     return {
         name: [mine / theirs for mine, theirs in zip(rates["ours"], values, strict=True)]
         for name, values in rates.items()
@@ -246,7 +253,7 @@ def ratios(rates: dict[str, list[float]]) -> dict[str, list[float]]:
 
 
 def summarize(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians of the rates and of the ratios, and how far the rounds lie apart."""
+    """Return median and range over rounds of the rates and of the ratios."""
     each = ratios(rates)
     return {
         "images_per_second": {name: median(values) for name, values in rates.items()},
@@ -257,7 +264,7 @@ def summarize(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def main(options: Options) -> None:
-    """Measure, and print."""
+    """Run the benchmark, write the results and print them."""
     from mnv2_jax.environment import core_count
     from mnv2_jax.results import write_atomically
 
@@ -272,7 +279,7 @@ def main(options: Options) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # In a process of its own, so that neither this one nor one that is measured has it in memory.
+        # In its own process, so that it takes memory neither here nor in a measured process.
         command = [sys.executable, str(NETWORKS), "inputs", json.dumps(settings), str(folder)]
         with (folder / "inputs.log").open("w") as log:
             code = subprocess.run(command, stdout=log, stderr=log, env=environment()).returncode
@@ -297,7 +304,7 @@ def main(options: Options) -> None:
 
 
 def setting(result: dict[str, Any]) -> str:
-    """What a result was measured with, in words."""
+    """Describe the settings of a result."""
     strides = result["unit_strides"]
     fewer = f", {strides} of the strides left out" if strides else ""
     return (
@@ -306,7 +313,7 @@ def setting(result: dict[str, Any]) -> str:
 
 
 def report(found: dict[str, Any]) -> None:
-    """A line each, and the ratio to every peer."""
+    """Print the rate of each network, and our ratio to each peer."""
     if found["load_average"] > 0.5:
         print(f"load average {found['load_average']:.1f} before the start: others use these cores too")
     for result in found["results"]:
@@ -321,7 +328,7 @@ def report(found: dict[str, Any]) -> None:
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:
-    """A panel a task, a bar each: the median, from the smallest to the largest round."""
+    """Draw a panel per task and a bar per network: the median, with the range over rounds."""
     from mnv2_jax.ablation.figures import COLORS, plt
     from mnv2_jax.analysis.drawing import headline, tidy
     from mnv2_jax.results import save_figure
@@ -364,6 +371,6 @@ def draw(found: dict[str, Any], folder: Path) -> None:
 if __name__ == "__main__":
     from mnv2_jax import cli
 
-    # Workers that are stopped would otherwise outlive this process.
+    # Exit through the contexts of the workers: stopped workers would otherwise outlive this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cli.run(main, Options, __doc__)

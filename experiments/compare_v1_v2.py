@@ -1,12 +1,12 @@
 """Is MobileNetV2 better than MobileNetV1? (MobileNetV2, Sec. 6.1 and Table 4)
 
-Question: at one width multiplier, how do accuracy, parameters, multiply-adds and the memory of each layer compare?
+Question: at equal width, how do accuracy, parameters, multiply-adds and the memory of each layer compare?
 Command:  python experiments/compare_v1_v2.py
 Cost:     21 runs, 110 s on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, V2 0.83, V1 0.79 at the same width and 0.77 at the same multiply-adds; inconclusive with 7 seeds.
 
-Both at the same width multiplier, as in the paper's Table 4, and MobileNetV1 made narrower until it has no more
-multiply-adds than MobileNetV2 (within 2 %).
+MobileNetV1 is compared at MobileNetV2's width multiplier, as in the paper's Table 4, and at its
+multiply-adds (within 2 %), for which MobileNetV1 is made narrower.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from mnv2_jax.training.config import Recipe
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script."""
+    """Command-line flags."""
 
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """MobileNetV2, and MobileNetV1 at the same width and at the same multiply-adds."""
+    """Return the study: MobileNetV2, and MobileNetV1 at equal width and at equal multiply-adds."""
     from mnv2_jax.ablation.matching import Matching
 
     matching = Matching(options.data, shared_settings(options))
@@ -53,7 +53,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

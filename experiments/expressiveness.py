@@ -1,14 +1,16 @@
-"""Are a block's capacity and its expressiveness two things? (MobileNetV2, Sec. 3.3, "information flow")
+"""Are a block's capacity and its expressiveness separate? (MobileNetV2, Sec. 3.3, "information flow")
 
-Question: what does the width of the bottlenecks (capacity) buy, what the transformation between them (expressiveness)?
+Question: what does the width of the bottlenecks (capacity) contribute to accuracy, and what does the transformation
+          between them (expressiveness)?
 Command:  python experiments/expressiveness.py
-          with --bottlenecks 0.5 1 2 --inners 0.5 1 2 for the whole grid
+          with --bottlenecks 0.5 1 2 --inners 0.5 1 2 for the full grid
 Cost:     48 runs, 79 s on 2 CPU cores, from an empty compilation cache.
-Expect:   on digits, baseline 0.90; half the bottlenecks 0.87, half the inner channels 0.86, both 0.82; linear 0.85.
+Expect:   on digits, baseline 0.90; half the bottleneck channels 0.87, half the inner channels 0.86, both 0.82;
+          linear 0.85.
 
-A small MobileNetV2 of four blocks, in which the bottlenecks' channels and the inner width of the blocks are set apart from
-each other, each in multiples of the baseline's; t is what follows. Besides, the inner transformation is made linear (no
-ReLU6 inside), or gets a second depthwise layer.
+The network is a small MobileNetV2 of four blocks. The channels of its bottlenecks and the inner width of its blocks
+are set independently, each as a multiple of the baseline's; t follows from the two. Two more arms change the inner
+transformation: one has no ReLU6 inside (linear), the other a second depthwise layer.
 """
 
 import dataclasses
@@ -20,25 +22,25 @@ from mnv2_jax.settings import SharedSettings, check_size
 from mnv2_jax.training.config import Recipe
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2))
-"""The first rows of the paper's Table 2: (t, c, n, s)."""
+"""(t, c, n, s): the first bottleneck rows of the paper's Table 2, the last with one block instead of three."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script; --expansion is the baseline's t."""
+    """Command-line flags; --expansion is the baseline's t."""
 
     bottlenecks: tuple[float, ...] = (0.5, 1)
-    """Channels of the bottlenecks, as multiples of the baseline's."""
+    """Bottleneck channels, as multiples of the baseline's."""
     inners: tuple[float, ...] = (0.5, 1)
-    """Channels inside the blocks, as multiples of the baseline's."""
+    """Inner channels of the blocks, as multiples of the baseline's."""
     network: Annotated[SharedSettings, Flat] = SharedSettings(width_multiplier=0.5, expansion=6.0, unit_strides=0)
-    """What all networks have in common."""
+    """Settings that all networks share."""
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1, evaluations=1)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """Every combination of widths, and the two other transformations at the baseline's."""
+    """Return the study: every combination of widths, and the two other transformations at the baseline's widths."""
     for name in ("bottlenecks", "inners"):
         for value in getattr(options, name):
             check_size(name, value)
@@ -76,7 +78,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

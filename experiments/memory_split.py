@@ -1,14 +1,14 @@
-"""What does an inverted residual need of memory, and what does splitting it save? (MobileNetV2, Sec. 5.1 and Table 3)
+"""How much memory does an inverted residual need, and how much does splitting it save? (Sec. 5.1 and Table 3)
 
-Question: if a block is computed in parts of its inner channels, one after the other, how much memory and time does it
+Question: if the inner channels of a block are computed in parts, one after the other, how much memory and time does it
           take, and are 2 to 5 parts the right number?
 Command:  python experiments/memory_split.py
-          with --topology v5e:1x1 for a TPU that is not here as well (pip install -e '.[plan]')
+          with --topology v5e:1x1 to also compile for a TPU, without having one (pip install -e '.[plan]')
 Cost:     25 s on 2 CPU cores.
-Expect:   in 5 parts the largest block takes 3.1 MB instead of 10.8, and about twice the time.
+Expect:   in 5 parts the largest block takes 3.1 MB instead of 10.8 MB, and about twice the time.
 
-`model.apply(variables, images, split=5)` computes every block of MobileNetV2 so. Memory is what XLA's compiler lays out (the
-input, the output, and what is held between them; weights are left out), of one image in float32. Times are medians of
+`model.apply(variables, images, split=5)` computes every block of MobileNetV2 in this way. Memory is what XLA's compiler
+allocates for one image in float32: the input, the output and temporaries, without weights. Times are medians of
 alternating rounds on this machine, with their range.
 """
 
@@ -32,14 +32,14 @@ from mnv2_jax.settings import check_resolution, check_size
 from mnv2_jax.training.progress import create_console
 
 RECOMMENDED = (2, 5)
-"""Parts that the paper takes; with more, it finds, caches are missed."""
+"""Numbers of parts that the paper recommends; it finds that more cause cache misses."""
 PUBLISHED_KB = {"MobileNetV1": 1600, "MobileNetV2": 400}
 """Table 3's last row, for 16-bit values, at width 1 and 224 pixels."""
 TPU_IMAGES = 128
-"""Side by side on a TPU: what a block holds of one image fits into the chip's fast memory, and takes none of HBM."""
+"""Batch size on a TPU. The temporaries of one image alone fit into the chip's fast memory and take no HBM."""
 
 WHOLE, IN_PARTS, TPU = "#0072B2", "#56B4E9", "#009E73"
-"""Colours of what is computed whole, in parts, and on a TPU; of Okabe and Ito's palette."""
+"""Colours of what is computed whole, in parts, and on a TPU, from Okabe and Ito's palette."""
 
 _ROW = {"split": int, "formula_bytes": int, "activation_bytes": int, "inner_ratio": float}
 _BLOCK = {"block": str, "activation_bytes": int, "in_5_parts": int}
@@ -49,33 +49,33 @@ SHAPE = {
     "sweep": [{**_ROW, "milliseconds": float, "time_ratio": float}],
     "networks": {str: {**_NETWORK, "published_bytes": (int, type(None))}},
 }
-"""Of the summary, as far as it is drawn."""
+"""Expected types of the summary fields that are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     width_multiplier: float = 1.0
     """Scales the channels of every layer."""
     resolution: int = 224
     """Side of the square images, in pixels."""
     splits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 12, 24, 48, 96)
-    """Numbers of parts that the largest block is computed in."""
+    """Numbers of parts to compute the largest block in."""
     network_splits: tuple[int, ...] = (1, 2, 5)
-    """Numbers of parts that all blocks of the whole network are computed in."""
+    """Numbers of parts to compute all blocks of the whole network in."""
     rounds: int = 15
-    """How often each program is timed."""
+    """Number of times that each program is timed."""
     topology: str | None = None
-    """A TPU slice of one chip to compile the largest block for as well, with 128 images; v5e:1x1 for instance."""
+    """TPU slice of one chip, such as v5e:1x1; the largest block is compiled for it too, with 128 images."""
     out: Path = Path("runs/memory_split")
-    """Folder for the figure and the summary."""
+    """Output folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
-    """All that the figure shows; `chip` is a device of --topology, or None."""
+    """Return all numbers that the figure shows; `chip` is a device of --topology, or None."""
     import jax
     import jax.numpy as jnp
 
@@ -121,7 +121,7 @@ def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
             times.append(time.perf_counter() - began)
     sweep = []
     for split, times, (program, _) in zip(splits, seconds, programs, strict=True):
-        # The first round also warms up; each round's ratio is to the whole block in that round.
+        # The first round is a warm-up. Each ratio is to the whole block's time in the same round.
         ratios = [mine / whole for mine, whole in zip(times[1:], seconds[0][1:], strict=True)]
         row = {
             "split": split,
@@ -171,12 +171,12 @@ def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
 
 
 def is_published(options: Options) -> bool:
-    """Tell whether the paper has numbers for such a network."""
+    """Return whether the paper has numbers for this width and resolution."""
     return options.width_multiplier == 1 and options.resolution == 224
 
 
 def findings(found: dict[str, Any]) -> list[str]:
-    """Say in sentences what was found."""
+    """Return the findings as sentences."""
     sweep = found["sweep"]
     whole, finest = sweep[0], sweep[-1]
     recommended = [row for row in sweep if RECOMMENDED[0] <= row["split"] <= RECOMMENDED[1]]
@@ -191,7 +191,7 @@ def findings(found: dict[str, Any]) -> list[str]:
             f"output, in {most['time_ratio']:.1f} times the time; that is {saved:.0%} of all that splitting can save."
         )
         fastest = min(sweep[1:], key=lambda row: row["time_ratio"])
-        # From where on every one is.
+        # The longest run of splits, up to the finest, that are all slower.
         slower: list[dict[str, Any]] = []
         for row in reversed(sweep):
             if row["split"] <= RECOMMENDED[1] or row["time_ratio"] <= 1.1 * most["time_ratio"]:
@@ -219,11 +219,11 @@ def findings(found: dict[str, Any]) -> list[str]:
 
 
 def draw(found: dict[str, Any], options: Options) -> Figure:
-    """Memory and time of the largest block against the split; memory of every block and of whole networks."""
+    """Draw memory and time of the largest block against the split, and memory of all blocks and of whole networks."""
     from mnv2_jax.analysis.drawing import headline, tidy
 
     figure = plt.figure(figsize=(12, 9.2), layout="constrained")
-    # Rows of their own, since the labels of the networks are long.
+    # A subfigure per row, since the labels of the networks are long.
     upper, lower = figure.subfigures(2, 1)
     memory, duration = upper.subplots(1, 2)
     each, networks = lower.subplots(1, 2, width_ratios=(1, 1.15))
@@ -251,7 +251,7 @@ def draw(found: dict[str, Any], options: Options) -> Figure:
 
 
 def finding(sweep: list[dict[str, Any]]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     whole, *others = sweep
     size = f"{whole['activation_bytes'] / 1e6:.1f}"
     split = [row for row in others if row["split"] <= RECOMMENDED[1]] or others
@@ -270,7 +270,7 @@ def _draw_memory(axes: Axes, sweep: list[dict[str, Any]]) -> None:
         ("formula_bytes", "the paper's formula: input, output and one part", "black", "s--"),
     ]
     if "tpu_activation_bytes" in sweep[0]:
-        # The bytes on the chip divided by the images that it computes side by side.
+        # Bytes on the chip divided by the batch size.
         lines.append(
             ("tpu_activation_bytes", f"compiled for a TPU: HBM of {TPU_IMAGES} images / {TPU_IMAGES}", TPU, "D-.")
         )
@@ -305,7 +305,7 @@ def _draw_blocks(axes: Axes, blocks: list[dict[str, Any]]) -> None:
 
 
 def _draw_networks(axes: Axes, networks: dict[str, Any]) -> None:
-    """Hollow bars are the paper's and its formula's, filled ones were compiled."""
+    """Draw the memory of whole networks: hollow bars are the paper's and its formula's, filled ones compiled."""
     rows: list[tuple[str, float, dict[str, Any]]] = []
     for name, network in networks.items():
         short, color = name.replace("MobileNet", ""), WHOLE if name == "MobileNetV2" else "0.55"
@@ -330,7 +330,7 @@ def _draw_networks(axes: Axes, networks: dict[str, Any]) -> None:
 
 
 def main(options: Options) -> None:
-    """Measure, draw, and say what was found."""
+    """Measure, draw, and print the findings."""
     check_resolution(options.resolution)
     check_size("width_multiplier", options.width_multiplier)
     for flag, splits in (("--splits", options.splits), ("--network-splits", options.network_splits)):

@@ -1,25 +1,29 @@
-"""How often is a study wrong? Its own statistics, tried on studies whose truth is known.
+"""How often is a study wrong? The statistics of studies, tested on simulated studies whose true differences are known.
 
-Question: how often does a study call something better or worse that is not, and how often do all of its intervals hold the truth?
+Question: how often does a study call an arm better or worse that is not, and how often do all of its intervals contain
+          the true differences?
 Command:  python experiments/null_studies.py
 Cost:     3 minutes on 1 CPU core.
-Expect:   5 % false verdicts and 95 % coverage, within chance, where differences are symmetric; exponential ones are called in up to 14 % of
-          studies and lognormal ones in up to 27 %; where one run in ten fails, the mean is wrong in 35 to 90 % of studies and the report in 4 %.
+Expect:   within chance, 5 % false verdicts and 95 % coverage for symmetric differences; false verdicts in up to 14 % of
+          studies for exponential and in up to 27 % for lognormal differences; if one run in ten fails, the mean is
+          wrong in 35 to 90 % of studies and the report in 4 %.
 
-A study here is drawn, not trained: differences between arm and baseline at n seeds, of one to eight arms with one baseline, which
-correlates their differences by a half. Each goes through `compare_all`, which also makes the verdicts of a study. Of all studies of a
-case are counted those with any false verdict (one on a comparison without a difference, or of the wrong sign), and those whose
-intervals all hold their true differences; both with exact 95 % intervals of their own (Clopper and Pearson). The differences are
+Studies are simulated, not trained. One to eight arms are compared with one baseline at n seeds. The shared baseline
+correlates the differences of two arms by 1/2. Each study goes through `compare_all`, which also decides the verdicts
+of real studies. For each case the script counts the studies with any false verdict (about a comparison without a
+difference, or of the wrong sign) and the studies whose intervals all contain the true differences. Both rates have
+exact 95 % intervals (Clopper and Pearson). The differences are
 
-- normal, symmetric with heavy tails (Student's t, 3 degrees of freedom), exponential, and lognormal (sigma 1), of mean zero;
-- mixed: normal, and every other arm differs by 1.5 standard deviations, so that not all comparisons are null;
-- failing: one run in ten ends far below the others, and the others are above the baseline by so much that the mean is zero;
-- failing and alike: one run in ten ends far below, and the median is zero.
+- normal, heavy-tailed (Student's t, 3 degrees of freedom), exponential, and lognormal (sigma 1), all of mean zero;
+- mixed: normal, with every other arm shifted by 1.5 standard deviations, so that not all comparisons are null;
+- failing: one run in ten ends far below the baseline, and the others lie so far above it that the mean is zero;
+- failing, else alike: one run in ten ends far below the baseline, and the median is zero.
 
-Failing studies are told in two ways: by the mean alone, as where nobody knows which runs failed, and as a study reports them, by the
-typical difference where any run failed. There the truth is the median. Where one run in ten fails, a third to a half of all arms see no
-failure: studies then tell the mean of runs that all learnt. How often they decide on it, though the mean of all runs would be zero, is
-counted beside ("unseen_failures"); no test of so few runs can know.
+Failing studies are judged in two ways. "By the mean" uses the mean alone, as if nobody knew which runs failed. "As
+reported" is how studies do it: they report the median if any run failed, so the truth is the median. With one failure
+in ten runs, a third to a half of all arms have no failed run. Studies then report the mean of runs that all learnt.
+How often they decide on this mean although the mean over all possible runs is zero is counted as "unseen_failures". No
+test of so few runs can know that.
 """
 
 import dataclasses
@@ -37,36 +41,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVEL = 0.05
-"""What false verdicts and missed intervals are held against."""
+"""The promised rate of false verdicts, and of studies with an interval that misses its true difference."""
 CHANCE, BASELINE, SPREAD = 0.1, 0.75, 0.01
-"""Of accuracies: without learning, of the baseline, and from one seed to another."""
+"""Accuracies: without learning, of the baseline, and the standard deviation over seeds."""
 FAILS, FAR = 0.1, 0.6
-"""Share of runs that fail, and by how much."""
+"""Fraction of runs that fail, and by how much accuracy they fall below the baseline."""
 SHIFT = 1.5
-"""Difference of every other arm of a mixed study, in standard deviations."""
+"""True difference of every other arm of a mixed study, in standard deviations."""
 
 _RATE = {"rate": float, "ci95": [float]}
 _RESULT = {"false_verdicts": _RATE, "coverage": _RATE, "without_bounds": float}
 SHAPE = {"sentence": str, "results": [{**_RESULT, "differences": str, "n": int, "comparisons": int}]}
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     seeds: tuple[int, ...] = (6, 7, 8, 9, 10)
-    """Values of n, pairs of runs."""
+    """Values of n, the number of seeds."""
     comparisons: tuple[int, ...] = (1, 2, 4, 8)
-    """Arms besides the baseline."""
+    """Numbers of arms besides the baseline."""
     studies: int = 4000
-    """For each kind of differences, n and number of comparisons."""
+    """Simulated studies for each kind of differences, n and number of comparisons."""
     seed: int = 0
-    """Of the differences."""
+    """Random seed of the differences."""
     out: Path = Path("runs/null_studies")
-    """Folder for the figure and the summary."""
+    """Output folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +78,13 @@ class Case:
     """A kind of differences.
 
     Attributes:
-        title: in figure and table.
-        quantile: the quantile function of a difference whose true value is zero.
-        truth: its mean; its median where that is what studies report.
-        known: whether the study knows what chance gives, and so which runs failed.
-        shift: added to every other comparison, so that there are two or more.
-        exact: whether theory promises that false verdicts are LEVEL at most, and that all intervals hold at `coverage` or more.
+        title: title of its panel in the figure.
+        quantile: quantile function of the unshifted differences.
+        truth: their true value: the mean, or the median if that is what studies report.
+        known: whether the study knows the accuracy of chance, and so which runs failed.
+        shift: added to the difference of every other arm, so there must be two arms or more.
+        exact: whether theory promises at most LEVEL false verdicts, and that all intervals hold in at least `coverage`
+            of studies.
     """
 
     title: str
@@ -91,12 +96,13 @@ class Case:
 
     @property
     def coverage(self) -> float:
-        """At which intervals should hold: less where half of the comparisons are null, since Holm's verdicts cut intervals off."""
+        """Promised rate of studies whose intervals all hold. Half of a mixed study's comparisons are null, and Holm's
+        verdicts cut intervals off at zero, so less is promised there."""
         return 1 - LEVEL * (2 - 0.5 if self.shift else 1)
 
 
 def cases() -> dict[str, Case]:
-    """All kinds of differences, in the order of the figure."""
+    """Return all kinds of differences, in the order of the figure."""
     import numpy as np
     import scipy.stats
 
@@ -131,10 +137,10 @@ def cases() -> dict[str, Case]:
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be computed.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     for name, low, high in (("seeds", 2, 16), ("comparisons", 1, 64)):
         values = getattr(options, name)
@@ -149,9 +155,9 @@ def check(options: Options) -> None:
 
 
 def draw_studies(case: Case, studies: int, arms: int, n: int, rng: "np.random.Generator") -> Any:
-    """(values of arms of shape (studies, arms, n), of the baseline (studies, n), true differences of the arms).
+    """Return (values of the arms (studies, arms, n), values of the baseline (studies, n), true differences (arms,)).
 
-    Differences to one baseline share its part: the normal scores of two of them correlate by a half.
+    The shared baseline correlates the normal scores of two arms' differences by 1/2.
     """
     import numpy as np
     import scipy.special
@@ -164,7 +170,7 @@ def draw_studies(case: Case, studies: int, arms: int, n: int, rng: "np.random.Ge
 
 
 def try_case(case: Case, studies: int, arms: int, n: int, rng: "np.random.Generator") -> dict[str, Any]:
-    """What a number of studies say, and how often that is false."""
+    """Simulate studies of a case and return how often their verdicts are false and their intervals hold."""
     import numpy as np
 
     from mnv2_jax.ablation.statistics import compare_all
@@ -177,7 +183,7 @@ def try_case(case: Case, studies: int, arms: int, n: int, rng: "np.random.Genera
         found = compare_all(dict(zip(names, of_arms, strict=True)), baseline, chance=CHANCE if case.known else None)
         told = list(zip(found.values(), truth, strict=True))
         wrong = any(each.verdict in signs and signs[each.verdict] != np.sign(true) for each, true in told)
-        # An interval that the verdict cut off at zero does not hold zero.
+        # The verdict cuts intervals off at zero, so an interval may end at zero although the verdict excludes zero.
         holds = all(each.ci95 is None or each.ci95[0] <= true <= each.ci95[1] for each, true in told)
         false, covered = false + wrong, covered + (holds and not wrong)
         unseen += any(each.verdict in signs and each.estimand == "mean" for each, _ in told)
@@ -193,7 +199,7 @@ def try_case(case: Case, studies: int, arms: int, n: int, rng: "np.random.Genera
 
 
 def share(count: int, of: int) -> dict[str, Any]:
-    """A rate with its exact 95 % interval."""
+    """Return a rate with its exact 95 % interval."""
     import scipy.stats
 
     interval = scipy.stats.binomtest(int(count), of).proportion_ci(0.95, method="exact")
@@ -201,7 +207,7 @@ def share(count: int, of: int) -> dict[str, Any]:
 
 
 def compute(options: Options, progress: Callable[[str], None] = lambda name: None) -> list[dict[str, Any]]:
-    """A result for each kind of differences, n and number of comparisons; `progress` is told each kind that begins."""
+    """Return a result per kind of differences, n and number of comparisons; call `progress` when a kind begins."""
     import numpy as np
 
     results = []
@@ -216,7 +222,7 @@ def compute(options: Options, progress: Callable[[str], None] = lambda name: Non
 
 
 def finding(results: Sequence[Mapping[str, Any]]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
 
     def most(*names: str) -> str:
         rates = [each["false_verdicts"]["rate"] for each in results if each["differences"] in names]
@@ -230,10 +236,10 @@ def finding(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(results: Sequence[Mapping[str, Any]], options: Options) -> "Figure":
-    """False verdicts and coverage against n, a pair of panels for each kind of differences.
+    """Draw false verdicts and coverage against n, in two panels per kind of differences.
 
-    Studies of too few seeds for their comparisons have no bounds and decide nothing, so that they are never wrong; they
-    are left out.
+    Studies with too few seeds for their number of comparisons are left out: their intervals are unbounded, so they
+    decide nothing and are never wrong.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -271,7 +277,7 @@ def draw(results: Sequence[Mapping[str, Any]], options: Options) -> "Figure":
 
 
 def _draw_rates(axes: "Axes", own: Sequence[Mapping[str, Any]], measure: str, options: Options) -> None:
-    """A line a number of comparisons, side by side so that bars can be told apart."""
+    """Draw a line per number of comparisons, shifted sideways so that error bars do not overlap."""
     import numpy as np
 
     from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
@@ -288,7 +294,7 @@ def _draw_rates(axes: "Axes", own: Sequence[Mapping[str, Any]], measure: str, op
 
 
 def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
-    """False verdicts and coverage in percent, a row a kind and number of comparisons."""
+    """Return a table of false verdicts and coverage in percent, a row per kind and number of comparisons."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -300,7 +306,7 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
 
 
 def judge(results: Sequence[Mapping[str, Any]]) -> str:
-    """Say what was found, where theory promises something and where it does not."""
+    """Return the findings in words, first for the cases in which theory promises the rates."""
 
     def told(*names: str) -> str:
         own = [each for each in results if each["differences"] in names]
@@ -324,7 +330,7 @@ def judge(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(options: Options) -> None:
-    """Draw studies, count, and print."""
+    """Simulate the studies, draw the figure and print the rates."""
     check(options)
     from mnv2_jax.results import name_results, open_results, settings_of, write_results
 

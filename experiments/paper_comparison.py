@@ -1,6 +1,6 @@
-"""A table as published beside itself recomputed: when two entries agree, and how all are shown.
+"""Compare published tables with recomputed ones, and render them for the terminal, as Markdown and as CSV.
 
-Shown in the terminal, as Markdown and as CSV; `paper_tables.py` makes the tables.
+`paper_tables.py` creates the tables.
 """
 
 import csv
@@ -28,7 +28,7 @@ READING = (
 
 
 class Cell(NamedTuple):
-    """What was published, what comes out of the modules, and whether the two differ."""
+    """A published entry, the recomputed one, and whether the two differ."""
 
     published: str = NONE
     recomputed: str = NONE
@@ -36,12 +36,12 @@ class Cell(NamedTuple):
 
     @property
     def compared(self) -> bool:
-        """Whether there are two entries to compare."""
+        """Whether there are both a published and a recomputed entry."""
         return self.published != NONE and self.recomputed not in (NONE, NOT_RECOMPUTED)
 
 
 class Column(NamedTuple):
-    """A quantity. One that is not recomputed is a quote, one that is not published is ours alone."""
+    """A quantity, with whether it is `published` and `recomputed`, and whether its entries are `words`, not numbers."""
 
     title: str
     published: bool = True
@@ -50,14 +50,14 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A name, and a cell for every column."""
+    """The row's name, and one cell per column."""
 
     name: str
     cells: tuple[Cell, ...]
 
 
 class Heading(NamedTuple):
-    """Of a column as it is shown: a group begins where it is named."""
+    """Heading of a rendered column; the first column of a group carries the group's name."""
 
     group: str
     title: str
@@ -66,14 +66,16 @@ class Heading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table as published beside itself recomputed.
+    """A published table and its recomputation.
 
     Attributes:
-        name: of its CSV file.
-        title, source: what it is and where it was published.
-        row_title: what the rows' names are.
-        columns, rows: the quantities and their cells.
-        remarks: sentences that belong to no single cell.
+        name: stem of its CSV file.
+        title: what it shows.
+        source: where it was published.
+        row_title: heading of the column of row names.
+        columns: the quantities.
+        rows: the cells of all columns, row by row.
+        remarks: sentences about the table as a whole.
     """
 
     name: str
@@ -85,19 +87,19 @@ class Table:
     remarks: tuple[str, ...] = ()
 
     def explanations(self, row: Row) -> list[str]:
-        """For every column the sentence on why the row's two entries differ; empty where they do not."""
+        """Return, for each column, the sentence on why the row's two entries differ; empty if they do not differ."""
         return [
             EXPLANATIONS[Entry(self.name, row.name, column.title)] if cell.differs else ""
             for column, cell in zip(self.columns, row.cells, strict=True)
         ]
 
     def letters(self) -> dict[str, str]:
-        """The letter of each explanation."""
+        """Return the letter that marks each explanation."""
         sentences = dict.fromkeys(sentence for row in self.rows for sentence in self.explanations(row) if sentence)
         return dict(zip(sentences, "abcdefghijklmnopqrstuvwxyz", strict=False))
 
     def headings(self) -> list[Heading]:
-        """Of the columns of `lines`."""
+        """Return the headings of the columns of `lines`."""
         headings = [Heading("", self.row_title, True)]
         for group, shown in (
             ("as published", [column for column in self.columns if column.published]),
@@ -107,7 +109,7 @@ class Table:
         return headings
 
     def lines(self) -> list[list[str]]:
-        """The rows: name, all entries as published, then all recomputed, with marks."""
+        """Return the rows as text: name, all published entries, then all recomputed entries with marks."""
         letters = self.letters()
         lines = []
         for row in self.rows:
@@ -120,7 +122,7 @@ class Table:
         return lines
 
     def notes(self) -> Iterator[str]:
-        """What stands below: the source, why entries differ, remarks."""
+        """Yield the notes below the table: source, explanations, remarks."""
         yield f"Published: {self.source}."
         for sentence, letter in self.letters().items():
             yield f"≠{letter} {sentence}"
@@ -131,18 +133,18 @@ class Table:
 
 
 def quote(published: str) -> Cell:
-    """An entry that is not ours to recompute: a measurement, or another network."""
+    """Return an entry that is not recomputed: a measurement, or a number of another network."""
     return Cell(published, NOT_RECOMPUTED)
 
 
 def number(published: str, exact: float, shown: int = 0, places: int | None = None) -> Cell:
-    """Compare a published number with the exact one, both rounded and cut off.
+    """Compare a published number with the exact one; it may be rounded or truncated.
 
     Args:
-        published: as it was printed; "–" compares with nothing.
-        exact: ours.
-        shown: decimals to show of it.
-        places: decimals to compare, those of `published` if not given; negative for tens and hundreds.
+        published: the number as printed; "–" is not compared.
+        exact: the recomputed number.
+        shown: decimals of `exact` to show.
+        places: decimals to compare, by default those of `published`; negative for tens and hundreds.
     """
     shown_text = f"{exact:.{shown}f}"
     if published == NONE:
@@ -153,13 +155,13 @@ def number(published: str, exact: float, shown: int = 0, places: int | None = No
 
 
 def kilobytes(published: str, size: int) -> Cell:
-    """Compare memory: the paper prints two digits (1600 for 1605.6) and no fractions of a kilobyte."""
+    """Compare memory in KB; the paper prints two digits (1600 for 1605.6) and no fractions. `size` is in bytes."""
     exact = size / 1000
     return number(published, exact, shown=1, places=min(0, 1 - math.floor(math.log10(exact))))
 
 
 def word(published: str, ours: str) -> Cell:
-    """Compare words. What the paper leaves open agrees, and so does "conv2d" with "conv2d 3x3"."""
+    """Compare words. An entry that the paper leaves open agrees with any, and "conv2d" agrees with "conv2d 3x3"."""
     return Cell(published, ours, published != NONE and published != ours and not ours.startswith(f"{published} "))
 
 
@@ -167,21 +169,21 @@ def word(published: str, ours: str) -> Cell:
 
 
 def summary(tables: Sequence[Table]) -> str:
-    """How many entries were compared, and how many differ."""
+    """Return a sentence with the numbers of compared and of differing entries."""
     cells = [cell for table in tables for row in table.rows for cell in row.cells]
     compared, differ = sum(cell.compared for cell in cells), sum(cell.differs for cell in cells)
     return f"{compared} published entries recomputed, {differ} of them differ."
 
 
 def print_table(console: Console, table: Table) -> None:
-    """To the terminal."""
+    """Print a table with its notes."""
     headings, lines = table.headings(), table.lines()
     grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for heading in headings:
         justify = "left" if heading.words else "right"
         grid.add_column(Text(f"{heading.group}\n{heading.title}"), justify=justify, no_wrap=True)
     for index, heading in enumerate(headings):
-        # Digits stay below digits where only some of them have a mark behind.
+        # Pad entries without a mark, so that digits align.
         if not heading.words and any("≠" in line[index] for line in lines):
             for line in lines:
                 line[index] += "" if "≠" in line[index] else "   "
@@ -193,13 +195,13 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def print_sentences(console: Console, sentences: Iterable[str]) -> None:
-    """To the terminal, broken where it is too narrow."""
+    """Print sentences, wrapped to the width of the terminal."""
     for sentence in sentences:
         console.print(Text(sentence), soft_wrap=False)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """All tables as one document."""
+    """Return all tables as one document."""
 
     def line(words: Iterable[str]) -> str:
         return f"| {' | '.join(words)} |"
@@ -215,7 +217,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """One table: published, recomputed and whether they differ side by side, and the explanations last."""
+    """Return a table as CSV: for each quantity published, recomputed and differs; then the explanations."""
 
     def shown(column: Column, published: str, recomputed: str, differs: str) -> list[str]:
         wanted = (column.published, column.recomputed, column.published and column.recomputed)

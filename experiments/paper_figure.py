@@ -1,4 +1,4 @@
-"""The figure of `paper_tables.py`: both networks layer by layer, in channels and in memory."""
+"""The figure of `paper_tables.py`: channels and memory of both networks, layer by layer."""
 
 from collections.abc import Callable, Container, Sequence
 
@@ -13,11 +13,11 @@ from mnv2_jax.models.cost import LayerCost, units
 
 
 def draw(v1: Sequence[LayerCost], v2: Sequence[LayerCost], value_bytes: int) -> Figure:
-    """Channels and memory of what each convolution outputs, in running order.
+    """Draw channels and memory of each convolution's output, in execution order.
 
     Args:
         v1, v2: the layers of both networks, the classifier last.
-        value_bytes: bytes of a value in memory.
+        value_bytes: bytes per value.
     """
 
     def kilobytes(layer: LayerCost) -> float:
@@ -48,10 +48,11 @@ def draw_outputs(
     unit: str,
     legend: str,
 ) -> tuple[float, float]:
-    """Draw a measure of every convolution's output: V1 as one line, V2 by what an output is to its block.
+    """Draw a measure of each convolution's output: V1 as one line, V2 by whether it is a bottleneck, inside a block, or
+    outside of all blocks.
 
     Returns:
-        The most of V1's, and of V2's bottlenecks.
+        The maximum over V1's outputs, and over V2's bottlenecks.
     """
     blue, orange = COLORS[:2]
     blocks = [unit for unit in units(v2) if len(unit.layers) > 1]
@@ -61,7 +62,7 @@ def draw_outputs(
 
     def points(layers: Sequence[LayerCost], chosen: Container[str] | None = None) -> tuple[list[int], list[float]]:
         positions, values = [], []
-        for position, layer in enumerate(layers[:-1], start=1):  # the classifier is no convolution
+        for position, layer in enumerate(layers[:-1], start=1):  # without the classifier
             if chosen is None or layer.name in chosen:
                 positions.append(position)
                 values.append(measure(layer))
@@ -75,7 +76,7 @@ def draw_outputs(
         ("MobileNetV2, first and last", points(v2, outside), "D", {"color": "black", "markersize": 4.5}),
     ):
         panel.plot(positions, values, form, label=f"{label}: at most {max(values):,.0f} {unit}", **style)
-    # With room for the legend.
+    # Leave room for the legend.
     panel.set(xlim=(0, None), ylim=(0, 1.25 * panel.get_ylim()[1]), ylabel=unit)
     panel.legend(loc=legend, framealpha=1, edgecolor="none")
     tidy(panel)

@@ -1,6 +1,7 @@
-"""What the paper and its checkpoints' README say in numbers, and why some of them are not what the modules give.
+"""Numbers published in the paper and in the README of its checkpoints, and why some differ from what the modules give.
 
-Only data: `paper_tables.py` recomputes them. Tables are written with bars, as published; "–" is an entry left open.
+This file is data only; `paper_tables.py` recomputes the numbers. Tables are written with bars, with the entries as
+published; "–" is an entry left open.
 Sources: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381v4, and the table of
 released checkpoints of tensorflow/models, research/slim/nets/mobilenet/README.md.
 """
@@ -11,14 +12,14 @@ PAPER = "Sandler et al., arXiv:1801.04381v4"
 SLIM = "tensorflow/models, research/slim/nets/mobilenet/README.md"
 NONE = "–"
 V1, V2 = "mobilenet_v1", "mobilenet_v2"
-"""Our names of the two networks that are recomputed."""
+"""Our names for the two recomputed networks."""
 
 TABLE_1 = """
 h × w × k      | 1x1 conv2d, ReLU6    | h × w × tk
 h × w × tk     | 3x3 dwise s=s, ReLU6 | h/s × w/s × tk
 h/s × w/s × tk | linear 1x1 conv2d    | h/s × w/s × k'
 """
-"""The bottleneck block (Table 1): input, operator, output, in symbols; s = s is the stride of the block."""
+"""The bottleneck block (Table 1) in symbols: input, operator, output; "s=s" is the stride of the block."""
 
 TABLE_2 = """
 224² × 3     | conv2d      | – | 32   | 1 | 2
@@ -44,7 +45,7 @@ TEXT = {
     "fewest params, M": "1.7",
     "most params, M": "6.9",
 }
-"""Sec. 4: the network of Table 2, and the ranges of widths from 0.35 to 1.4 and of resolutions from 96 to 224."""
+"""Sizes in Sec. 4: of Table 2's network, and over widths from 0.35 to 1.4 and resolutions from 96 to 224."""
 
 TABLE_3 = """
 112 | 64   | 1600 | 16   | 400 | 32   | 800
@@ -55,15 +56,15 @@ TABLE_3 = """
 1   | 1024 | 2    | 1280 | 2   | 1600 | 3
 max | –    | 1600 | –    | 400 | –    | 600
 """
-"""The most that has to be kept between operators (Table 3): pixels; then channels and KB of MobileNetV1, of MobileNetV2
-and of ShuffleNet (2x, g = 3)."""
+"""Largest tensors to be kept between operators (Table 3): pixels; then channels and KB of MobileNetV1, MobileNetV2 and
+ShuffleNet (2x, g = 3)."""
 
 PEAK_MEMORY = {"largest tensor between blocks": ("1600", "400"), "each block an operator": ("1600", "400")}
-"""KB of MobileNetV1 and MobileNetV2 at inference (Sec. 5.1), by what an operator is: last row of Table 3."""
+"""Peak KB of MobileNetV1 and MobileNetV2 at inference (Sec. 5.1; last row of Table 3), by definition of an operator."""
 
 
 class PublishedNetwork(NamedTuple):
-    """A row of Table 4, and the name and width of our network if it is one."""
+    """A row of Table 4; `ours` is the (name, width) of our network, if we have it."""
 
     name: str
     top1: str
@@ -84,7 +85,7 @@ TABLE_4 = (
 
 
 class ReleasedCheckpoint(NamedTuple):
-    """A row of the slim README."""
+    """A row of the table in slim's README."""
 
     width: float
     resolution: int
@@ -125,7 +126,7 @@ RELEASED = (
 
 
 class Entry(NamedTuple):
-    """Where a cell is."""
+    """Position of a cell: names of table, row and column."""
 
     table: str
     row: str

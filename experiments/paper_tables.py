@@ -1,13 +1,13 @@
 """Do the tables of the paper follow from the networks? (MobileNetV2, Tables 1 to 4, Sec. 4 and 5.1)
 
-Question: which published sizes, multiply-adds and memory figures come out of the modules, and which do not?
+Question: which published sizes, multiply-adds and memory figures do our modules reproduce, and which not?
 Command:  python experiments/paper_tables.py
 Cost:     no training and no data; about 12 s on 2 CPU cores.
-Expect:   Tables 1 and 2 and all 22 released checkpoints agree; 18 other entries differ, each with a sentence on why.
+Expect:   Tables 1 and 2 and all 22 released checkpoints agree; 18 other entries differ, each with an explanation.
 
-Nothing is looked up: what is recomputed is counted on the modules, which run on abstract shapes. What was
-published is in `paper_numbers.py`. The tables go to the terminal and, with a figure of both networks layer by layer, to
-runs/paper_tables (or --out DIR).
+All recomputed numbers are counted on the modules, evaluated on abstract shapes. The published numbers are
+in `paper_numbers.py`. The script prints the tables and writes them to runs/paper_tables (or --out DIR), with a figure
+of both networks layer by layer.
 """
 
 import dataclasses
@@ -45,37 +45,37 @@ from mnv2_jax.models.layers import ConvNorm
 from mnv2_jax.results import save_figure, write_atomically
 from mnv2_jax.training.progress import create_console
 
-FP16 = 2  # bytes a value, as Sec. 5.1 and Table 3 count
+FP16 = 2  # bytes per value in Sec. 5.1 and Table 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     out: Path = Path("runs/paper_tables")
-    """Folder for the tables and the figure; files of the same names are replaced."""
+    """Output folder for the tables and the figure; files of the same names are replaced."""
 
 
-# --- What the modules say ----------------------------------------------------------------------------------
+# --- Numbers of the modules --------------------------------------------------------------------------------
 
 
 def layers(name: str, width: float = 1.0, resolution: int = 224) -> tuple[LayerCost, ...]:
-    """The layers of a network."""
+    """Return the layers of a network."""
     return layer_costs(create_model(name, width_multiplier=width), (resolution, resolution, 3))
 
 
 def parameters(name: str, width: float = 1.0) -> float:
-    """Millions, without batch norm. They do not depend on the resolution."""
+    """Return millions of parameters, without batch norm. They do not depend on the resolution."""
     return sum(layer.parameters for layer in layers(name, width)) / 1e6
 
 
 def multiply_adds(name: str, width: float = 1.0, resolution: int = 224) -> float:
-    """Millions."""
+    """Return millions of multiply-adds."""
     return sum(layer.multiply_adds for layer in layers(name, width, resolution)) / 1e6
 
 
 def activations(name: str) -> dict[str, str]:
-    """What follows each convolution and its norm, by the name of the layer."""
+    """Return the activation after each convolution and norm, by layer name."""
     found = {}
 
     def record(next_call, args, kwargs, context):
@@ -89,12 +89,12 @@ def activations(name: str) -> dict[str, str]:
 
 
 def blocks(name: str) -> list[Unit]:
-    """The blocks of a network, without the layers before and after them."""
+    """Return the blocks of a network, without the layers before and after them."""
     return [unit for unit in units(layers(name)) if len(unit.layers) > 1]
 
 
 def channels_between_blocks(name: str) -> dict[int, int]:
-    """The most channels that leave a block, by resolution; at 1 pixel the pooled features."""
+    """Return the largest number of output channels of a block, by resolution; at 1 pixel, of the pooled features."""
     most: dict[int, int] = {}
     for block in blocks(name):
         resolution, _, channels = block.output_shape
@@ -103,7 +103,7 @@ def channels_between_blocks(name: str) -> dict[int, int]:
 
 
 def tensor_bytes(resolution: int, channels: int) -> int:
-    """Of one feature map."""
+    """Return the bytes of one feature map."""
     return resolution**2 * channels * FP16
 
 
@@ -111,12 +111,12 @@ def tensor_bytes(resolution: int, channels: int) -> int:
 
 
 def entries(table: str) -> list[list[str]]:
-    """The entries of a table that is written with bars."""
+    """Split a table that is written with bars into its entries."""
     return [[entry.strip() for entry in line.split("|")] for line in table.strip().splitlines()]
 
 
 def table_1() -> Table:
-    """The bottleneck block. Published in symbols, which one block of the network gives values."""
+    """Return Table 1, the bottleneck block. It is published in symbols; one block of the network gives their values."""
     block = next(unit for unit in blocks(V2) if len(unit.layers) == 3)
     height, width, inputs = block.input_shape
     _, _, expansion, *_ = entries(paper.TABLE_2)[2]  # t of the first block that expands
@@ -153,7 +153,7 @@ def table_1() -> Table:
 
 
 def as_published(row: TableRow) -> tuple[str, ...]:
-    """A row's entries as Table 2 writes them."""
+    """Return a row's entries in the notation of Table 2."""
     height, width, channels = row.input_shape
     size = f"{height}²" if height == width > 1 else f"{height} × {width}"
     numbers = (row.expansion, row.channels, row.repeats, row.stride)
@@ -161,7 +161,7 @@ def as_published(row: TableRow) -> tuple[str, ...]:
 
 
 def table_2() -> Table:
-    """The network."""
+    """Return Table 2, the network."""
     classes = create_model(V2).num_classes
 
     def compare(published: str, ours: str) -> Cell:
@@ -186,10 +186,10 @@ def table_2() -> Table:
 
 
 def text() -> Table:
-    """What the text says of the networks' sizes."""
+    """Return the sizes of networks that the text of Sec. 4 gives."""
     sizes = [parameters(V2, checkpoint.width) for checkpoint in paper.RELEASED]
     costs = [multiply_adds(V2, checkpoint.width, checkpoint.resolution) for checkpoint in paper.RELEASED]
-    ours: dict[str, tuple[float, int]] = {  # and how many decimals to show
+    ours: dict[str, tuple[float, int]] = {  # (value, decimals to show)
         "residual bottleneck layers": (len(blocks(V2)), 0),
         "multiply-adds, M": (multiply_adds(V2), 1),
         "params, M": (parameters(V2), 2),
@@ -210,7 +210,7 @@ def text() -> Table:
 
 
 def table_3() -> Table:
-    """What has to be kept between operators, by resolution."""
+    """Return Table 3, the largest tensors to be kept between operators, by resolution."""
     *resolutions, maxima = entries(paper.TABLE_3)
     most = {name: channels_between_blocks(name) for name in (V1, V2)}
     rows = []
@@ -221,7 +221,7 @@ def table_3() -> Table:
             cells += [number(channels, ours), kilobytes(memory, tensor_bytes(int(pixels), ours))]
         rows.append(Row(pixels, (*cells, *map(quote, shufflenet))))
     largest = [max(tensor_bytes(*item) for item in most[name].items()) for name in (V1, V2)]
-    # ShuffleNet is not ours, but whether the last row is the largest entry above it can be seen.
+    # ShuffleNet is not recomputed, but its last row can be checked against the published entries above it.
     shufflenet_largest = max(int(row[6]) for row in resolutions)
     last = (kilobytes(maxima[2], largest[0]), kilobytes(maxima[4], largest[1]), number(maxima[6], shufflenet_largest))
     rows.append(Row("max", tuple(cell for memory in last for cell in (Cell(), memory))))
@@ -248,7 +248,7 @@ def table_3() -> Table:
 
 
 def memory() -> Table:
-    """Peak memory under four ways to cut a network into operators."""
+    """Return peak memory for four ways to divide a network into operators (Sec. 5.1)."""
 
     def tensors(name: str) -> list[tuple[str, int]]:
         return [(f"{c} ch. at {r}", tensor_bytes(r, c)) for r, c in channels_between_blocks(name).items()]
@@ -292,7 +292,7 @@ def memory() -> Table:
 
 
 def table_4() -> Table:
-    """Networks on ImageNet."""
+    """Return Table 4, networks on ImageNet."""
     rows = []
     for network in paper.TABLE_4:
         size, cost = quote(network.parameters), quote(network.multiply_adds)
@@ -320,7 +320,7 @@ def _quoted(title: str) -> Column:
 
 
 def released() -> Table:
-    """The released checkpoints."""
+    """Return the table of released checkpoints."""
     return Table(
         name="released",
         title="The 22 released checkpoints",
@@ -354,7 +354,7 @@ TABLES = (table_1, table_2, text, table_3, memory, table_4, released)
 
 
 def write(folder: Path, tables: Sequence[Table]) -> list[Path]:
-    """Write all files; the same tables give the same bytes."""
+    """Write all files and return their paths; the same tables give the same bytes."""
     texts = {"paper_tables.md": to_markdown(tables), **{f"{table.name}.csv": to_csv(table) for table in tables}}
     for name, content in texts.items():
         write_atomically(folder / name, content)

@@ -1,13 +1,13 @@
-"""What does a chip do in a step when there are more chips? (compiled for TPUs that are not here)
+"""How does the work of each chip per step change with the number of chips? (compiled for TPUs, without having any)
 
-Question: do operations, bytes moved and bytes sent a chip stay the same from one chip to 256?
+Question: do operations, memory traffic and bytes sent per chip stay the same from 1 chip to 256?
 Command:  python experiments/plan_scaling.py
 Cost:     four compilations, some 10 minutes on 2 busy CPU cores; no TPU, but its compiler (pip install -e '.[plan]').
-Expect:   operations and bytes of memory are the same; what is sent approaches twice the size of the gradients.
+Expect:   operations and memory traffic stay the same; bytes sent approach twice the size of the gradients.
 
-Every chip has the same images in a step, so the work of all grows with the slice (weak scaling). The figures are the
-compiler's own for the training engine's step; the images a second are an upper bound, as in `python -m mnv2_jax plan`.
-Each plan is kept once it is compiled: the same command resumes after it, and only draws again where all are there.
+The number of images per chip and step is fixed, so total work grows with the slice (weak scaling). All figures are the
+compiler's counts for the trainer's step. Images per second are an upper bound, as in `python -m mnv2_jax plan`. Each
+plan is saved once compiled: repeating the command resumes there, and only redraws if all plans are done.
 """
 
 import dataclasses
@@ -35,24 +35,24 @@ BOUND = "Images a second: an upper bound, not measured"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     topologies: tuple[str, ...] = ("v5e:1x1", "v5e:2x4", "v5e:8x8", "v5e:16x16")
-    """Slices, from the smallest to the largest, as CHIP:SHAPE or as they are rented (v5litepod-8)."""
+    """Slices from the smallest to the largest, as CHIP:SHAPE or by the name they are rented under (v5litepod-8)."""
     batch_per_device: int = 128
-    """Images a chip and step."""
+    """Images per chip and step."""
     width_multiplier: float = 1.0
     """Scales the channels of every layer."""
     resolution: int = 224
     """Side of the square images, in pixels."""
     out: Path = Path("runs/plan_scaling")
-    """Folder for the plans, the figure and the summary."""
+    """Output folder for the plans, the figure and the summary."""
     overwrite: bool = False
-    """Compile again, and replace the plans that the folder holds."""
+    """Recompile, and replace the plans in the folder."""
 
 
 def figures(found: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the figure show of a plan."""
+    """Return the numbers of a plan that the table and the figure show."""
     chip = found["per_chip"]
     return {
         "chips": found["chips"],
@@ -65,7 +65,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def finding(rows: Sequence[dict[str, Any]]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     first, last = rows[0], rows[-1]
     sent = f"{last['bytes to other chips, MB']:.1f} MB a step"
     if first is last:
@@ -77,7 +77,7 @@ def finding(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(plans: Sequence[dict[str, Any]]) -> Figure:
-    """A panel a figure, against the number of chips."""
+    """Draw one panel per quantity, against the number of chips."""
     from mnv2_jax.analysis.drawing import headline, tidy
 
     rows = [figures(found) for found in plans]
@@ -89,7 +89,7 @@ def draw(plans: Sequence[dict[str, Any]]) -> Figure:
         axes.plot(chips, values, "o:" if bound else "o-", color="#0072B2", markerfacecolor="white" if bound else None)
         for x, y in zip(chips, values, strict=True):
             text = f"{y:,.0f}" if y >= 1000 else f"{y:.3g}"
-            # Beside a line that rises, above one that does not; below one that meets its limit.
+            # Labels: left of the rising bound, above flat lines, below bytes sent, which approach their limit.
             offset = (-16, 8) if bound else (0, 9) if y == 0 or not name.startswith("bytes to other") else (12, -16)
             axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha="center", fontsize=9.5)
         axes.set_xscale("log", base=2)
@@ -102,7 +102,7 @@ def draw(plans: Sequence[dict[str, Any]]) -> Figure:
         else:
             axes.set_ylim(0, 1.25 * max(*values, 1e-9))
         tidy(axes)
-    # Each of n chips sends 2 (n - 1) / n of what is reduced.
+    # In an all-reduce, each of n chips sends 2 (n - 1) / n times the reduced bytes.
     limit = 2 * sum(each["bytes"] for each in plans[-1]["collectives"]) / 1e6
     if limit:
         label = f"limit: twice gradients\nand batch statistics, {limit:.1f} MB"
@@ -115,9 +115,11 @@ def draw(plans: Sequence[dict[str, Any]]) -> Figure:
 
 
 def main(options: Options) -> None:
-    """Compile for each slice, and show what a chip does."""
+    """Compile for each slice, and show the work per chip."""
     if not options.topologies:
         raise UserError("--topologies must name one slice at least")
+    if options.batch_per_device < 1:
+        raise UserError(f"--batch-per-device must be 1 or more, got {options.batch_per_device}")
     wanted = [
         plan.Options(
             topology=topology,
@@ -130,7 +132,7 @@ def main(options: Options) -> None:
     for each in wanted:
         plan.check(each)
     settings = settings_of(options, "plan_scaling")
-    settings.pop("topologies")  # more of them extend what is there
+    settings.pop("topologies")  # a folder's plans can be extended by more slices
     check_folder(settings, options.out, options.overwrite, "computation")
     topologies = [open_topology(name) for name in options.topologies]
     known = open_results(settings, options.out, options.overwrite, [PLANS])

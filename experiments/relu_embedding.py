@@ -1,28 +1,33 @@
-"""What does ReLU lose of a curve in the plane that is embedded in n channels? (MobileNetV2, Fig. 1 and Sec. 3.2)
+"""How much of a curve in the plane does ReLU lose when the curve is embedded in n channels? (Fig. 1 and Sec. 3.2)
 
-Question: does what is lost fall or rise as the embedding gets wider, and which activations lose?
+Question: does the loss fall or rise as the embedding gets wider, and which activations lose information?
 Command:  python experiments/relu_embedding.py
 Cost:     30 s on 2 CPU cores.
-Expect:   behind ReLU a decoder misses 59 % of the curve's variance at n = 1, 25 % at n = 2, 9 % at n = 3, and nothing at n = 15 and 30.
+Expect:   after ReLU a decoder misses 59 % of the curve's variance at n = 1, 25 % at n = 2, 9 % at n = 3, and nothing
+          at n = 15 and 30.
 
-A spiral x is embedded by a random matrix T, put through the activation phi, and brought back. The pictures are Fig. 1's:
-one T for each n, ReLU, the pseudo-inverse of T. Below them, means over many T with 95 % bootstrap intervals (BCa). Tried on other
-matrices, they hold the truth in 92 to 97 % of samples of 200 at n up to 5. From n = 15 on, where only a rare T loses anything, no interval of so
-few can, and the sign flips of a study's intervals miss more: there they say what these matrices show. Measured are
+A spiral x is embedded by a random matrix T, passed through the activation phi, and mapped back. The upper row repeats
+Fig. 1: one T for each n, ReLU, the pseudo-inverse of T. The panels below show means over many T with 95 % bootstrap
+intervals (BCa). Tested on other matrices, these intervals contained the true mean in 92 to 97 % of samples of 200 for n
+up to 5. From n = 15 on only a rare T loses anything, so no interval from so few matrices is reliable (sign-flip
+intervals, as studies use, miss even more). There the intervals describe only the matrices drawn. The measures are
 
-- |x' - x| / |x| of the way back by the pseudo-inverse: the median and its exact interval, for at n = 2 there is no mean, where a
-  T that is nearly singular brings images back from far away;
-- points about which phi(Tx) is one to one (Lemma 2); with ReLU Theorem 1 puts their mean at N / 2^n;
-- pairs of points a tenth of the diameter apart or more whose images are nearer than 1 % of what T is expected to put between them;
-- the share of the curve's variance that a decoder recovers at points between those it was fitted to: the best affine one, and
-  a small trained network. A better one may recover more: the share is a lower bound. At n = 15 and 30, where the paper finds what is
-  left "highly non-convex", the affine one is enough: x = ReLU(x) - ReLU(-x), and among so many directions nearly opposite ones are found.
+- |x' - x| / |x|, where x' is mapped back by the pseudo-inverse: the median with its exact interval. At n = 2 there is
+  no mean, because a nearly singular T maps images back from far away.
+- The fraction of points around which phi(Tx) is one-to-one (Lemma 2). For ReLU, Theorem 1 gives its mean as N / 2^n.
+- The fraction of pairs of points, at least a tenth of the diameter apart, whose images are closer than 1 % of the
+  distance expected from T.
+- The fraction of the curve's variance that a decoder recovers, at points between those it was fitted to. There are two
+  decoders: the best affine one, and a small trained network. It is a lower bound, since a better decoder may recover
+  more. At n = 15 and 30, where the paper calls the result "highly non-convex", the affine decoder suffices:
+  x = ReLU(x) - ReLU(-x), and among so many directions some are nearly opposite.
 
-The paper gives neither scale nor seed. Here T has independent standard normal elements, which leaves a value of Tx the standard
-deviation |x|, and the spiral ends at radius 4: ReLU6's upper corner then cuts off some values of the outer turns, and few of all.
+The paper gives neither scale nor seed. Here T has independent standard normal elements, so a component of Tx has
+standard deviation |x|. The spiral ends at radius 4, so ReLU6 clips some values of the outer turns, but few overall.
 
-Two readings are told apart. The paper's: what ReLU loses falls as n grows beyond the manifold's dimension (Lemma 2, Theorem 1).
-Another one, met in explanations of the paper: nothing is lost where the output has fewer channels than the input.
+The results decide between two readings. The paper's: the loss from ReLU falls as n grows beyond the manifold's
+dimension (Lemma 2, Theorem 1). Another, found in explanations of the paper: nothing is lost if the output has fewer
+channels than the input.
 """
 
 import dataclasses
@@ -49,49 +54,49 @@ MEASURES = {
     "decoder_share": "trained decoder\nrecovers, %",
 }
 STATISTIC: dict[str, Literal["mean", "median"]] = {"inverse_error": "median"}
-"""Of those whose mean is not what is told."""
+"""The statistic of measures that are not summarised by the mean."""
 PICTURE_POINTS = 600
 NOTHING = 0.01
-"""A loss of variance below which nothing is lost."""
+"""A loss of variance below this counts as no loss."""
 
 _ESTIMATE = {"ci95": [float]}
 _MEASURED = {name: {**_ESTIMATE, STATISTIC.get(name, "mean"): float} for name in MEASURES}
 _RESULT = {**_MEASURED, "activation": str, "n": int, "one_to_one_theorem_1": (float, type(None))}
 SHAPE = {"results": [_RESULT], "reading": {"lost": {str: {**_ESTIMATE, "mean": float}}, "sentence": str}}
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     channels: tuple[int, ...] = (1, 2, 3, 5, 15, 30)
     """Values of n, the channels of the embedding."""
     embeddings: int = 200
-    """Random matrices for each n."""
+    """Random matrices per n."""
     decoders: int = 24
-    """For how many of them a decoder is trained, with each activation."""
+    """Number of these matrices for which a decoder is trained, with each activation."""
     decoder_steps: int = 600
-    """Steps of its training."""
+    """Training steps of each decoder."""
     points: int = 128
     """Points of the curve; decoders are fitted to every other one."""
     turns: float = 2.5
-    """Of the spiral."""
+    """Turns of the spiral."""
     radius: float = 4.0
-    """Of the spiral's end."""
+    """Radius of the spiral's outer end."""
     seed: int = 0
-    """Of the matrices and of the decoders' first weights."""
+    """Random seed of the matrices and of the decoders' initial weights."""
     out: Path = Path("runs/relu_embedding")
-    """Folder for the figure and the summary."""
+    """Output folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be computed.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     channels = options.channels
     if len(channels) < 2 or list(channels) != sorted(set(channels)) or not 1 <= channels[0] <= channels[-1] <= 256:
@@ -111,7 +116,7 @@ def check(options: Options) -> None:
 
 
 def estimate(values: "np.ndarray", statistic: Literal["mean", "median"] = "mean") -> dict[str, Any]:
-    """Mean or median over T, with a 95 % interval: by bootstrap, or by order statistics."""
+    """Return the mean with a 95 % bootstrap interval, or the median with a 95 % interval from order statistics."""
     import numpy as np
     import scipy.stats
 
@@ -128,7 +133,7 @@ def estimate(values: "np.ndarray", statistic: Literal["mean", "median"] = "mean"
 
 
 def compute(options: Options) -> dict[str, Any]:
-    """All numbers: a list of results, one an activation and n, and what is judged by them."""
+    """Return all numbers: the results, one per activation and n, and the reading that they support."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -147,7 +152,7 @@ def compute(options: Options) -> dict[str, Any]:
             for phi in PHI
         ]
     )
-    # A decoder starts from the same weights behind every activation: they are paired by T.
+    # Decoders of one T start from the same weights for every activation, so activations are paired by T.
     keys = jax.vmap(lambda n: jax.random.split(jax.random.fold_in(of_decoders, n), options.decoders))(
         jnp.array(options.channels)
     )
@@ -188,15 +193,16 @@ def compute(options: Options) -> dict[str, Any]:
 
 
 def judge(lost: Mapping[int, Mapping[str, Any]], own: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Which reading the numbers bear out.
+    """Decide which reading the numbers support.
 
     Args:
-        lost: for each n, the share of variance that the trained decoder does not recover behind ReLU, mean and interval.
-        own: of it, what it does recover from the same T without ReLU: ReLU's own loss.
+        lost: for each n, mean and interval of the fraction of variance that the trained decoder misses after ReLU.
+        own: the same for ReLU's own part of that loss: what the decoder recovers from the same T without ReLU, minus
+            what it recovers with ReLU.
 
     Returns:
-        "holds": "paper" if what is lost falls with n and ReLU loses something where n is below the input's dimension,
-            "no loss in fewer channels" if it is the other way round, else "neither".
+        "holds": "paper" if the loss falls with n and ReLU loses something for n below the input's dimension (or no such
+            n was tried), "no loss in fewer channels" if it is the other way round, else "neither".
     """
     from mnv2_jax.analysis.embedding import DIMENSION
 
@@ -243,9 +249,9 @@ def judge(lost: Mapping[int, Mapping[str, Any]], own: Mapping[int, Mapping[str, 
 
 
 def finding(summary: Mapping[str, Any]) -> str:
-    """The answer, in a sentence."""
+    """Return the answer as one sentence."""
     lost = [(int(n), found["mean"]) for n, found in summary["reading"]["lost"].items()]
-    # Up to the first that loses nothing.
+    # Up to the first n without loss.
     whole = next((place for place, (_, share) in enumerate(lost) if share < NOTHING), len(lost) - 1)
     (n, share), *others = lost[: whole + 1]
     more = "".join(f", {100 * (1 - share):.0f} % from {n}" for n, share in others)
@@ -254,7 +260,7 @@ def finding(summary: Mapping[str, Any]) -> str:
 
 
 def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
-    """The paper's row of pictures, and below it the four statistics against n."""
+    """Draw the paper's row of pictures and, below it, the measures against n in four panels."""
     import matplotlib.pyplot as plt
 
     from mnv2_jax.analysis.drawing import headline
@@ -272,7 +278,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
 
 
 def _draw_pictures(upper: Any, options: Options) -> None:
-    """The curve, and what comes back of it, on one scale."""
+    """Draw the curve and its reconstructions on one scale."""
     import jax
     import numpy as np
 
@@ -302,7 +308,7 @@ def _draw_pictures(upper: Any, options: Options) -> None:
 
 
 def _draw_measures(lower: Any, summary: Mapping[str, Any], options: Options) -> None:
-    """Each measure of every activation, against n."""
+    """Draw each measure of every activation against n."""
     from mnv2_jax.analysis.drawing import tidy
 
     panels: Any = lower.subplots(1, 4)
@@ -339,7 +345,7 @@ def _draw_measures(lower: Any, summary: Mapping[str, Any], options: Options) -> 
 
 
 def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping[str, Any] | None = None) -> None:
-    """A line an activation, with intervals."""
+    """Draw one line per activation, with intervals."""
     import numpy as np
 
     from mnv2_jax.ablation.figures import COLORS, LINES, MARKERS
@@ -349,7 +355,7 @@ def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping
         means = np.array([row[name][STATISTIC.get(name, "mean")] for row in rows])
         bars = np.abs(np.array([row[name]["ci95"] for row in rows]).T - means)
         style = {"color": COLORS[index], "linestyle": LINES[index], "marker": MARKERS[index], "markersize": 4.5}
-        # Side by side, so that lines which agree can be told apart.
+        # Shifted sideways, so that coinciding lines can be told apart.
         places = [row["n"] * 1.05 ** (index - (len(PHI) - 1) / 2) for row in rows]
         label = {"relu": "ReLU", "relu6": "ReLU6", "leaky_relu": "leaky ReLU (slope 0.01)", "linear": "linear"}[phi]
         shown = {"linewidth": 1.4, **style, **(changed or {})}
@@ -357,7 +363,7 @@ def _lines(axes: "Axes", summary: Mapping[str, Any], name: str, changed: Mapping
 
 
 def show(results: Sequence[Mapping[str, Any]]) -> Any:
-    """The numbers as a table."""
+    """Return the numbers as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -373,7 +379,7 @@ def show(results: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def main(options: Options) -> None:
-    """Compute, draw, and say which reading holds."""
+    """Compute, draw, and print which reading holds."""
     check(options)
     from mnv2_jax.results import name_results, open_results, settings_of, write_results
 

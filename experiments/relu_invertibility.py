@@ -1,19 +1,20 @@
-"""How much of the input can be told from ReLU(Bx)? (MobileNetV2, Appendix A)
+"""How much of the input can be recovered from ReLU(Bx)? (MobileNetV2, Appendix A)
 
-Question: do Lemma 2 and Theorem 1 hold when they are tried, and from which width on does each bound of the theorem hold?
+Question: do Lemma 2 and Theorem 1 hold in experiments, and from which width on does each bound of the theorem hold?
 Command:  python experiments/relu_invertibility.py
 Cost:     20 s on 2 CPU cores.
-Expect:   all 50 points agree with Theorem 1; all examples with Lemma 2; half is lost at m = 2n - 1, and 1.6 % at most at m = 6n.
+Expect:   all 50 points agree with Theorem 1, and all examples with Lemma 2; half is lost at m = 2n - 1, and at most
+          1.6 % at m = 6n.
 
-B is m x n. Theorem 1 says that the fraction N / 2^m of the volume, N = sum_{k=0}^{m-n} C(m, k), is preserved on average, where
-changing the sign of any row of B leaves its distribution as it is; the paper's text calls N / 2^m the collapsed fraction. Here
-it is held against samples of (B, x), Gaussian B and x uniform in the unit ball, of which those are counted whose active rows
-have rank n. The intervals are exact (Clopper and Pearson) and hold together: each is at 1 - 5 % / points (Bonferroni), so that
-the chance that any of a true theorem's points falls outside is 5 % at most.
+B is m x n. Theorem 1 says that on average the fraction N / 2^m of the volume is preserved, N = sum_{k=0}^{m-n} C(m, k),
+if changing the sign of any row of B does not change its distribution. (The paper's text calls N / 2^m the collapsed
+fraction.) The script draws samples of (B, x), with Gaussian B and x uniform in the unit ball, and counts those whose
+active rows have rank n. The intervals are exact (Clopper and Pearson) and simultaneous: by Bonferroni each has
+level 1 - 5 % / points, so if the theorem is true, the chance that any point falls outside is at most 5 %.
 
-Lemma 2 is tried on examples, in float64: where its condition holds, least squares on the active rows must give x back; where it does
-not, a second x with the same image is looked for in the null space of the active rows. Half of the matrices have rows that
-repeat each other, so that there may be n active rows and yet no n independent ones.
+Lemma 2 is tested on examples in float64. If its condition holds, least squares on the active rows must recover x. If
+not, the script looks for a second x with the same image in the null space of the active rows. Half of the matrices have
+rows that are multiples of each other, so that n or more active rows need not include n independent ones.
 """
 
 import dataclasses
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAMILY = 0.05
-"""Chance that a true theorem disagrees at any point."""
+"""Chance that the theorem, if true, disagrees with the samples at any point."""
 EXPANSION = 6
 """The paper's t (Sec. 3.4)."""
 LARGEST = 512
-"""The m up to which bounds are checked."""
+"""Largest m at which bounds are checked."""
 EXACT = 1e-6
-"""Of the length of x: by how much less least squares must be off, and by how much more a second x must differ."""
+"""Relative to |x|: the largest error of least squares, and the smallest distance of a second x."""
 
 _FROM_M = dict.fromkeys(("first", "second", "third", "third_follows_from_second"), (int, type(None)))
 SHAPE = {
@@ -43,34 +44,34 @@ SHAPE = {
     "bounds": [{"n": int, "holds_from_m": _FROM_M}],
     "lemma_2": dict.fromkeys(("recovered", "determined", "second_x_found", "undetermined"), int),
 }
-"""Of the summary, as far as it is shown."""
+"""Expected types of the summary fields that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     n: tuple[int, ...] = (1, 2, 3, 5, 8)
-    """Dimensions of the input, columns of B."""
+    """Input dimensions, columns of B."""
     m: tuple[int, ...] = (1, 2, 3, 5, 8, 12, 16, 24, 32, 40)
     """Channels, rows of B."""
     samples: int = 20_000
-    """Pairs of B and x for each n and m."""
+    """Samples of (B, x) per pair of n and m."""
     examples: int = 2_000
-    """Pairs on which Lemma 2 is tried."""
+    """Examples on which Lemma 2 is tested."""
     seed: int = 0
-    """Of the samples."""
+    """Random seed of samples and examples."""
     out: Path = Path("runs/relu_invertibility")
-    """Folder for the figure and the summary."""
+    """Output folder for the figure and the summary."""
     overwrite: bool = False
-    """Compute again, and replace the results that the folder holds."""
+    """Recompute, and replace the results in the folder."""
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be computed.
+    """Check the flags.
 
     Raises:
-        UserError: names the flag.
+        UserError: for a value out of range; the message names the flag.
     """
     for name, most in (("n", 16), ("m", 128)):
         values = getattr(options, name)
@@ -86,7 +87,7 @@ def check(options: Options) -> None:
 
 
 def try_theorem(options: Options) -> list[dict[str, Any]]:
-    """A result for each n and m: what was counted, its interval, and whether Theorem 1 lies in it."""
+    """Return a result per n and m: the counted fraction, its interval, and whether Theorem 1 lies in it."""
     import jax
     import scipy.stats
 
@@ -110,7 +111,7 @@ def try_theorem(options: Options) -> list[dict[str, Any]]:
                     "preserved": count / options.samples,
                     "interval": [low, high],
                     "agrees": low <= theory <= high,
-                    # Whether the samples would have told the theorem from its neighbours.
+                    # Whether the samples can tell n from n + 1.
                     "refutes_n_plus_1": not low <= preserved_fraction(n + 1, m) <= high,
                     "bounds": {
                         name: {"value": bound(n, m), "holds": holds}
@@ -122,7 +123,7 @@ def try_theorem(options: Options) -> list[dict[str, Any]]:
 
 
 def check_bounds(options: Options) -> list[dict[str, Any]]:
-    """For each n, the m from which on each bound of Theorem 1 holds, up to LARGEST; in integers."""
+    """Return, per n, the m from which on each bound of Theorem 1 holds up to LARGEST, in exact integer arithmetic."""
     from mnv2_jax.analysis.invertibility import bounds_hold, holds_from, third_follows
 
     found = []
@@ -135,7 +136,7 @@ def check_bounds(options: Options) -> list[dict[str, Any]]:
 
 
 def try_lemma(options: Options) -> dict[str, Any]:
-    """Lemma 2, both ways, on random examples."""
+    """Test both directions of Lemma 2 on random examples."""
     import numpy as np
 
     from mnv2_jax.analysis.invertibility import another_solution, is_determined, recover, relu_image
@@ -144,11 +145,11 @@ def try_lemma(options: Options) -> dict[str, Any]:
     recovered, errors, found, distances, changes, dependent = 0, [0.0], 0, [], [0.0], 0
     for index in range(options.examples):
         n = int(random.choice(options.n))
-        # Where ReLU decides: with m near 2n, half of the x are determined.
+        # m is drawn around 2n, where about half of the x are determined.
         m = int(random.integers(1, 3 * n + 2))
         matrix = random.standard_normal((m, n))
         if index % 2:
-            # Rows that are multiples of others, of either sign.
+            # Rows are multiples of each other, of either sign.
             matrix = matrix[random.integers(0, (m + 1) // 2, m)] * random.standard_normal((m, 1))
         x = random.standard_normal(n)
         image, length = relu_image(matrix, x), float(np.linalg.norm(x))
@@ -177,7 +178,7 @@ def try_lemma(options: Options) -> dict[str, Any]:
 
 
 def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
-    """Preserved against m; what collapses, with the theorem's bounds; and against m / n."""
+    """Draw the preserved fraction against m, and the collapsed fraction against m with its bounds and against m / n."""
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -200,7 +201,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         kept.plot(widths, theory, **line)
         kept.errorbar(places, values, yerr=np.abs([values - low, high - values]), label=f"n = {n}", **dots)
         if n in (options.n[0], options.n[len(options.n) // 2], options.n[-1]):
-            # Three at most: each has three lines. Below m = n everything collapses.
+            # At most three n, since each has three lines. Below m = n everything collapses.
             own = range(n, max(*options.m, n) + 1)
             exact = [float(1 - preserved_fraction(n, m)) for m in own]
             lost.plot(own, exact, color=color, linewidth=1.8)
@@ -210,7 +211,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
                 lost.plot(own, [1 - bound(n, m) for m in own], color=color, linewidth=1.2, linestyle=style)
         wide = np.arange(1, 12 * n + 1)
         ratio.plot(wide / n, [float(1 - preserved_fraction(n, int(m))) for m in wide], **line)
-        # What the samples cannot tell from 0 has no place on a logarithmic axis.
+        # A collapsed fraction of 0 cannot be drawn on a logarithmic axis.
         seen = [row for row in rows if row["preserved"] < 1 and row["m"] <= 12 * n]
         gone = np.array([1 - row["preserved"] for row in seen])
         bars = np.array(
@@ -252,7 +253,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
 
 
 def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
-    """Preserved fractions, of the samples and by Theorem 1, a row an n."""
+    """Return a table of preserved fractions, of the samples and by Theorem 1, with two rows per n."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -268,7 +269,7 @@ def show(results: Sequence[Mapping[str, Any]], options: Options) -> Any:
 
 
 def compute(options: Options) -> dict[str, Any]:
-    """The summary: the theorem against samples, its bounds, and the lemma on examples."""
+    """Return the summary: the theorem against samples, its bounds, and the lemma on examples."""
     lemma, results, bounds = try_lemma(options), try_theorem(options), check_bounds(options)
     agree, tell = (sum(row[name] for row in results) for name in ("agrees", "refutes_n_plus_1"))
     return {
@@ -287,7 +288,7 @@ def compute(options: Options) -> dict[str, Any]:
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """Say what was found."""
+    """Return the findings as sentences."""
     lemma = summary["lemma_2"]
     lines = [
         f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {summary['points_that_agree']} "
@@ -308,7 +309,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
 
 
 def main(options: Options) -> None:
-    """Try both, draw, and print."""
+    """Test theorem and lemma, draw, and print the findings."""
     check(options)
     from mnv2_jax.results import name_results, open_results, settings_of, write_results
 

@@ -1,11 +1,11 @@
-"""Draw finished studies again from their records, join them and training runs on one page, or write them as tables.
+"""Redraw finished studies from their records, put studies and training runs on one page, or write tables of them.
 
-Question: what do all claims look like together?
+Question: what do the results for all claims look like together?
 Command:  python experiments/report.py experiments/results/*_digits
           with --arms, --metric or --title for another view, --markdown - for a table
 Cost:     seconds.
-Expect:   summary.json, figure.png, figure.svg and report.html of every folder made again, with the same numbers; of
-          several folders, one page with the table of all claims. Nothing is trained.
+Expect:   summary.json, figure.png, figure.svg and report.html of every folder remade with the same numbers; for
+          several folders, also one page with the table of all claims. Nothing is trained.
 """
 
 import dataclasses
@@ -20,36 +20,36 @@ from mnv2_jax import cli
 from mnv2_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-"""What the folders between a page's markers are relative to."""
+"""Folders named in a page's markers are relative to this one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Flags of this script."""
+    """Command-line flags."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of finished studies and training runs."""
     title: str | None = None
-    """Heading of the page, and of the figure if there is one study; by default its question."""
+    """Heading of the page, and of the figure if there is only one study; by default the study's question."""
     arms: tuple[str, ...] = ()
-    """Show only these arms and the baseline; p-values and intervals stay corrected for all comparisons of the study."""
+    """Show only these arms and the baseline; p-values and intervals stay corrected for all comparisons of a study."""
     metric: str | None = None
-    """Judge studies by another metric that they recorded, loss for instance; by default the task's."""
+    """Recorded metric to judge studies by, such as loss; by default the task's."""
     markdown: Path | None = None
-    """Write only a Markdown table, to this file or to the terminal (-): the arms of one study, the claims of several."""
+    """Write only a Markdown table to this file, or to the terminal (-): the arms of one study, or claims of several."""
     refresh: tuple[Path, ...] = ()
-    """Make again, in place, the tables of these pages between <!-- report.py --markdown FOLDERS --> and <!-- end -->."""
+    """Update in place the tables of these pages between <!-- report.py --markdown FOLDERS --> and <!-- end -->."""
     out: Path | None = None
-    """The page, where one is made beside those in the folders; report.html if not given."""
+    """File for the page of several folders, of runs, or of another view; by default report.html."""
 
     @property
     def view(self) -> bool:
-        """Whether something else is shown than the studies as they are, so that their own files stay."""
+        """Whether the flags change what is shown, so that the studies' own files are left alone."""
         return bool(self.title is not None or self.arms or self.metric is not None)
 
 
 def main(options: Options) -> None:
-    """Make every study's files again, then the page of all; or a page of another view; or tables."""
+    """Remake the files of every study and the page of all; or write a page of another view, or tables."""
     if options.refresh:
         refresh_pages(options)
         return
@@ -70,10 +70,10 @@ def main(options: Options) -> None:
 
 
 def open_studies(options: Options, runs: list[Path]) -> dict[Path, tuple[dict[str, Any], list[Any]]]:
-    """Summary and records of each study, as the flags ask for it.
+    """Return summary and records of each study, with the arms, metric and title of the flags.
 
     Raises:
-        UserError: for arms or a metric that they do not have.
+        UserError: for arms or a metric that the studies do not have.
     """
     from mnv2_jax.ablation.report import read_study
     from mnv2_jax.ablation.views import with_arms
@@ -95,7 +95,7 @@ def open_studies(options: Options, runs: list[Path]) -> dict[Path, tuple[dict[st
 
 
 def write_pages(options: Options, runs: list[Path]) -> None:
-    """The files of each study, and a page of all; of another view the page and its pictures alone."""
+    """Write the files of each study and the page of all; for another view, only the page and its figures."""
     from mnv2_jax.ablation.report import CLAIMS, draw_study, run_section, study_section, write_files, write_page
     from mnv2_jax.results import FIGURES, write_atomically
 
@@ -124,7 +124,7 @@ def write_pages(options: Options, runs: list[Path]) -> None:
 
 
 def write_markdown(options: Options, runs: list[Path]) -> None:
-    """The table of one study, or of several."""
+    """Write the table of one study, or of several."""
     from mnv2_jax.ablation.tables import markdown
     from mnv2_jax.results import write_atomically
 
@@ -138,7 +138,7 @@ def write_markdown(options: Options, runs: list[Path]) -> None:
 
 
 def refresh_pages(options: Options) -> None:
-    """Make the tables of pages again from the committed records."""
+    """Update the tables of pages from the committed records."""
     from mnv2_jax.ablation.tables import refresh
     from mnv2_jax.results import read_text, write_atomically
 

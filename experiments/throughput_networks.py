@@ -1,7 +1,7 @@
-"""The networks that `bench_throughput.py` compares, each in a process of its own, and what all of them start from.
+"""The networks that `bench_throughput.py` compares, each in its own process, and their common weights and batch.
 
-`python throughput_networks.py work NAME TASK SETTINGS FOLDER` reads numbers of steps and answers with what they took;
-`python throughput_networks.py inputs SETTINGS FOLDER` writes the weights and the batch.
+`python throughput_networks.py work NAME TASK SETTINGS FOLDER` reads numbers of steps from stdin and answers with
+measurements. `python throughput_networks.py inputs SETTINGS FOLDER` writes the weights and the batch.
 """
 
 import ctypes
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = {"ours": ("jax", "flax"), "torch": ("torch", "torchvision"), "keras": ("keras", "jax")}
-"""What has to be importable where a network runs."""
+"""Packages that each network imports."""
 CONVENTIONS = {"ours": "tensorflow", "torch": "pytorch", "keras": "tensorflow"}
-"""In which each computes; ours can do both."""
+"""The convention that each network follows when it is timed; ours supports both."""
 SOURCES = {"pytorch": "torchvision", "tensorflow": "keras"}
-"""Whose names the weights of a convention have."""
+"""The library whose parameter names the weight file of a convention uses."""
 TASKS = ("train", "evaluate")
 CLASSES, LEARNING_RATE, MOMENTUM = 1000, 1e-3, 0.9
 
-# Each of the three yields the name of its device once its packages are imported, and then a loss for every step.
+# Each of the three generators yields the name of its device once its packages are imported, then a loss per step.
 
 
 def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The trainer's step, compiled as `mnv2_jax train` compiles it, for one device."""
+    """Run the trainer's step, compiled for one device as `mnv2_jax train` compiles it."""
     import functools
 
     import jax
@@ -74,7 +74,7 @@ def ours(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
 
 
 def torch(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """PyTorch without its compiler, as most of its users run it."""
+    """Run PyTorch without its compiler, as most of its users do."""
     import numpy as np
     import torch
     import torchvision
@@ -108,7 +108,7 @@ def torch(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
 
 
 def keras(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
-    """The compiled functions that Keras's `fit` and `evaluate` call, without what these do around them."""
+    """Run the compiled functions that Keras's `fit` and `evaluate` call, without the loops around them."""
     import jax
     import jax.numpy as jnp
     import keras
@@ -147,7 +147,7 @@ def keras(task: str, settings: dict[str, Any], folder: Path) -> Iterator[Any]:
         model.make_test_function()
         function, kept = model.test_function, []
     groups = [model.trainable_variables, model.non_trainable_variables, *kept, model.metrics_variables]
-    # The functions take these over, and use their memory again.
+    # The functions donate these buffers.
     state = tuple([variable.value for variable in group] for group in groups)
     while True:
         logs, state = jax.block_until_ready(function(state, iter([data])))
@@ -158,7 +158,7 @@ NETWORKS = {"ours": ours, "torch": torch, "keras": keras}
 
 
 def resident(kind: str) -> float | None:
-    """Megabytes of this process in memory: now ("VmRSS"), or at the peak ("VmHWM"); None where Linux does not say."""
+    """Return this process's resident memory in MB, now ("VmRSS") or at its peak ("VmHWM"); None if not on Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(kind))
@@ -167,7 +167,7 @@ def resident(kind: str) -> float | None:
 
 
 def forget_peak() -> bool:
-    """Give back what was freed, and let the peak begin anew; whether that could be done."""
+    """Return freed memory to the system and reset the peak; return whether that worked."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -177,14 +177,14 @@ def forget_peak() -> bool:
 
 
 def work(name: str, task: str, settings: dict[str, Any], folder: Path) -> None:
-    """For each number that comes in, take so many steps, and say what they took; with "memory" behind it, say that too."""
+    """For each number read from stdin, take that many steps and print measurements, with memory after "N memory"."""
     steps = NETWORKS[name](task, settings, folder)
     device = next(steps)
     versions = {package: version(package) for package in PACKAGES[name]} | {"python": platform.python_version()}
     imported = resident("VmRSS")
     for line in sys.stdin:
         count, *wanted = line.split()
-        # Not before steps that are timed: they would have to fetch back what was given back.
+        # Not before timed steps: they would have to allocate the returned memory again.
         measurable = bool(wanted) and forget_peak()
         start = time.perf_counter()
         losses = [next(steps) for _ in range(int(count))]
@@ -196,7 +196,7 @@ def work(name: str, task: str, settings: dict[str, Any], folder: Path) -> None:
 
 
 def write_inputs(settings: dict[str, Any], folder: Path) -> None:
-    """A batch, and weights with which a network that computes otherwise has another loss, under the names of each."""
+    """Write a batch, and weights under each library's names; a network that computes differently has another loss."""
     import jax
     import numpy as np
 
@@ -212,7 +212,7 @@ def write_inputs(settings: dict[str, Any], folder: Path) -> None:
     labels = generator.integers(CLASSES, size=count).astype(np.int32)
     np.savez(folder / "batch.npz", images=images, labels=labels)
 
-    # Statistics of this batch: those of a fresh network would let its features vanish before the last layer.
+    # Statistics of this batch: with initial statistics, features would vanish before the last layer.
     model = MobileNetV2(CLASSES, settings["width_multiplier"], settings["unit_strides"], batch_norm_momentum=0.0)
 
     @jax.jit
@@ -222,7 +222,7 @@ def write_inputs(settings: dict[str, Any], folder: Path) -> None:
         return {**variables, **updates}
 
     variables = jax.tree.map(np.asarray, create(images))
-    # Fresh logits are nearly 0, and the loss log(1000) whatever the features are.
+    # Initial logits are nearly 0, so the loss would be log(1000) for any features.
     kernel = variables["params"]["classifier"]["kernel"]
     variables["params"]["classifier"]["kernel"] = 0.1 * generator.standard_normal(kernel.shape, np.float32)
     for source in SOURCES.values():

@@ -1,15 +1,15 @@
-"""Does a start from trained weights help, and is the backbone better trained on or left as it is?
+"""Does starting from trained weights help, and is it better to fine-tune the backbone or to freeze it?
 
-Question: with few images of a new data set, how do a network from scratch, a fine-tuned one, and one whose classifier
-          alone is trained compare?
+Question: with few images of a new data set, how do training from scratch, fine-tuning, and training the classifier
+          alone compare?
 Command:  python -m mnv2_jax train --dataset fashion_mnist --width-multiplier 0.35 --unit-strides 1 --epochs 2 --out runs/fashion_mnist
           python experiments/transfer.py --weights runs/fashion_mnist
-Cost:     two minutes for the first on 2 CPU cores, 21 runs in 250 s beside other work for the second.
+Cost:     on 2 CPU cores, two minutes for the first command; 21 runs in 250 s, beside other work, for the second.
 Expect:   from scratch 0.85, fine-tuned 0.93 (better), frozen 0.68 (worse; p = 0.03 each, 7 seeds).
 
-All three have the network that the weights are of, and see the same few images of digits in the same order for the same
-number of steps. The classifier of the clothes is made anew for the digits. "frozen" trains nothing else: the
-backbone's parameters and the statistics of its batch norm stay as they are.
+All three arms use the architecture of the weights, and see the same few images of digits in the same order for the same
+number of steps. The classifier of the clothes is replaced by a new one for the digits. "frozen" trains only this
+classifier: the backbone's parameters and batch-norm statistics stay as they are.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ SOURCE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script."""
+    """Command-line flags."""
 
     weights: str = "runs/fashion_mnist"
-    """What to start from: a run's or a network's folder, a file that `convert` takes, hf://OWNER/NAME, torchvision://FILE."""
+    """What to start from: folder of a run or network, file that `convert` reads, hf://OWNER/NAME, torchvision://FILE."""
     data: Annotated[DataSettings, Flat] = DataSettings(train_images=320)
-    """What to train and test on."""
+    """The data to train and test on."""
     network: Annotated[SharedSettings, Flat] = SharedSettings()
-    """Flags that may repeat what the weights say."""
+    """The architecture; it comes from the weights, and flags can only repeat it."""
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=5)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """From scratch, fine-tuned, and frozen."""
+    """Return the study: from scratch, fine-tuned, and frozen."""
     return create_study(
         options,
         weights=options.weights,
@@ -60,7 +60,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     if "://" not in options.weights and not Path(options.weights).exists():
         raise UserError(
             f"--weights {options.weights} is not there; train it first: {SOURCE} (and --data-files DIR, where the data cannot "

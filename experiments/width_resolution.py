@@ -1,14 +1,14 @@
-"""What do a narrower network and smaller images cost and save? (MobileNetV2, Sec. 6.1 and Fig. 5)
+"""What accuracy do narrower networks and smaller images lose, and what do they save? (Sec. 6.1 and Fig. 5)
 
-Question: which of width multiplier and resolution should shrink for the best accuracy at a cost, and is MobileNetV2 the
-          better of the two MobileNets at every cost?
+Question: for the best accuracy at a given cost, should the width multiplier or the resolution shrink, and is
+          MobileNetV2 better than MobileNetV1 at every cost?
 Command:  python experiments/width_resolution.py
           with --widths 0.35 0.5 0.75 --resolutions 14 20 28 for a larger grid
 Cost:     28 runs, 126 s on 2 CPU cores, from an empty compilation cache.
 Expect:   on digits, MobileNetV2 0.83 at 28 pixels and 0.32 at 14, MobileNetV1 0.79 and 0.57.
 
-Every network is trained on the images scaled to its resolution. The first stride-2 layers that take stride 1 on
-small images do so at every resolution, as the paper keeps its network for all of them.
+Each network is trained on images scaled to its resolution. The paper keeps one network for all resolutions, so the
+stride-2 layers that take stride 1 on small images do so here at every resolution.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from mnv2_jax.training.config import Recipe
 
 V1, V2 = "MobileNetV1", "MobileNetV2"
 
-# Fig. 5: V2 from its table (tensorflow/models, research/slim/nets/mobilenet/README.md), V1 digitized from the figure.
+# Fig. 5. V2: slim's table (tensorflow/models, research/slim/nets/mobilenet/README.md). V1: digitized from the figure.
 # fmt: off
 PUBLISHED = (
     *((V2, cost * 1e6, top1 / 100) for cost, top1 in (
@@ -40,18 +40,18 @@ PUBLISHED = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(StudyOptions):
-    """Flags of this script; --width-multiplier at the data set's resolution is the baseline."""
+    """Command-line flags; --width-multiplier at the data set's resolution is the baseline."""
 
     widths: tuple[float, ...] = (0.35,)
     """Width multipliers."""
     resolutions: tuple[int, ...] = (14, 28)
-    """Sides of the images in pixels."""
+    """Image sizes in pixels."""
     training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """How parameters change."""
+    """Training recipe."""
 
 
 def create(options: Options) -> Study:
-    """An arm for every network, width and resolution; MobileNetV2 as the other flags have it is the baseline."""
+    """Return the study: one arm per network, width and resolution; the other flags set the baseline MobileNetV2."""
     full = image_size(options.data)
     for width in options.widths:
         check_size("widths", width)
@@ -90,7 +90,7 @@ def create(options: Options) -> Study:
 
 
 def main(options: Options) -> None:
-    """Compare them."""
+    """Run the study."""
     from mnv2_jax.ablation.study import study_command
 
     study_command(options, create(options))

@@ -1,4 +1,4 @@
-"""Eight CPU devices, strict JAX, small data: what every test runs with."""
+"""Setup of all tests: eight CPU devices, strict JAX, small data."""
 
 import atexit
 import gc
@@ -7,9 +7,9 @@ import shutil
 import signal
 import tempfile
 
-# Before JAX starts: CPU whatever else is installed, and eight devices of it.
+# Before JAX starts: use the CPU whatever else is installed, as eight devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiled fast rather than to run fast: most of a test's time is the compiler's.
+# Compile quickly rather than well: tests spend most of their time compiling.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -18,12 +18,12 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Commands start themselves anew where this is not set.
+# Commands restart their process if this is not set.
 os.environ.setdefault("GLIBC_TUNABLES", "")
 
 from pathlib import Path
 
-# TFDS reads this when it is imported. The tests prepare their data where nothing of the user's is.
+# TFDS reads this when it is imported. Tests prepare their data away from the user's.
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="mnv2-tfds-")
 
 import jax
@@ -33,13 +33,13 @@ from jaxtyping import install_import_hook
 
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 
-# A shell's background jobs, these tests perhaps among them, hand down that they ignore interrupts.
+# Background jobs of a shell, perhaps these tests among them, ignore interrupts, and subprocesses inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Before mnv2_jax is imported: annotations, shapes among them, are checked at every call.
+# Before mnv2_jax is imported: check annotations, including shapes, at every call.
 install_import_hook("mnv2_jax", "typecheck.check")
 
-# Tracing makes many small objects, few of them garbage: looking for it as often as Python does takes a twentieth of the time.
+# Tracing creates many small objects, few of them garbage. Python's default thresholds cost 5 % of the time.
 gc.set_threshold(100_000, 50, 50)
 
 
@@ -53,7 +53,7 @@ FASHION_MNIST = Path(os.environ.get("FASHION_MNIST_FILES", "/usr/share/datasets/
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
-    """Programs that several tests compile are compiled once; MNV2_TEST_CACHE keeps them between sessions."""
+    """Compile programs that several tests need only once; MNV2_TEST_CACHE keeps them between sessions."""
     folder = os.environ.get("MNV2_TEST_CACHE") or str(tmp_path_factory.mktemp("xla"))
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -73,7 +73,7 @@ def digits(data_dir):
 
 @pytest.fixture(scope="session")
 def tiny(digits):
-    """Digits at 12 pixels and few of them: what a network needs to run, not to learn."""
+    """Return a few digits at 12 pixels: enough to run a network, not to train it well."""
     from samples import tiny_of
 
     return tiny_of(digits)
@@ -88,7 +88,7 @@ def fashion_files() -> Path:
 
 @pytest.fixture
 def without_type_checks():
-    """As for whoever uses the library: annotations are checked in tests alone."""
+    """Turn off the checks of annotations, which only tests have, as for users of the library."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""README.md and docs/ as their tests see them: what a page holds, and what is wrong with it, a line each."""
+"""Parsing and checks of README.md and docs/; each check returns one line per problem."""
 
 import functools
 import pydoc
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 WIDTH = 120
 SHELL = {"bash", "sh"}
 INERT = {"text", "json", "bibtex"}
-"""Languages of blocks that nothing checks: output, trees of files, formulas."""
+"""Languages of blocks that are not checked: output, file trees, formulas."""
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 
 
 class Block(NamedTuple):
-    """A fenced block of code: `title` is the file that it shows, which the site prints above it."""
+    """A fenced code block; `title` is the name of the file that it shows, which the site prints above it."""
 
     line: int
     language: str
@@ -43,7 +43,7 @@ class Page:
 
     @functools.cached_property
     def blocks(self) -> list[Block]:
-        """All blocks of code, in order; those indented by four spaces are of the language "indented"."""
+        """All code blocks, in order; blocks indented by four spaces have the language "indented"."""
         found = []
         for token in self.tokens:
             if token.type in ("fence", "code_block"):
@@ -54,24 +54,24 @@ class Page:
         return found
 
     def inline(self) -> Iterator[tuple[int, list]]:
-        """(line, tokens) of every paragraph, heading and cell."""
+        """Yield (line, tokens) of every paragraph, heading and cell."""
         for token in self.tokens:
             if token.type == "inline":
                 yield token.map[0] + 1, token.children
 
     @functools.cached_property
     def prose(self) -> str:
-        """What is read outside of blocks."""
+        """The text outside of code blocks."""
         return "\n".join(_words(children) for _, children in self.inline())
 
     @functools.cached_property
     def code(self) -> list[tuple[int, str]]:
-        """(line, text) of all code inside sentences."""
+        """(line, text) of all inline code."""
         return [(line, each.content) for line, tokens in self.inline() for each in tokens if each.type == "code_inline"]
 
     @functools.cached_property
     def anchors(self) -> set[str]:
-        """Of its headings, as GitHub makes them."""
+        """Anchors of the headings, as GitHub makes them."""
         found: list[str] = []
         for before, token in zip(self.tokens, self.tokens[1:], strict=False):
             if before.type == "heading_open":
@@ -85,7 +85,7 @@ def _words(tokens: list) -> str:
 
 
 def pages(root: Path = ROOT) -> list[Page]:
-    """README.md and the pages of docs/."""
+    """Return README.md and the pages of docs/."""
     return [Page(path, root) for path in (root / "README.md", *sorted((root / "docs").rglob("*.md")))]
 
 
@@ -93,9 +93,9 @@ def pages(root: Path = ROOT) -> list[Page]:
 
 
 def wide_lines(page: Page) -> list[str]:
-    """Lines over 120 characters, outside of code, comments and tables of docs/ that repeat records.
+    """Return lines over 120 characters, outside of code, comments and tables of docs/ that are made from records.
 
-    Targets of links and pictures do not count.
+    The targets of links and pictures are not counted.
     """
     lines = {number: re.sub(r"\]\([^)]*\)", "]", line) for number, line in enumerate(page.text.splitlines(), 1)}
     for token in page.tokens:
@@ -112,7 +112,7 @@ def wide_lines(page: Page) -> list[str]:
 
 
 def broken_links(page: Page) -> list[str]:
-    """Links and pictures whose file, or whose heading, is not there."""
+    """Return links and pictures whose file or heading does not exist."""
     found = []
     for token in page.tokens:
         if token.type == "html_block" and re.search(r"\b(src|href)=", token.content):
@@ -134,12 +134,12 @@ def _is_there(page: Page, target: str) -> bool:
         return False
     if not anchor:
         return True
-    # The site makes the pages of docs/api from docstrings: their anchors are names of objects.
+    # The site generates the pages of docs/api from docstrings; their anchors are names of objects.
     return file.suffix == ".md" and (anchor in Page(file, page.root).anchors or pydoc.locate(anchor) is not None)
 
 
 def unknown_languages(page: Page) -> list[str]:
-    """Blocks that nothing checks, since their language is none that is known here."""
+    """Return blocks that are not checked because their language is unknown."""
     known = {"python", *SHELL, *INERT}
     return [
         f"{page}:{block.line} is a block of {block.language or 'no language'}; known are {', '.join(sorted(known))}"
@@ -152,10 +152,10 @@ UNFINISHED = re.compile(r"\b(TODO|TBD|FIXME|XXX|lorem ipsum|path/to|your[-_]\w+)
 
 
 def placeholders(page: Page) -> list[str]:
-    """What was to be filled in, and names in capitals in commands that no sentence of the page explains."""
+    """Return unfilled placeholders, and names in capitals in commands that no sentence of the page explains."""
     found = [f"{page} says {match[0]}" for match in UNFINISHED.finditer(re.sub(r"<!--.*?-->", "", page.text))]
     for line, words in commands(page):
-        # `NAME=value` sets a variable, and $NAME takes one.
+        # `NAME=value` sets a variable and $NAME reads one; neither is a placeholder.
         text = " ".join(re.sub(r"^\w+=|\$\{?\w+", "", word) for word in words)
         for name in re.findall(r"(?<![\w.])[A-Z][A-Z_]+(?![\w.])", text):
             if not re.search(rf"\b{name}\b", page.prose):
@@ -167,7 +167,7 @@ def placeholders(page: Page) -> list[str]:
 
 
 def commands(page: Page) -> Iterator[tuple[int, list[str]]]:
-    """(line, words) of every command in the page's shell blocks, and in sentences where one begins with "python "."""
+    """Yield (line, words) of every command in shell blocks, and of inline code that starts with "python "."""
     for block in page.blocks:
         if block.language in SHELL:
             for line, words in split(block.text):
@@ -179,7 +179,7 @@ def commands(page: Page) -> Iterator[tuple[int, list[str]]]:
 
 
 def split(text: str, inner: bool = True) -> Iterator[tuple[int, list[str]]]:
-    """(line, words) of a shell text's commands; `inner` ones are those that another takes as its --command."""
+    """Yield (line, words) of the commands in a shell text; `inner` includes those that another takes as --command."""
     begun = ""
     for number, line in enumerate(text.splitlines(), 1):
         begun += line.removesuffix("\\")
@@ -202,7 +202,7 @@ def _split_line(line: str) -> Iterator[list[str]]:
         if is_file:
             is_file = False
         elif set(token) <= set("<>"):
-            is_file = True  # and not of the command
+            is_file = True  # the next token is a file, not part of the command
         elif set(token) <= set("();|&"):
             if words:
                 yield words

@@ -1,4 +1,4 @@
-"""Images that tests make for themselves: in files, and as a TFDS set of ImageNet's form."""
+"""Synthetic images for tests: in files, and as a TFDS data set in the form of ImageNet."""
 
 import dataclasses
 import io
@@ -12,7 +12,7 @@ from mnv2_jax.data.resident import Examples
 
 
 def encoded(seed, width=48, height=40, kind="JPEG", label=None):
-    """An image file's bytes: noise, and if there is a label a stripe that tells it."""
+    """Return the bytes of an image file: noise and, for a label, one channel that encodes it."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
     if label is not None:
@@ -23,7 +23,7 @@ def encoded(seed, width=48, height=40, kind="JPEG", label=None):
 
 
 def write_folder(path: Path, classes=("cat", "dog"), images=20, **options) -> Path:
-    """A folder of images, a subfolder a class."""
+    """Write a folder of images with one subfolder per class."""
     for label, name in enumerate(classes):
         (path / name).mkdir(parents=True)
         for index in range(images):
@@ -33,7 +33,7 @@ def write_folder(path: Path, classes=("cat", "dog"), images=20, **options) -> Pa
 
 
 class ImageNetLike(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """1000 classes and few JPEGs of two sizes under ImageNet's name, version, splits and features."""
+    """1000 classes and a few JPEGs of two sizes, with ImageNet's name, version, splits and features."""
 
     name = "imagenet2012"
     VERSION = tfds.image_classification.Imagenet2012.VERSION
@@ -59,12 +59,12 @@ class ImageNetLike(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare_imagenet_like(data_dir: Path) -> None:
-    """Prepare it where `load_stream("imagenet2012")` finds it."""
+    """Prepare `ImageNetLike` where `load_stream("imagenet2012")` finds it."""
     ImageNetLike(data_dir=data_dir, file_format="array_record").download_and_prepare()
 
 
 def tiny_of(digits):
-    """Digits at 12 pixels and few of them: what a network needs to run, not to learn."""
+    """Return a few digits at 12 pixels: enough to run a network, not to train it well."""
 
     def reduced(examples, count):
         return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.targets[:count])

@@ -1,4 +1,4 @@
-"""What every command does the same way: its flags, its exit codes, its process."""
+"""What all commands have in common: flags, exit codes, the process."""
 
 import dataclasses
 import io
@@ -30,8 +30,8 @@ class Options:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run a command in this process: exit code, output, errors."""
-    # These change the process for good.
+    """Run a command in this process; return exit code, output and errors."""
+    # These would change this process permanently.
     monkeypatch.setattr(cli, "silence_libraries", lambda: None)
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
 
@@ -80,7 +80,7 @@ def test_a_help_has_the_description_and_the_flags(run):
 
 
 def test_reads_that_orbax_drops_are_no_news(monkeypatch):
-    """Others that nobody waits for are."""
+    """Other unraisable errors are still shown."""
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
     cli._forget_dropped_reads.__wrapped__()
@@ -94,7 +94,7 @@ def test_reads_that_orbax_drops_are_no_news(monkeypatch):
     assert shown == [news]
 
 
-# --- How a command ends ----------------------------------------------------------------------------------
+# --- Exit codes and errors -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_what_a_terminal_cannot_show_is_written_as_its_number_and_a_closed_outpu
 
 @pytest.fixture
 def started(monkeypatch):
-    """What the process was restarted with; this one only notes it."""
+    """Record the arguments with which the process would be restarted."""
     calls = []
     monkeypatch.setattr(os, "execv", lambda program, arguments: calls.append((program, arguments)))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "study.py", "--seeds", "2"])
@@ -215,7 +215,7 @@ def started(monkeypatch):
 
 
 def test_without_a_home_folder_a_temporary_one_is_used(monkeypatch, tmp_path, capsys):
-    # As for a user whom the system does not know.
+    # As for a user without an entry in the system's user database.
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("HOME", "")
@@ -248,13 +248,13 @@ def test_programs_are_not_kept_where_no_folder_can_be_made_and_it_is_said(monkey
 
 @pytest.mark.parametrize(("setting", "starts"), [("always [madvise] never", 1), ("[always] madvise never", 0), ("", 0)])
 def test_a_command_restarts_where_huge_pages_have_to_be_asked_for(started, monkeypatch, setting, starts):
-    # As monkeypatch remembers it, whatever the command does.
+    # So that monkeypatch restores it, whatever the command does.
     monkeypatch.setenv("GLIBC_TUNABLES", "")
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr(cli, "_content", lambda path: setting)
     cli.use_huge_pages()
     assert started == [(sys.executable, [sys.executable, "-X", "dev", "study.py", "--seeds", "2"])] * starts
-    # The one that it becomes finds the setting there, and continues.
+    # The restarted process finds the setting and continues.
     if starts:
         assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
         cli.use_huge_pages()

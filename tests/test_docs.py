@@ -1,14 +1,15 @@
-"""README.md and docs/: short lines, links that lead somewhere, commands and Python that work; and the notebook.
+"""README.md, docs/ and the notebook: short lines, links that resolve, commands and Python that work.
 
-Python runs as it stands, the blocks of a page one after the other in one module; a block with a title
-(```python title="my_study.py") is that file instead, for the commands of its page. Commands go through the real parsers,
-and those of `SMALL` run.
+The Python blocks of a page run as they are, one after the other in one module. A block with a title
+(```python title="my_study.py") is written to that file instead, for the commands of its page. All commands go through
+the real parsers, and those in `SMALL` are run.
 """
 
 import ast
 import contextlib
 import glob
 import importlib
+import itertools
 import json
 import re
 import runpy
@@ -43,7 +44,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "class Options" in path.read_text())
 
 ELSEWHERE = {".", "cd", "curl", "export", "gcloud", "git", "mkdocs", "sh", "source", "tail", "tensorboard", "uv"}
-"""Programs that are not ours; what they run of ours is looked at."""
+"""Programs of others. Commands of ours that they run are checked."""
 
 RUN = "--epochs 1 --train-images 32 --batch-size 16 --evaluations 1 --resolution 32"
 SMALL = {
@@ -51,20 +52,20 @@ SMALL = {
     **dict.fromkeys(("evaluate", "predict", "convert", "summary", "datasets", "report"), ""),
     "ablate_bottleneck": STUDY,
 }
-"""Commands that run here, with the flags that make them small: of a flag that is given twice the last counts."""
+"""Commands that are run here, with flags that make them small; of a repeated flag the last counts."""
 WHERE_GIVEN = {"--images": "32", "--validation-images": "16"}
-"""The same, only for commands that have the flag."""
+"""Small values of flags, for commands that give the flag."""
 STAGES = ((1, 16, 1, 1), (2, 24, 1, 2))
 
 NOT_HERE = re.compile(r"hf://|torchvision://|\.pth|imagenet|--coordinator")
-"""What takes a network, PyTorch, large data or other hosts: such commands are parsed only."""
+"""Marks commands that need network access, PyTorch, large data or other hosts; they are only parsed."""
 
 
 # --- Checks of a page that need the package ----------------------------------------------------------------
 
 
 def python_problems(page):
-    """Blocks that do not compile, and names that they import of the package and that are not there."""
+    """Return blocks that do not compile, and names they import from the package that do not exist."""
     found = []
     for block in (block for block in page.blocks if block.language == "python"):
         try:
@@ -83,21 +84,21 @@ def python_problems(page):
 
 
 def command_problems(page, start):
-    """Commands that are unknown, and those of ours that their parser refuses."""
+    """Return unknown commands, and commands of ours that their parser refuses."""
     write_scripts(page)
     problems = [(line, problem_of(words, start)) for line, words in commands(page)]
     return [f"{page}:{line}: {problem}" for line, problem in problems if problem]
 
 
 def write_scripts(page):
-    """Put the files that a page shows where it has its commands run."""
+    """Write the files that a page shows to the working directory."""
     for block in page.blocks:
         if block.title:
             Path(block.title).write_text(block.text)
 
 
 def program(words):
-    """(name, arguments) of a command, without the variables that are set for it and what it is started by."""
+    """Return (name, arguments) of a command, without variables set for it and without nohup."""
     while words and (words[0] == "nohup" or re.match(r"\w+=", words[0])):
         words = words[1:]
     name = "." if words[:1] == ["."] else Path(words[0]).name if words else ""
@@ -105,7 +106,7 @@ def program(words):
 
 
 def problem_of(words, start):
-    """What is wrong with a command; nothing of one that is not ours."""
+    """Return what is wrong with a command; None if nothing is, or if it is not ours."""
     name, arguments = program(words)
     if name == "pip":
         asked = re.search(r"\.\[([\w,]+)\]", " ".join(arguments))
@@ -127,8 +128,8 @@ def problem_of(words, start):
 
 @pytest.fixture
 def start(monkeypatch, tmp_path, capsys):
-    """Starts `python ARGUMENTS` in this process and an empty folder; returns what it ended with if it failed."""
-    # These change the process for good.
+    """Run `python ARGUMENTS` in this process and an empty folder; return the error if it fails."""
+    # These would change this process permanently.
     for name in ("silence_libraries", "use_compilation_cache", "leave_absent_tpus_alone", "use_huge_pages"):
         monkeypatch.setattr(cli, name, lambda: None)
     monkeypatch.syspath_prepend(EXPERIMENTS)
@@ -154,7 +155,7 @@ def start(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def parse(start, monkeypatch):
-    """Starts commands that stop when their flags are read."""
+    """Run commands only up to the parsing of their flags."""
 
     def run(main, options, description, arguments=None, program=None, default=None):
         with contextlib.suppress(SystemExit):  # --help
@@ -168,7 +169,7 @@ def parse(start, monkeypatch):
 
 
 def none(problems):
-    """Fails with all of them, a line each."""
+    """Fail if there are problems, listing all of them."""
     if found := list(problems):
         pytest.fail("\n".join(found), pytrace=False)
 
@@ -189,7 +190,7 @@ def test_commands_of_pages_are_accepted(parse):
 def test_flags_in_sentences_are_flags_of_some_command():
     named = (name for command in (*COMMANDS, *SCRIPTS) for name, _ in flags_of(module_of(command).Options))
     known = {"--help", *(f"--{name.replace('_', '-')}" for name in named)}
-    # Those of other programs are known from what the pages run.
+    # Flags of other programs count as known if a page runs them.
     known |= {word.partition("=")[0] for page in PAGES for _, words in commands(page) for word in words}
     said = [(page, line, code) for page in PAGES for line, code in page.code if not code.startswith("python ")]
     found = [
@@ -203,7 +204,7 @@ def test_flags_in_sentences_are_flags_of_some_command():
 
 @pytest.fixture
 def page(tmp_path):
-    """A page in docs/ of a repository with a README.md and a picture."""
+    """Write a page in docs/ of a repository with a README.md and a picture."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(
         "# The house\n\n## Two words, twice\n\n## Two words, twice\n\n### `code` & more\n"
@@ -331,7 +332,7 @@ def test_commands_that_would_work_are_accepted(page, parse):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Networks that are trained from scratch have two blocks instead of seventeen, and every run has one device."""
+    """Train networks of two blocks instead of seventeen if from scratch, and each run on one device."""
     create = Devices.create
     monkeypatch.setattr(Devices, "create", lambda runs=1, per_run=1, **named: create(runs, per_run, **named))
     of_study, of_run = design.shared_settings, NetworkSettings.settings
@@ -345,7 +346,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def world(tmp_path):
-    """What pages may name as if it were there: photos/, photo.jpg, mobilenet_v2.safetensors and the experiments."""
+    """Create the files that pages assume: photos/, photo.jpg, mobilenet_v2.safetensors and the experiments."""
     write_folder(tmp_path / "photos", images=20)
     (tmp_path / "photo.jpg").write_bytes(encoded(0))
     network = random_network(MobileNetV2(convention="pytorch"))
@@ -355,14 +356,14 @@ def world(tmp_path):
 
 
 def small(words):
-    """The arguments with which one of our commands is small; nothing of what does not run here."""
+    """Return arguments that make one of our commands small; None for a command that is not run here."""
     name, arguments = program(words)
     if name != "python" or NOT_HERE.search(" ".join(words)):
         return None
     if arguments[:2] == ["-m", "mnv2_jax"] or arguments[0].startswith("experiments/"):
         flags = SMALL.get(" ".join(arguments[2:3]) if arguments[0] == "-m" else Path(arguments[0]).stem)
     else:
-        flags = STUDY if Path(arguments[0]).is_file() else None  # a page's own
+        flags = STUDY if Path(arguments[0]).is_file() else None  # a script that the page shows
     if flags is None:
         return None
     if "fashion_mnist" in arguments and "--data-files" in arguments:
@@ -371,6 +372,8 @@ def small(words):
     arguments = ["digits" if word == "fashion_mnist" else word for word in arguments]
     arguments = [path for word in arguments for path in (sorted(glob.glob(word)) or [word])]
     given = [each for flag, value in WHERE_GIVEN.items() if flag in arguments for each in (flag, value)]
+    if "folder" in arguments:
+        given += ["--train-images", "32"]  # as many as photos/ has
     return [*arguments, *flags.split(), *given]
 
 
@@ -395,13 +398,17 @@ def test_a_page_runs_from_its_first_block_to_its_last(page, start, monkeypatch):
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     write_scripts(page)
+    missing = set()  # what commands would have written that do not run here
     for block in page.blocks:
         if block.language == "python" and not block.title:
             exec(compile(block.text, f"{page}:{block.line}", "exec"), module.__dict__)
         for _, words in split(block.text, inner=False) if block.language in SHELL else ():
-            if arguments := small(words):
+            arguments = None if missing & set(words) else small(words)
+            if arguments:
                 problem = start(arguments)
                 assert problem is None, problem
+            else:
+                missing |= {path for flag, path in itertools.pairwise(words) if flag in ("--out", "--output")}
 
 
 # --- The notebook ------------------------------------------------------------------------------------------
@@ -409,7 +416,7 @@ def test_a_page_runs_from_its_first_block_to_its_last(page, start, monkeypatch):
 NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text())["cells"]
 PARAMETERS = "SEEDS, IMAGES = 2, 32"
-"""In place of the cell with the tag "parameters"."""
+"""Replaces the cell tagged "parameters"."""
 
 
 def test_the_notebook_is_kept_without_outputs():

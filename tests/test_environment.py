@@ -1,4 +1,4 @@
-"""What of the machine a command depends on."""
+"""Properties of the machine that commands depend on."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from mnv2_jax.environment import _commit, core_count, environment, is_tpu_host
 
 @pytest.fixture
 def devices(tmp_path):
-    """Makes a folder of PCI devices with these vendors."""
+    """Create a folder of PCI devices with these vendors."""
 
     def devices(*vendors):
         for number, vendor in enumerate(vendors):

@@ -1,4 +1,4 @@
-"""From a command line to options, and the sentence that says what is wrong with it."""
+"""Parsing a command line into options, and the messages for errors in it."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Nested:
-    """Flags of every kind, some of which must be given."""
+    """Flags of every kind, some of them required."""
 
     shape: Annotated[Shape, tyro.conf.arg(name="")] = Shape()
     """Flags of another."""

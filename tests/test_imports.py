@@ -1,4 +1,4 @@
-"""The package's layers: a module imports only from its own layer and those below; and a command's help loads little."""
+"""The package's layers: modules import only from the same part or layers below. And --help loads little."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ LAYERS = (
     {"tasks"},
     {"network"},
     {"weights"},
-    {"settings"},  # all that it imports is in ONLY, so that whoever is above the models may import it
+    {"settings"},  # imports only what ONLY allows, so any module above the models may import it
     {"training"},
     {"ablation", "analysis", "export"},
     {"plan"},
@@ -30,7 +30,7 @@ LAYERS = (
     {"cli"},
     {"commands"},
 )
-"""From the bottom to the top; those of one layer do not import each other. Scripts stand above all of them."""
+"""Layers from bottom to top. Parts of one layer do not import each other. Scripts are above all layers."""
 
 ONLY = {
     "flags": {"errors"},
@@ -46,17 +46,17 @@ ONLY = {
         *("training.config", "ablation.statistics"),
     },
 }
-"""All that a module may import. Command lines are made of these, and load without JAX."""
+"""Everything that these modules may import. Command lines are built from them and load without JAX."""
 
 FREE = {
     "__init__": "hands out the package's public names, and imports each when it is asked for",
     "__main__": "is the command line itself: it imports a command when that is named",
 }
-"""Modules that stand in no layer, and why."""
+"""Modules outside of all layers, and why."""
 
 
 def layer_of(module: str) -> int:
-    """How high a module stands."""
+    """Return the index of a module's layer."""
     top = module.partition(".")[0]
     found = [height for height, names in enumerate(LAYERS) if top in names]
     assert found, f"{module} stands in no layer: add it to LAYERS, above whatever it imports"
@@ -64,7 +64,7 @@ def layer_of(module: str) -> int:
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """The package's modules by name, "training.step" for instance."""
+    """Return the files of the package's modules by name, such as "training.step"."""
     files = sorted((root / PACKAGE).rglob("*.py"))
     names = [".".join(file.relative_to(root / PACKAGE).with_suffix("").parts) for file in files]
     return {
@@ -73,7 +73,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imports(module: str, file: Path, known: dict[str, Path]) -> Iterator[tuple[int, str]]:
-    """(line, module) of everything of the package that a file imports, wherever in the file."""
+    """Return (line, module) of all imports from the package, anywhere in a file."""
     package = [PACKAGE, *module.split(".")] if file.name == "__init__.py" else [PACKAGE, *module.split(".")[:-1]]
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -81,7 +81,7 @@ def imports(module: str, file: Path, known: dict[str, Path]) -> Iterator[tuple[i
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) + 1 - node.level] if node.level else []
             start = ".".join([*above, *([node.module] if node.module else [])])
-            # Of "from mnv2_jax.models import names" the last is a module, or a name in one.
+            # In "from mnv2_jax.models import names", "names" is a module or a name in one.
             names = [f"{start}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -94,7 +94,7 @@ def imports(module: str, file: Path, known: dict[str, Path]) -> Iterator[tuple[i
 
 
 def violations(root: Path) -> list[str]:
-    """What is imported from above or from beside, as "FILE:LINE imports MODULE"."""
+    """Return imports from the same layer or a higher one, as "FILE:LINE imports MODULE"."""
     known = modules(root)
     found = []
     for module, file in known.items():
@@ -105,9 +105,9 @@ def violations(root: Path) -> list[str]:
             if module in ONLY:
                 fine = other in ONLY[module]
             elif top == "data" and other_top == "models":
-                fine = other == "models.strides"  # data sets say what networks need of them, and need no network
+                fine = other == "models.strides"  # data sets tell networks their strides without needing a network
             else:
-                # The package itself ("") hands out names of the higher layers.
+                # The package itself ("") exports names of higher layers.
                 fine = bool(other) and (top == other_top or layer_of(other) < layer_of(module))
             if not fine:
                 found.append(f"{file.relative_to(root)}:{line} imports {other or PACKAGE}")
@@ -116,7 +116,7 @@ def violations(root: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """The package with nothing in its modules."""
+    """Create a copy of the package with empty modules."""
     root = tmp_path_factory.mktemp("empty")
     for file in modules(ROOT).values():
         (root / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def write(empty):
-    """Write into one module, which is empty again afterwards."""
+    """Write code into one module for one check, and empty it again."""
     written = []
 
     def write(module, source):
@@ -189,7 +189,7 @@ def test_an_import_from_below_is_fine(module, source, write):
     assert write(module, source) == []
 
 
-# --- What a help loads -----------------------------------------------------------------------------------
+# --- What --help loads -----------------------------------------------------------------------------------
 
 HEAVY = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "matplotlib")
 
@@ -218,7 +218,7 @@ print(json.dumps(found))
 
 
 def study_scripts() -> list[str]:
-    """The scripts that train a study, and the one that trains a run."""
+    """Return the scripts that train a study, and the one that trains a run."""
     scripts = sorted((ROOT / "experiments").glob("*.py"))
     studies = [path for path in scripts if "from mnv2_jax.ablation.study import" in path.read_text()]
     return [str(path) for path in (*studies, ROOT / "experiments" / "train_imagenet.py")]
@@ -229,7 +229,7 @@ def test_a_help_loads_neither_jax_nor_tfds_nor_matplotlib():
 
     scripts = study_scripts()
     assert len(scripts) > 5
-    # Without the hook that checks types, which loads JAX itself.
+    # Without the import hook that checks types, which itself loads JAX.
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "experiments"), "GLIBC_TUNABLES": ""}
     command = [sys.executable, "-c", PRINT_HELP, json.dumps([HEAVY, list(COMMANDS), scripts])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)

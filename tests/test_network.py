@@ -1,4 +1,4 @@
-"""Networks on disk: saved and opened as one record, those of version 0.1.0 among them."""
+"""Networks on disk: saved and opened as one record, including those of version 0.1.0."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SMALL = MobileNetV1(3, 0.1, stages=(Stage(1, 64, 1, 1), Stage(1, 128, 2, 2)))
 
 
 def variables_of(model, channels=3):
-    """Eighths from -3/8 to 3/8, and from 1/2 to 3/2 where a network multiplies or divides by them."""
+    """Return variables in eighths: -3/8 to 3/8, or 1/2 to 3/2 if the network multiplies or divides by them."""
     generator = np.random.default_rng(0)
 
     def leaf(path, shaped):
@@ -110,7 +110,7 @@ def test_a_network_that_could_not_be_opened_is_not_saved(tmp_path):
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 def test_a_network_of_one_s_own_blocks_opens_with_their_classes(tmp_path):
@@ -123,7 +123,7 @@ def test_a_network_of_one_s_own_blocks_opens_with_their_classes(tmp_path):
 
 @pytest.mark.parametrize("name", ["c[1]/run", "a*b?", "back\\slash", "x" * 250, "\udcff", "a 'b' %20.", "**"])
 def test_a_folder_may_have_any_name(name, tmp_path):
-    """Orbax takes brackets, stars and question marks for a pattern."""
+    """Orbax treats brackets, stars and question marks as a pattern."""
     (tmp_path / "axxb").mkdir()
     save_network(tmp_path / name, network_of())
     assert_same(open_network(tmp_path / name), network_of())
@@ -143,7 +143,7 @@ def test_where_writing_fails_what_was_there_stays(fault, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-# --- What is no network ----------------------------------------------------------------------------------
+# --- What is not a network -------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -168,7 +168,7 @@ def test_what_is_not_there_or_damaged_is_named(tmp_path):
 
 
 def test_arrays_that_are_not_those_that_were_saved_are_noticed(tmp_path, monkeypatch):
-    """Of a network of version 0.1.0, which has no digest, they cannot be."""
+    """Networks of version 0.1.0 have no digest, so changes in them cannot be detected."""
     with monkeypatch.context() as patch:
         patch.setattr(network_module, "tree_digest", lambda tree: "0")
         save_network(tmp_path / "x", network_of())
@@ -260,7 +260,7 @@ OLD = {
         '"preprocessing": "keras", "resolution": 16, "class_names": ["cat", "dog", "bird"]}'
     ),
 }
-"""Descriptions that version 0.1.0 wrote."""
+"""Descriptions written by version 0.1.0."""
 OLD_LOGITS = {
     "mobilenet_v2": [
         [-2.3315587043762207, -4.441432952880859, -2.406525135040283],
@@ -271,7 +271,7 @@ OLD_LOGITS = {
         [0.7044853568077087, -0.6195055246353149, -0.12565594911575317],
     ],
 }
-"""What it computed with `variables_of` these networks."""
+"""What version 0.1.0 computed for these networks with `variables_of`."""
 
 
 @pytest.mark.parametrize("name", OLD)

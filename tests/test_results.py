@@ -1,4 +1,4 @@
-"""A folder of results: whose it is, and what may be done to it."""
+"""Folders of results: what they belong to, and what may change in them."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def claimed(folder, kind, contents=()):
     return folder
 
 
-# --- Whose a folder is -----------------------------------------------------------------------------------
+# --- What a folder belongs to ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,11 +115,11 @@ def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
     assert "holds another study: arm relu6 is None there" in refusal(both, folder, False, "study")
     check_folder(both, folder, False, "study", extends="arm ")
     claim(both, folder, False, (), extends="arm ")
-    # The one that this study leaves out stays.
+    # The arm that this study leaves out stays.
     check_folder(STUDY, folder, False, "study", extends="arm ")
     claim(STUDY, folder, False, (), extends="arm ")
     assert json.loads((folder / "config.json").read_text()) == both
-    # What is there and here has to be the same.
+    # Settings in both have to agree.
     changed = {**both, "arm relu6": {"seeds": 3}}
     assert "arm relu6 is {'seeds': 2} there" in refusal(changed, folder, False, "study", extends="arm ")
     claim(STUDY, folder, True, (), extends="arm ")
@@ -181,7 +181,7 @@ def test_a_folder_is_one_process_s_until_that_ends_however_it_ends(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"held\n"
-        # Not the first alone is told who it is.
+        # The message names the other process every time, not only the first.
         for _ in range(2):
             with pytest.raises(
                 UserError, match=f"--out .* is in use by process {other.pid} on .*; wait until"
@@ -303,7 +303,7 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
         open_results(settings_of(Options(64), "count"), folder, False)
     (folder / "plans.json").write_text("{}")
     open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
-    # It is not done yet.
+    # It is not finished yet.
     assert {path.name for path in folder.iterdir()} == {"config.json", ".lock"}
 
 

@@ -1,4 +1,4 @@
-"""Flags that become a network or data: what they stand for, and what they refuse."""
+"""Flags of the network and the data: what they mean, and which values are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_sizes_that_no_network_has(name, value):
 
 @dataclasses.dataclass(frozen=True)
 class Typed:
-    """A field of each kind."""
+    """Flags with a field of each kind."""
 
     count: int = 1
     share: float | None = None
@@ -96,7 +96,7 @@ def test_what_only_mobilenet_v2_has_is_refused_for_others(name, value):
 
 
 def created(settings):
-    """The network, with the data's part left to its own default."""
+    """Flags of the network; those of the data keep their defaults."""
     return create_model(**{name: value for name, value in settings.items() if value is not None})
 
 
@@ -126,7 +126,7 @@ def test_every_flag_reaches_the_network():
 
 def test_what_no_flag_says_is_left_to_weights():
     found = NetworkSettings().settings(from_weights=True)
-    # How it is computed is the run's own choice, whatever the weights.
+    # How it is computed is up to the run, whatever the weights say.
     assert {name: value for name, value in found.items() if value is not None} == {
         "kernels": "tuned",
         "dtype": "float32",

@@ -1,4 +1,4 @@
-"""A new activation, data set or recipe is a line in one table, and nothing else: flags and library follow."""
+"""A new activation, data set or recipe needs one line in one table; flags and library follow."""
 
 import json
 import os
@@ -19,7 +19,7 @@ LINES = {
     ),
     "training/config.py": ("RECIPES", '    "short": Recipe(epochs=1, batch_size=8, learning_rate=0.5),\n'),
 }
-"""By file: the table, and what is added to it."""
+"""By file: the table, and the line to add."""
 
 USE = """
 import json, sys, typing
@@ -51,7 +51,7 @@ print(json.dumps(found))
 
 @pytest.fixture
 def extended(tmp_path):
-    """The package with a line more in each of three tables."""
+    """Create a copy of the package with one more line in each of three tables."""
     shutil.copytree(PACKAGE, tmp_path / "mnv2_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for name, (table, line) in LINES.items():
         file = tmp_path / "mnv2_jax" / name
@@ -77,6 +77,6 @@ def test_what_is_in_a_table_is_a_flag_and_a_setting(extended, digits, data_dir):
     assert found["shape"] == [14, 14, 1]
     assert "small_digits" in found["resident"]
     assert any(line.startswith("small_digits") and "digits at 14 pixels" in line for line in listed)
-    # The flags were read without JAX.
+    # The flags were parsed without JAX.
     assert found["loaded"] is False
     assert "known are halved, linear" in found["refused"]

@@ -1,4 +1,4 @@
-"""Tasks whose targets move with the image: where the brightest pixel is, and a value for every pixel."""
+"""Toy tasks whose targets move with the image: the position of the brightest pixel, and a value per pixel."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from mnv2_jax.tasks.metric import LOSS, Metric
 
 @dataclasses.dataclass(frozen=True)
 class PointTargets:
-    """The middle of a pixel as (row, column) in pixels of the input; its annotation is the pixel's two numbers."""
+    """Center of a pixel as (row, column) in input pixels; the annotation is the pixel's two indices."""
 
     def encode(self, annotation, view):
         return view.move_points(np.asarray(annotation) + 0.5).astype(np.float32)
@@ -32,7 +32,7 @@ class PointTargets:
 
 @dataclasses.dataclass(frozen=True)
 class MaskTargets:
-    """A number for every pixel of an input of `side` pixels, under a name, as tasks with several targets have."""
+    """A number for every pixel of a `side` x `side` input, in a dictionary, as in tasks with several targets."""
 
     side: int
 
@@ -47,7 +47,7 @@ class MaskTargets:
 
 
 class MedianDistance:
-    """A metric that is no sum."""
+    """A metric that is not a ratio of sums."""
 
     def predictions(self, outputs):
         return outputs
@@ -59,7 +59,7 @@ class MedianDistance:
 
 @dataclasses.dataclass(frozen=True)
 class Pointing:
-    """A network with two outputs points at the brightest pixel. The loss is a mean over coordinates."""
+    """Point at the brightest pixel with two outputs. The loss is a mean over coordinates."""
 
     name = "pointing"
     targets = PointTargets()
@@ -95,7 +95,7 @@ class Pointing:
 
 
 def bright_images(count, side=12, margin=3, seed=0):
-    """Dim noise with one bright pixel at least `margin` pixels from the edge, and that pixel's (row, column)."""
+    """Return dim noise with a bright pixel at least `margin` pixels from the edge, and that pixel's (row, column)."""
     generator = np.random.default_rng(seed)
     images = generator.integers(1, 100, (count, side, side, 1)).astype(np.uint8)
     positions = generator.integers(margin, side - margin, (count, 2))
@@ -104,7 +104,7 @@ def bright_images(count, side=12, margin=3, seed=0):
 
 
 def pointing_dataset(train=64, side=12, shift=2, flip=True):
-    """A resident set for `Pointing`."""
+    """Return a resident data set for `Pointing`."""
 
     def split(count, seed):
         images, positions = bright_images(count, side, seed=seed)
@@ -122,7 +122,7 @@ def pointing_dataset(train=64, side=12, shift=2, flip=True):
 
 
 def write_images(folder, images, annotations):
-    """PNG files in a folder, as a source."""
+    """Write PNG files to a folder and return them as a source."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index, (image, annotation) in enumerate(zip(images, annotations, strict=True)):
@@ -135,7 +135,7 @@ def write_images(folder, images, annotations):
 
 
 def pointing_stream(folder, train=32, side=12, shift=2, flip=True, **options):
-    """A streamed set for `Pointing`; its images lie in a folder."""
+    """Return a streamed data set for `Pointing`, with its images in a folder."""
     counts = {"train": train, "validation": 10, "test": 15}
     sources = {
         split: write_images(folder / split, *bright_images(count, side, seed=seed))

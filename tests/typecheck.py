@@ -1,4 +1,4 @@
-"""The type checker that the tests put behind every annotation: beartype, with int accepted for float."""
+"""The type checker that tests apply to all annotations: beartype, with int accepted for float."""
 
 from beartype import BeartypeConf, beartype
 

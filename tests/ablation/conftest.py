@@ -1,4 +1,4 @@
-"""A finished study, and what makes studies quick."""
+"""Fixtures of a finished study."""
 
 import shutil
 
@@ -15,7 +15,7 @@ def _quick():
 
 @pytest.fixture(scope="session")
 def finished_folder(tiny, tmp_path_factory):
-    """A finished study, its figure and report included: (its folder, what came of it)."""
+    """Train a study and write its figure and report; return (folder, `Trained`)."""
     from mnv2_jax.ablation.report import write_files
 
     folder = tmp_path_factory.mktemp("study") / "out"
@@ -28,11 +28,11 @@ def finished_folder(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(finished_folder):
-    """What came of a finished study."""
+    """Return the `Trained` of the finished study."""
     return finished_folder[1]
 
 
 @pytest.fixture
 def copy(finished_folder, tmp_path):
-    """The folder of a finished study, to change."""
+    """Return a copy of the finished study's folder, to be changed."""
     return shutil.copytree(finished_folder[0], tmp_path / "copy")

@@ -1,11 +1,11 @@
-"""A study that is ended in the middle, for `test_study.py`: a process of its own, since it forks.
+"""A study that is interrupted, for `test_study.py`. It forks, so it runs in its own process.
 
     python killed_study.py FOLDER STEP
     python killed_study.py FOLDER SEED KILLS TERMS
 
-The first kills itself when a group has logged the step and its state is on disk. The second is ended at random moments,
-by so many SIGKILLs and SIGTERMs, and then let to its end; it prints a line of JSON for each try. Both save their state at
-every evaluation.
+The first kills itself when a group has logged the step and its state is on disk. The second is interrupted at random
+moments by KILLS SIGKILLs and TERMS SIGTERMs and then finishes; it prints a line of JSON per try. Both save their state
+at every evaluation.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ from mnv2_jax.data.resident import load
 from mnv2_jax.errors import Preempted
 
 LONG = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=40, evaluations=16))
-"""A study of some seconds."""
+"""A study that takes some seconds."""
 
 SIGNS = ("*.json*", "running/*/state/*", "checkpoints/.*", "checkpoints/*-0", "checkpoints/*-1", "tensorboard/*-1/*")
-"""What there is when a try is to be ended: settings, a state, a network half and whole, one of the second group."""
+"""A try is ended once one of these exists: settings, a state, a partial or whole network, the second group."""
 
 LONGEST = 1.0
-"""Seconds from there, at most."""
+"""Largest delay, in seconds, from then to the signal."""
 
 
 def kill_itself(folder: Path, step: int) -> None:
-    """Run, and be gone behind a step."""
+    """Run the study, and kill this process after a step."""
 
     def kill() -> None:
         while not any(path.name.isdigit() for path in folder.glob("running/*/state/*")):
@@ -49,7 +49,7 @@ def kill_itself(folder: Path, step: int) -> None:
 
 
 def child(folder: Path) -> int:
-    """Run to the end; the exit code that a command would have."""
+    """Run the study to its end; return the exit code that a command would have."""
     try:
         run(tiny_of(load("digits")), folder, LONG)
     except Preempted:
@@ -61,7 +61,7 @@ def child(folder: Path) -> int:
 
 
 def attempt(folder: Path, number: int | None, moments: random.Random) -> dict:
-    """Run in a child, and send it a signal at a random moment; None lets it finish."""
+    """Run in a child process and send it a signal at a random moment; with None, let it finish."""
     process = os.fork()
     if process == 0:
         os._exit(child(folder))
@@ -80,12 +80,12 @@ def attempt(folder: Path, number: int | None, moments: random.Random) -> dict:
 
 
 def ended(process: int) -> bool:
-    """Whether it has come to its end by itself."""
+    """Return whether the process has ended by itself."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def end_at_random(folder: Path, seed: int, kills: int, terms: int) -> None:
-    """End a study so often, in a random order, and let it finish."""
+    """Interrupt a study with SIGKILLs and SIGTERMs in random order, then let it finish."""
     moments = random.Random(seed)
     numbers = [int(signal.SIGKILL)] * kills + [int(signal.SIGTERM)] * terms
     moments.shuffle(numbers)

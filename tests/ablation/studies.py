@@ -1,4 +1,4 @@
-"""The studies that tests train: one block instead of seventeen, and each program compiled once."""
+"""Studies for tests: one block instead of seventeen, and each program compiled once."""
 
 import contextlib
 import dataclasses
@@ -34,21 +34,21 @@ STUDY = Study(
         Arm("linear"),
         Arm("relu6", {"bottleneck_activation": "relu6"}, PaperResult(-0.006, "Fig. 6a", "digitized")),
     ),
-    # Down to 3 x 3 pixels, of which the last layers have 1280 channels: fast code takes long to compile.
+    # Strides reduce maps to 3 x 3 pixels: the last layers have 1280 channels, and tests run unoptimised code.
     model={"width_multiplier": 0.1, "unit_strides": 0, "stages": ((1, 16, 1, 2),)},
     training=Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2),
     seeds=2,
 )
-"""Four steps of the 70 digits of `tiny`, two runs side by side."""
+"""Four steps on the 70 digits of `tiny`, two runs side by side."""
 
 ALONE = dataclasses.replace(STUDY, arms=(Arm("base"),))
-"""A baseline without other arms."""
+"""A study with only a baseline."""
 
 ENVIRONMENT = {"jax": "0", "device": "cpu", "device_count": 8, "git": "abc"}
 
 
 def with_accuracies(described, **accuracies):
-    """A summary of the same study with these test accuracies."""
+    """Return a summary of the same study with these test accuracies."""
     records = [
         Record(arm, seed, 4, "test", 0.0, {"accuracy": value, "loss": 1.0}, 50)
         for arm, values in accuracies.items()
@@ -58,7 +58,7 @@ def with_accuracies(described, **accuracies):
 
 
 def comparison(difference, verdict, n=6, **changed):
-    """One of a summary."""
+    """Return a comparison as in a summary."""
     return {
         "arm": "relu6", "baseline": "linear", "n": n, "mean_difference": difference, "ci95": [-0.1, 0.1], "p_value": 0.03,
         "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper),
@@ -72,7 +72,7 @@ _programs: dict[Any, Callable[[], programs.Programs]] = {}
 
 
 def _compiled_once(learner, dataset, recipe, devices):
-    """`trace_programs`; what was compiled before, for whichever study, is not compiled again."""
+    """`trace_programs` with a cache of compiled programs over all studies."""
     key = (learner.model, learner.task, learner.activations, learner.rated, recipe, devices, dataset.fingerprint())
     if key not in _programs:
         _programs[key] = functools.cache(programs.trace_programs(learner, dataset, recipe, devices))
@@ -82,7 +82,7 @@ def _compiled_once(learner, dataset, recipe, devices):
 
 @contextlib.contextmanager
 def quick():
-    """Two runs side by side whatever the devices, small evaluation batches, and every program compiled once."""
+    """Train two runs side by side on any devices, in small evaluation batches, and compile every program once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, "group_size", lambda runs, devices: group_size(runs, 2))
         patch.setattr(study_module, "trace_programs", _compiled_once)
@@ -91,7 +91,7 @@ def quick():
 
 
 class Trained(NamedTuple):
-    """What came of a study, and what was said; `runs` were trained just now."""
+    """Results and log of a study; `runs` is the number of runs trained in this call."""
 
     summary: dict[str, Any]
     records: list[Record]
@@ -100,7 +100,7 @@ class Trained(NamedTuple):
 
 
 def run(dataset, folder: Path, study: Study = STUDY, reporter: type[Reporter] = Reporter, **options) -> Trained:
-    """Train what is missing of a study."""
+    """Train the missing runs of a study."""
     log = io.StringIO()
     summary, records = run_study(
         study,
@@ -116,13 +116,13 @@ def run(dataset, folder: Path, study: Study = STUDY, reporter: type[Reporter] = 
 
 
 def measured(records: list[Record]) -> list[tuple[Any, ...]]:
-    """All of the records that does not depend on the clock; a study's do not hold the learning rate."""
+    """Return the records without times and learning rates, which a study's records do not have."""
     metrics = [{name: value for name, value in r.metrics.items() if name != "learning_rate"} for r in records]
     return [(r.arm, r.seed, r.step, r.split, r.images, each) for r, each in zip(records, metrics, strict=True)]
 
 
 def stopping(step: int, stop) -> type[Reporter]:
-    """A reporter that calls `stop` when a group has logged this step."""
+    """Return a reporter class that calls `stop` when a group has logged this step."""
 
     class Stopping(Reporter):
         def interval(self, at, loss, examples_per_second):
@@ -134,15 +134,15 @@ def stopping(step: int, stop) -> type[Reporter]:
 
 
 def interrupt():
-    """As Ctrl-C does."""
+    """Interrupt like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def terminate():
-    """As whoever takes the machine away."""
+    """Send SIGTERM, as on preemption."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def one_device():
-    """The devices of a run that is trained on one alone."""
+    """Return the devices of a run that is trained on a single device."""
     return Devices.create(1, 1, devices=jax.devices()[:1])

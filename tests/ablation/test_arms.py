@@ -1,4 +1,4 @@
-"""What an arm changes in its runs: the network, the training, what they start from. And which arms share a program."""
+"""What arms change in their runs (network, training, initial weights), and which arms share a program."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ from mnv2_jax.weights.load import export_weights, load_weights
 
 
 class HalfShortcut(InvertedResidual):
-    """A user's own variant: half of the shortcut."""
+    """A user-defined variant with half of the shortcut."""
 
     def join(self, x, y):
         return x / 2 + y if self.stride == 1 and x.shape[-1] == self.features else y
@@ -41,7 +41,7 @@ def silent():
 
 
 def program_text(family, dataset):
-    """Of the step that this family of arms is trained by, before it is compiled."""
+    """Return the text of the training step of a family of arms, before it is compiled."""
     devices = one_device()
     learner = learner_of(family.owner.study, family.arms, dataset)
     return devices.lower(describe_programs(learner, dataset, family.recipe, devices)["train"]).as_text()
@@ -126,7 +126,7 @@ def test_an_arm_sees_a_stream_as_its_own_training_varies_it(tmp_path):
     data = [data_of_arm(study, arm, dataset) for arm in arms]
     assert [each.color for each in data] == [False, True, False]
     assert data[2] is dataset
-    check_arms(study, dataset)  # replicas are devices, of which a run of a stream has all
+    check_arms(study, dataset)  # a streamed run uses all devices as replicas
 
 
 # --- Training --------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_what_an_arm_changes_in_its_training_is_in_its_program(tiny, name):
 
 @pytest.fixture(scope="module")
 def changed(tiny, tmp_path_factory):
-    """A study whose arms differ in how they are trained: (its folder, what came of it, records by arm and split)."""
+    """Train a study whose arms differ in training; return (folder, `Trained`, records by arm and split)."""
     arms = (Arm("base"), Arm("moving average", training=CHANGES["moving average"]), Arm("together", training=TOGETHER))
     folder = tmp_path_factory.mktemp("changed") / "out"
     trained = run(tiny, folder, dataclasses.replace(STUDY, arms=arms))
@@ -172,7 +172,7 @@ def test_the_moving_average_is_what_is_evaluated_and_saved(changed, tiny):
 
 
 def test_a_studys_run_is_the_run_that_train_makes_of_the_same_settings(changed, tiny, tmp_path, monkeypatch):
-    """All of it, and on one device as a study's runs are, to the bit."""
+    """Records and network are bitwise the same, on one device as in a study."""
     _, trained, _ = changed
     study = dataclasses.replace(ALONE, training=dataclasses.replace(STUDY.training, **TOGETHER))
     monkeypatch.setattr(run_module, "create_dataset", lambda *given: tiny)
@@ -213,7 +213,7 @@ def test_the_learning_rate_of_an_arm_is_its_own(tiny):
 
 @pytest.fixture(scope="module")
 def transferred(changed, tiny, tmp_path_factory):
-    """Arms from scratch, from trained weights, and with a frozen backbone: (the weights, the folder, what came of it)."""
+    """Train arms from scratch, fine-tuned and frozen; return (the weights, the folder, `Trained`)."""
     weights = changed[0] / "checkpoints" / "base-0"
     arms = (Arm("scratch"), Arm("tuned", started=True), Arm("frozen", training={"freeze": "backbone"}, started=True))
     asked = dataclasses.replace(STUDY, arms=arms, model={"unit_strides": None}, weights=str(weights))
@@ -227,7 +227,7 @@ def test_arms_take_the_network_of_the_weights(transferred, changed):
     base = changed[1].summary["arms"]["base"]
     for arm in trained.summary["arms"].values():
         assert (arm["parameters"], arm["multiply_adds"]) == (base["parameters"], base["multiply_adds"])
-    # From scratch it is the network that was trained before, to the bit.
+    # From scratch, it is bitwise the network that was trained before.
     assert trained.summary["arms"]["scratch"]["test_loss"] == base["test_loss"]
     assert trained.summary["arms"]["tuned"]["test_loss"] != base["test_loss"]
 
@@ -279,7 +279,7 @@ def test_settings_that_the_weights_do_not_have_are_refused(changed):
 
 @pytest.fixture(scope="module")
 def own(tiny, tmp_path_factory):
-    """A study of a block that the test defines: (its folder, what came of it, the study)."""
+    """Train a study of a block defined in this test; return (folder, `Trained`, study)."""
     model = {**STUDY.model, "convention": "pytorch", "stages": ((1, 8, 2, 2),)}
     study = dataclasses.replace(STUDY, arms=(Arm("own", {"block": HalfShortcut}),), model=model)
     folder = tmp_path_factory.mktemp("own") / "out"
@@ -291,7 +291,7 @@ def test_a_block_of_ones_own_is_trained_and_counted(own, tiny):
     assert trained.runs == 2
     plain = network_of_arm(study, Arm("plain"), tiny)
     arm = trained.summary["arms"]["own"]
-    # Half a shortcut costs what a whole one costs.
+    # Half a shortcut costs as much as a whole one.
     assert arm["parameters"] == count_parameters(plain, (12, 12, 1)) > 1000
     assert arm["multiply_adds"] == count_multiply_adds(plain, (12, 12, 1)) > 0
     assert trained.summary["model"]["stages"] == [[1, 8, 2, 2]]
@@ -318,7 +318,7 @@ def test_a_network_of_ones_own_blocks_is_not_written_as_another_code_bases(own, 
         export_weights(tmp_path / "own.safetensors", network, "torchvision")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
-    # Were the block all that differs, it would be no less so.
+    # The same if the block is the only difference.
     published = create_model("mobilenet_v2", convention="pytorch", block=HalfShortcut, num_classes=10)
     with pytest.raises(UserError, match="differs in block"):
         export_weights(tmp_path / "own.safetensors", network.replace(model=published), "torchvision")

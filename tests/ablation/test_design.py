@@ -1,4 +1,4 @@
-"""What a study asks, and what flags make of it."""
+"""Descriptions of studies, and how flags create them."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_arms_with_batches_of_several_sizes_see_one_number_of_images():
     arms = (Arm("a"), Arm("b", training={"batch_size": 24}))
     study = dataclasses.replace(STUDY, arms=arms)
     assert study.batch_sizes == (16, 24)
-    # 8 epochs of 4 steps of 16 are 512 images, of which 480 are whole batches of either size.
+    # 8 epochs of 4 steps of 16 are 512 images; 480 make whole batches of either size.
     longer = dataclasses.replace(study, training=dataclasses.replace(STUDY.training, epochs=8)).at_equal_images(70)
     assert [longer.run(arm).training.steps(70) for arm in arms] == [30, 20]
     assert identity(longer)["images"] == 480

@@ -1,4 +1,4 @@
-"""The figure of a study, of each kind."""
+"""Figures of studies, of each kind."""
 
 import itertools
 import json
@@ -15,13 +15,13 @@ from mnv2_jax.ablation.views import judged_by
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 CLASSIC = RESULTS / "ablate_residual_classic_fashion_mnist"
-"""A study in which runs failed: one of its first arm, two of its third."""
+"""A study with failed runs: one in its first arm, two in its third."""
 SWEEP = RESULTS / "ablate_expansion_cost_fashion_mnist"
 
 
 @pytest.fixture
 def draw():
-    """Draws, and closes behind the test."""
+    """Draw a figure, and close it after the test."""
     drawn = []
 
     def of(*given):
@@ -42,7 +42,7 @@ def legend_of(figure):
 
 
 def crosses_of(axes):
-    """How many runs are drawn as those that failed are."""
+    """Return the number of runs drawn as failed."""
     drawn = [points for points in axes.collections if points.get_linewidth()[0] == FAILED["linewidths"]]
     return sum(len(points.get_offsets()) for points in drawn)
 
@@ -85,7 +85,7 @@ def test_a_difference_is_filled_where_it_is_decided_and_a_diamond_where_it_is_a_
     assert "mean difference, 95 % simultaneous interval" in labels
     assert "median difference (runs failed), 95 % simultaneous interval" in labels
     drawn = [line for line in figure.axes[-1].lines if line.get_marker() in "oD" and len(line.get_xdata())]
-    assert [line.get_marker() for line in drawn] == ["o", "D", "o", "D"]  # from the bottom
+    assert [line.get_marker() for line in drawn] == ["o", "D", "o", "D"]  # from bottom to top
     summary, records = read_study(SWEEP)
     drawn = [
         line for line in draw(summary, records).axes[-1].lines if line.get_marker() == "o" and len(line.get_xdata())
@@ -110,7 +110,7 @@ def test_failed_runs_are_crosses_and_their_arms_median_stands_beside_the_mean(dr
 def test_chance_is_a_line_wherever_accuracy_is_drawn(folder, draw):
     panels = [axes for axes in draw(*read_study(folder)).axes if axes.get_title() != "The paper, on ImageNet"]
     marked = [any(line.get_label() == "chance: 10 %" for line in axes.lines) for axes in panels]
-    assert marked == [True] * (len(panels) - 1) + [False]  # differences have none
+    assert marked == [True] * (len(panels) - 1) + [False]  # the panel of differences has no such line
 
 
 def test_a_study_whose_arms_are_near_chance_is_stamped(finished, draw):
@@ -189,7 +189,7 @@ def test_each_kind_of_figure_has_its_panels(folder, panels, draw):
 
 @pytest.mark.parametrize("count", [2, 10])
 def test_no_text_lies_on_another(count, finished, draw):
-    """However many arms there are, and however long their names."""
+    """This holds for any number of arms and any length of their names."""
     names = ["linear", *(f"activation number {index}, of a long name" for index in range(1, count))]
     arms = {name: finished.summary["arms"]["linear" if name == "linear" else "relu6"] for name in names}
     comparisons = [{**finished.summary["comparisons"][0], "arm": name} for name in names[1:]]

@@ -1,4 +1,4 @@
-"""Networks of other kinds at the same cost."""
+"""Matching of other networks at the same cost."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ DIGITS = DataSettings(dataset="digits", resolution=12)
 
 @pytest.fixture(scope="module")
 def matching():
-    # Wide enough that a step in the channels is a small step in the cost.
+    # Wide enough that one more channel is a small step in cost.
     return Matching(DIGITS, {"width_multiplier": 0.35, "unit_strides": 3, "stages": ((1, 64, 1, 1), (4, 96, 2, 2))})
 
 
@@ -42,12 +42,12 @@ def test_classes_of_a_folder_are_counted_in_it(tmp_path):
         Matching(data, settings).cost("parameters", {})
         for data in (DataSettings(dataset="folder", data_files=folder, resolution=12), DIGITS)
     ]
-    # RGB against grey in the stem's 8 kernels of 3 x 3; 3 classes against 10 of 1280 features.
+    # RGB instead of grey for the stem's 8 kernels of 3 x 3; 3 classes instead of 10 on 1280 features.
     assert costs[0] - costs[1] == 8 * 9 * 2 - 7 * 1281
 
 
 def test_matching_leaves_it_to_the_study_how_many_devices_there_are():
-    """Devices are counted once, when JAX starts them."""
+    """JAX counts devices once, when it initializes them."""
     code = (
         "from mnv2_jax.ablation.matching import Matching; from mnv2_jax.settings import DataSettings; "
         "m = Matching(DataSettings(), {'width_multiplier': 0.35, 'stages': [(1, 16, 1, 1)]}); m.cost('parameters', {}); "

@@ -1,4 +1,4 @@
-"""What people read of a study: a page, a table, sentences. All made from its files."""
+"""The readable results of a study (a page, a table, sentences), all made from its files."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def test_a_report_is_one_page_that_needs_nothing_from_outside(finished_folder):
     assert "All arms were trained at one learning rate." in page
     assert "Failures rarer than 2 runs of an arm can show are not seen" in page
     for word in ("http://", "https://"):
-        # Names of XML vocabularies in the SVG are no links.
+        # XML namespaces in the SVG are not links.
         outside = [part.split('"')[0] for part in page.split(word)[1:]]
         assert all(address.startswith(("www.w3.org", "purl.org", "creativecommons.org")) for address in outside)
     assert "<script" not in page
@@ -59,7 +59,7 @@ def test_several_studies_on_one_page(finished_folder, tmp_path):
     assert page.count("<svg") == 2
     assert 'href="#section-1"' in page
     assert "differences\nare of accuracy, in percentage points" in page
-    # Parts of the figures are told apart.
+    # Ids in the figures are unique over the page.
     ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
     assert len(set(ids)) == len(ids)
 

@@ -15,7 +15,7 @@ from mnv2_jax.ablation.statistics import (
 
 
 def test_six_pairs_of_one_sign_are_the_smallest_p_that_six_can_reach():
-    """All of 2^6 sign flips leave 2 as extreme as what was seen: p = 2 / 64."""
+    """Of all 2^6 sign flips, 2 are as extreme as the observed one: p = 2 / 64."""
     baseline = np.array([0.9, 0.91, 0.92, 0.93, 0.94, 0.95])
     result = compare_paired(baseline - np.array([0.01, 0.02, 0.03, 0.01, 0.02, 0.03]), baseline)
     assert result.n == 6
@@ -26,7 +26,7 @@ def test_six_pairs_of_one_sign_are_the_smallest_p_that_six_can_reach():
 
 
 def test_hand_worked_p_value():
-    """Differences 3, 1, -1: of 8 sign flips the sum is 3 or more in size for 6 (+-5, +-3, +-3)."""
+    """Differences 3, 1, -1: for 6 of 8 sign flips the absolute sum is 3 or more (+-5, +-3, +-3)."""
     assert compare_paired([3, 1, -1], [0, 0, 0]).p_value == 6 / 8
 
 
@@ -56,7 +56,7 @@ def test_equal_differences_have_no_spread(difference):
 
 @pytest.mark.parametrize("n", [6, 9])
 def test_agrees_with_scipy(n):
-    """Whole numbers, so that there are ties, which floating point keeps."""
+    """Whole numbers give ties, which floating point represents exactly."""
     rng = np.random.default_rng(n)
     for differences in (*rng.integers(-3, 6, (10, n)).astype(float), *rng.normal(0.5, 1, (5, n))):
         exact = scipy.stats.permutation_test(
@@ -66,7 +66,7 @@ def test_agrees_with_scipy(n):
 
 
 def test_ties_of_fractions_are_ties():
-    """Of 454 images: subsets that sum to zero do so in floating point as well, where rounding to 12 decimals loses some."""
+    """Fractions of 454 images: subsets that sum to zero are found; rounding to 12 decimals would lose some."""
     correct = np.array([3, 2, 15, 10, 16, 6, -24, 16])
     baseline = np.array([400, 413, 401, 409, 402, 405, 420, 404])
     rounded = np.round((baseline + correct) / 454 - baseline / 454, 12)
@@ -78,7 +78,7 @@ def test_ties_of_fractions_are_ties():
 
 @pytest.mark.parametrize("n", [6, 8, 10])
 def test_the_interval_is_what_the_test_does_not_reject(n):
-    """A little inside of each end the difference is kept, a little outside it is rejected."""
+    """The test keeps differences at each end of the interval and rejects those slightly outside."""
     rng = np.random.default_rng(n)
     for values in (rng.normal(0, 1, n), rng.integers(-3, 4, n) + 0.5):
         low, high = mean_interval(values)
@@ -88,7 +88,7 @@ def test_the_interval_is_what_the_test_does_not_reject(n):
 
 
 def test_all_subset_means_by_hand():
-    """Of six values the interval ends at the smallest and the largest mean, of seven at the third: 2.5 % of 2^7 is 3.2."""
+    """The interval of six values ends at the extreme subset means, of seven at the third ones: 2.5 % of 2^7 is 3.2."""
     assert mean_interval([3, 1, 4, 1, 5, 9]) == (1, 9)
     # 1, (1 + 2) / 2, 2; and 64, (64 + 32) / 2, (64 + 16) / 2
     assert mean_interval([1, 2, 4, 8, 16, 32, 64]) == (2, 40)
@@ -105,7 +105,7 @@ def test_beyond_sixteen_pairs_some_flips_stand_for_all():
 
 @pytest.mark.parametrize("chance", [None, -10.0])
 def test_an_interval_and_a_verdict_are_never_at_odds(chance):
-    """Over random studies, of one comparison or several, of means and of medians."""
+    """Over random studies with one or several comparisons, about means and medians."""
     rng = np.random.default_rng(3)
     seen = set()
     for _ in range(150):
@@ -130,7 +130,7 @@ def test_an_interval_and_a_verdict_are_never_at_odds(chance):
 
 
 def test_an_interval_ends_at_zero_where_only_holm_decides():
-    """p of 2/128 and 6/128: Bonferroni's level of 2.5 % keeps zero for the second, Holm's 5 % does not."""
+    """p are 2/128 and 6/128: for the second, Bonferroni's level of 2.5 % keeps zero and Holm's 5 % rejects it."""
     found = compare_all({"a": [1, 2, 3, 4, 5, 6, 7], "b": [-1.5, 1, 4, 5, 6, 7, 8]}, [0] * 7)
     assert [found[name].p_value for name in "ab"] == [2 / 128, 6 / 128]
     assert [found[name].ci95 for name in "ab"] == [(1, 7), (0, 8)]
@@ -148,7 +148,7 @@ def test_what_is_no_number_decides_nothing():
 
 
 def test_where_runs_failed_the_verdict_is_about_the_median():
-    """One of eight never learnt. By the sign test all eight of one sign have p = 2 / 256."""
+    """One of eight runs never learnt. By the sign test, eight differences of one sign have p = 2 / 256."""
     baseline = np.array([0.70, 0.71, 0.72, 0.70, 0.69, 0.70, 0.71, 0.72])
     arm = baseline + np.array([0.05, 0.06, 0.04, 0.05, 0.07, 0.05, 0.03, 0])
     arm[-1] = 0.1
@@ -181,11 +181,11 @@ def test_differences_of_zero_count_for_neither_side():
     [
         (([0.8, 0.8, 0.44], [0.7, 0.41, 0.7]), True, 0.1, [1, 0]),
         (([0.8, 0.8, 0.46], [0.7, 0.39, 0.7]), True, 0.1, [0, 1]),
-        # Lower is better: 20 pixels off is chance.
+        # Lower is better; chance is 20 pixels off.
         (([1.0, 2.0, 18.0], [3.0, 3.0, 4.0]), False, 20.0, [1, 0]),
-        # The second arm as a whole does not learn.
+        # No run of the second arm learns.
         (([0.8, 0.8, 0.8], [0.1, 0.1, 0.3]), True, 0.1, [0, 0]),
-        # Nothing learns.
+        # No run learns.
         (([0.1, 0.1, 0.1], [0.1, 0.1, 0.0]), True, 0.1, [0, 0]),
         (([0.8, 0.8, 0.1], [0.7, 0.1, 0.7]), True, None, [0, 0]),
     ],
@@ -201,13 +201,13 @@ def test_the_runs_that_failed_are_named():
 @pytest.mark.parametrize(
     ("medians", "higher", "chance", "near"),
     [
-        # A tenth of the way from chance to perfect is at 0.19.
+        # A tenth of the way from chance to perfect is 0.19.
         ((0.9, 0.18, 0.2), True, 0.1, [False, True, False]),
-        # None has learnt, so that no arm is there to be measured by.
+        # No run has learnt, so there is no arm to measure the others by.
         ((0.1, 0.12, 0.05), True, 0.1, [True, True, True]),
-        # Of two classes.
+        # Two classes.
         ((0.54, 0.56), True, 0.5, [True, False]),
-        # An error, whose perfect value is 0.
+        # An error rate, whose perfect value is 0.
         ((0.85, 0.3), False, 0.9, [True, False]),
         ((0.1, 0.1), True, None, [False, False]),
     ],
@@ -223,7 +223,7 @@ def test_twice_the_same():
 
 
 def test_chance_alone_is_called_inconclusive_at_least_19_times_in_20():
-    """And the interval holds the truth as often; `experiments/null_studies.py` tries it at length."""
+    """And the intervals cover the truth as often as promised; `experiments/null_studies.py` tests this at length."""
     rng = np.random.default_rng(0)
     results = [compare_paired(*rng.normal(0.9, 0.02, (2, 6))) for _ in range(200)]
     assert np.mean([result.verdict != "inconclusive" for result in results]) <= 0.05
@@ -237,7 +237,7 @@ def test_refuses_what_is_not_paired(arm, baseline):
 
 
 def test_holm_by_hand():
-    """p of 2/64, 2/64 and 1: times 3, then the larger of that and times 2, then 1."""
+    """p are 2/64, 2/64 and 1: the first times 3, the second the larger of that and times 2, the third 1."""
     baseline = [0.5] * 6
     found = compare_all({"a": [0.4] * 6, "b": [0.6] * 6, "c": [0.5] * 6}, baseline)
     assert [found[name].p_holm for name in "abc"] == [6 / 64, 6 / 64, 1]

@@ -1,4 +1,4 @@
-"""A study from its settings to its files; stopped and continued; in its own folder."""
+"""Studies from settings to files, stopped and resumed, each in its own folder."""
 
 import dataclasses
 import gc
@@ -29,12 +29,12 @@ from mnv2_jax.training.metrics import read_records
 from mnv2_jax.training.progress import duration
 
 MORE = dataclasses.replace(STUDY, arms=(STUDY.arms[0], Arm("relu", {"bottleneck_activation": "relu"}), STUDY.arms[1]))
-"""With an arm between the two."""
+"""The study with an arm between the two."""
 
 
 @pytest.fixture
 def saved_often(monkeypatch):
-    """State is saved at every evaluation, however short ago the last time was."""
+    """Save state at every evaluation, however recently it was saved."""
     monkeypatch.setattr(study_module, "SAVE_SECONDS", -1)
 
 
@@ -51,7 +51,7 @@ def test_plain_lines_with_the_loss_of_each_run_where_there_is_no_terminal(finish
     assert lines[0] == "linear, relu6: compiling"
     assert lines[1].startswith("linear, relu6: compiled in ")
     assert lines[-1].startswith("4 runs trained in ")
-    # A line for each of two evaluations and for the test of each run, not for every logged step.
+    # Per run a line for each of two evaluations and for the test, not for every logged step.
     assert len(lines) == 3 + 4 * (2 + 1)
     losses = set()
     for record in finished.records:
@@ -76,7 +76,7 @@ def test_every_run_has_tensorboards_files(finished_folder):
     folder, finished = finished_folder
     assert {path.name for path in (folder / "tensorboard").iterdir()} == {"linear-0", "linear-1", "relu6-0", "relu6-1"}
     (file,) = (folder / "tensorboard" / "relu6-1").iterdir()
-    # Each event has its length (8 bytes) and a checksum (4) before it, and a checksum behind.
+    # Each event is preceded by its length (8 bytes) and a checksum (4), and followed by a checksum.
     content, found, at = file.read_bytes(), {}, 0
     while at < len(content):
         size = int.from_bytes(content[at : at + 8], "little")
@@ -104,7 +104,7 @@ def test_the_same_study_elsewhere_gives_the_same_numbers(finished, tiny, tmp_pat
 
 
 def test_arms_are_compiled_once_for_all_of_their_runs(tiny, tmp_path, monkeypatch):
-    """Six runs two at a time are three groups, but the two arms have one program."""
+    """Six runs, two at a time, are three groups, but both arms share one program."""
     calls, trace = [], study_module.trace_programs
     monkeypatch.setattr(study_module, "trace_programs", lambda *given: calls.append(given) or trace(*given))
     assert run(tiny, tmp_path / "out", dataclasses.replace(STUDY, seeds=3)).runs == 6
@@ -122,7 +122,7 @@ def test_arms_of_another_resolution_see_the_same_images_smaller(tiny, tmp_path):
 
 
 def test_a_null_study_is_inconclusive(tiny, tmp_path):
-    """The baseline against itself with six other seeds."""
+    """Compare the baseline with itself at six other seeds."""
     trained = run(tiny, tmp_path / "null", dataclasses.replace(ALONE, seeds=12))
     accuracy = trained.summary["arms"]["base"]["test_accuracy"]
     assert len(set(accuracy)) > 1
@@ -140,7 +140,7 @@ def test_a_finished_study_trains_nothing_and_gives_the_same_summary(copy, tiny):
 
 
 def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tiny):
-    """One run done, one cut off in the middle of a line: the done one is kept, three are trained."""
+    """One run is finished, one cut off in the middle of a line: the finished one is kept, three are trained."""
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     whole = [line for line in lines if '"arm": "linear", "seed": 1' in line]
     part = [line for line in lines if '"arm": "linear", "seed": 0' in line][:2]
@@ -163,7 +163,7 @@ def end(folder, *numbers):
 
 @pytest.mark.slow
 def test_a_study_killed_inside_a_run_continues_there_and_ends_the_same(finished_folder, tiny, tmp_path):
-    """Killed in the second half of its first runs, whose state it had saved at half-time."""
+    """The study is killed in the second half of its first runs, whose state was saved halfway."""
     out = tmp_path / "out"
     assert end(out, 3).returncode == -signal.SIGKILL
     assert not (out / "summary.json").exists()
@@ -172,13 +172,13 @@ def test_a_study_killed_inside_a_run_continues_there_and_ends_the_same(finished_
     assert again.runs == 4
     folder, finished = finished_folder
     assert (out / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
-    # Every record is there once, also those from before it was killed.
+    # Every record is there exactly once, including those from before the kill.
     assert measured(again.records) == measured(finished.records)
     assert not (out / "running").exists()
 
 
 def images_and_loss(records):
-    """(images, their losses added) of the training of each run."""
+    """Return (number of images, sum of their losses) of the training of each run."""
     found = {}
     for record in records:
         if record.split == "train":
@@ -189,20 +189,20 @@ def images_and_loss(records):
 
 @pytest.mark.slow
 def test_a_study_ended_at_random_moments_ends_the_same(tmp_path):
-    """By SIGKILL three times and once by SIGTERM."""
+    """Three SIGKILLs and one SIGTERM."""
     seed = random.randrange(1 << 16)
     print("random seed", seed)
     whole = end(tmp_path / "whole" / "out", 0, 0, 0)
     assert whole.returncode == 0, whole.stdout
     tries = [json.loads(line) for line in end(tmp_path / "ended" / "out", seed, 3, 1).stdout.splitlines()]
-    # On a fast machine it may be at its end before.
+    # On a fast machine it may finish before the signal.
     ways = {signal.SIGKILL: (-signal.SIGKILL, 0), signal.SIGTERM: (os.EX_TEMPFAIL, -signal.SIGTERM, 0), None: (0,)}
     assert [found for found in tries if found["code"] not in ways[found["signal"]]] == []
     assert len(tries) == 5
     assert tries[0]["code"] != 0
     folders = [tmp_path / name / "out" for name in ("whole", "ended")]
     assert len({(folder / "summary.json").read_bytes() for folder in folders}) == 1
-    # SIGTERM between two records of training makes two of the later one: for the rest, they are the same.
+    # SIGTERM between two training records splits the later one in two. Otherwise the records are the same.
     records = [read_records(folder / "metrics.jsonl") for folder in folders]
     whole, again = ([each for each in measured(found) if each[3] != "train"] for found in records)
     assert again == whole
@@ -213,20 +213,20 @@ def test_a_study_ended_at_random_moments_ends_the_same(tmp_path):
     assert {path.name for path in folders[1].iterdir()} == {path.name for path in folders[0].iterdir()}
 
 
-# TensorBoard's writer does not close a file that it cannot flush.
+# TensorBoard's writer leaves a file open if it cannot flush it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 def test_a_full_disk_ends_in_one_line_and_the_same_command_ends_the_same(
     finished_folder, tiny, tmp_path, saved_often, monkeypatch
 ):
-    """Full before the first step, in the middle of a state, and of a network of which there is one already."""
+    """The disk is full before the first step, while a state is saved, and while a second network is saved."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", str(disk)]).returncode:
         pytest.skip("no file system can be mounted here")
     folder, finished = finished_folder
     try:
-        # As where others fill the disk meanwhile.
+        # As if others fill the disk after the check.
         monkeypatch.setattr(network, "check_room", lambda *given: None)
         monkeypatch.setattr(checkpoint, "check_room", lambda *given: None)
         for size in (12, 180, 760):
@@ -236,7 +236,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_ends_the_same(
             ) as error:
                 run(tiny, disk / "out")
             assert "\n" not in str(error.value)
-            del error  # it keeps the writer, which is to be warned of in this test and in no later one
+            del error  # it references the writer; the warning about it must come in this test, not in a later one
             gc.collect()
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         again = run(tiny, disk / "out")
@@ -279,10 +279,10 @@ def test_a_damaged_state_is_named_in_one_line_and_its_runs_start_from_their_begi
 
 
 def test_a_state_is_only_its_own_runs(copy, tiny, tmp_path, saved_often):
-    """The same runs in a study of more arms have other numbers in its program, and do not take the state."""
+    """In a study of more arms, the same runs have other indices in the program and do not resume from the state."""
     with pytest.raises(KeyboardInterrupt):
         run(tiny, tmp_path / "out", reporter=stopping(3, interrupt))
-    # As if the arm between had been trained.
+    # As if the arm in between had been trained.
     records = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     of_relu = "".join(line.replace('"relu6"', '"relu"') for line in records if '"relu6"' in line)
     metrics = tmp_path / "out" / "metrics.jsonl"
@@ -319,7 +319,7 @@ def test_more_seeds_extend_a_study(copy, finished, tiny):
 
 
 def test_a_study_of_streamed_data_trains_and_resumes(digits, data_dir, tmp_path, saved_often, monkeypatch):
-    """One run at a time, over all devices: two of them here."""
+    """Train one run at a time over all devices, here two."""
     meshes, create = [], Devices.create
     two = lambda *given: meshes.append(create(*given, devices=jax.devices()[:2])) or meshes[-1]  # noqa: E731
     monkeypatch.setattr(study_module.Devices, "create", two)
@@ -348,7 +348,7 @@ def test_a_study_of_a_folder_of_photographs_is_of_its_content(tmp_path):
     assert summary["chance"] == pytest.approx(1 / 3)
     network = open_network(tmp_path / "out" / "checkpoints" / "base-0")
     assert (network.class_names, network.resolution, network.image_channels) == (("cat", "dog", "hen"), 12, 3)
-    # The same images elsewhere are the same study, and others are not.
+    # The same images in another folder are the same study; other images are not.
     moved = dataclasses.replace(study, data_files=photos.rename(tmp_path / "animals"))
     again = run(create_dataset(moved.run(moved.baseline)), tmp_path / "out", moved)
     assert (again.runs, again.summary["data_sha256"]) == (0, summary["data_sha256"])
@@ -368,7 +368,7 @@ def test_another_study_is_not_overwritten_unless_asked(copy, tiny):
     ):
         run(tiny, copy, other)
     assert files_of(copy) == before
-    # Of the old study nothing is left.
+    # Nothing is left of the old study.
     assert run(tiny, copy, ALONE, overwrite=True).runs == 2
     assert {path.name for path in (copy / "checkpoints").iterdir()} == {"base-0", "base-1"}
     assert {record.arm for record in read_records(copy / "metrics.jsonl")} == {"base"}

@@ -1,4 +1,4 @@
-"""What a summary holds, whichever the task's metric is."""
+"""Summaries of studies, for tasks with any metric."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_a_summary_has_what_the_readers_of_it_expect(finished_folder):
     assert comparison["metric"] == "test_accuracy"
     assert comparison["paper"] == {"difference": -0.006, "where": "Fig. 6a", "how": "digitized"}
     assert (comparison["n"], comparison["verdict"]) == (2, "inconclusive")
-    # Two seeds bound nothing.
+    # Two seeds give no bounds.
     assert {each["ci95"] for each in (comparison, *summary["arms"].values())} == {None}
     assert summary["chance"] == 0.1
     assert summary["environment"] == ENVIRONMENT
@@ -68,7 +68,7 @@ def test_a_summary_is_made_again_of_itself_and_the_records(finished):
 
 
 def test_failed_runs_are_counted_and_the_verdict_is_of_the_others(finished):
-    """Eight of ten runs are better by 5 points, two learnt nothing: in the mean 8 points worse."""
+    """Eight of ten runs are better by 5 points, two learnt nothing: the mean is 8 points worse."""
     linear, relu6 = [0.7 + seed / 100 for seed in range(10)], [0.75 + seed / 100 for seed in range(8)] + [0.1, 0.12]
     summary = with_accuracies(finished.summary, linear=linear, relu6=relu6)
     (comparison,) = summary["comparisons"]
@@ -81,7 +81,7 @@ def test_failed_runs_are_counted_and_the_verdict_is_of_the_others(finished):
         "2 of 10 runs of relu6 failed: nearer to chance than to the median of the arm. Inconclusive: "
     )
     assert "relu6 scored +5.00 percentage points against linear in the median (95 % interval: -67.00 to +5.00" in text
-    # A summary of before does not know what chance gives.
+    # Summaries of earlier versions do not have the chance value.
     before = {name: value for name, value in finished.summary.items() if name != "chance"}
     (unknown,) = with_accuracies(before, linear=linear, relu6=relu6)["comparisons"]
     assert (unknown["estimand"], unknown["failed"]) == ("mean", {"arm": 0, "baseline": 0})
@@ -101,7 +101,7 @@ def test_speeds_are_as_far_as_known():
 
 @dataclasses.dataclass(frozen=True)
 class Pointing(toy.Pointing):
-    """As tasks are made of a data set's classes."""
+    """Create the task from the number of classes, like other tasks."""
 
     num_classes: int
     label_smoothing: float = 0.0
@@ -109,7 +109,7 @@ class Pointing(toy.Pointing):
 
 @pytest.fixture(scope="module")
 def pointing(tmp_path_factory):
-    """A study of a task whose metric is a distance, lower being better: (folder, what came of it)."""
+    """Train a study whose metric is a distance, lower being better; return (folder, `Trained`)."""
     arms = (
         Arm("linear", value=1.0, series="1"),
         Arm("relu6", {"bottleneck_activation": "relu6"}, PaperResult(0.5, "Fig. 0", "guessed"), value=2.0, series="1"),
@@ -133,7 +133,7 @@ def test_the_metric_of_another_task_decides(pointing):
         assert arm["mean"] == pytest.approx(sum(arm["test_distance"]) / 2)
         assert "test_accuracy" not in arm
     assert (summary["comparisons"][0]["metric"], summary["chance"]) == ("test_distance", None)
-    # What is no sum comes from the evaluator.
+    # Metrics that are not ratios of sums come from the evaluator.
     assert all("median_distance" in metrics for metrics in tests.values())
     assert f"linear seed 0: test distance in pixels {tests['linear', 0]['distance']:.3f}, loss" in log
     assert "validation distance in pixels" in log
@@ -150,7 +150,7 @@ def test_figure_and_report_speak_of_another_tasks_metric(pointing):
     assert read_study(folder)[0] == json.loads((folder / "summary.json").read_text())
     assert "distance in pixels" in [column.header.removeprefix("test ") for column in arms_table(summary).columns]
     for text in (page, sentence(summary["comparisons"][0], metric_of(summary))):
-        # Of percents, only those of an interval; and of CSS.
+        # The only percent signs are those of confidence levels and of CSS.
         percents = text.replace("95 %", "").replace("width: 100%", "")
         assert "%" not in percents
         assert "percentage" not in text
@@ -181,7 +181,7 @@ def test_the_verdict_goes_by_which_way_is_better(finished, monkeypatch, higher, 
 
 
 def test_studies_know_of_no_tasks_metric_but_by_asking():
-    """Of accuracy they speak where the paper's own number is meant."""
+    """They mention accuracy only for the paper's own number."""
     folder = Path(mnv2_jax.ablation.__file__).parent
     found = [
         f"{path.name}: {line.strip()}"

@@ -1,4 +1,4 @@
-"""Studies as tables."""
+"""Tables of studies."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_a_table_says_where_arms_are_not_trained(finished):
 
 
 def test_no_cell_is_long():
-    """Of all the claims that there is evidence on."""
+    """For all claims with committed results."""
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in STUDIES]
     assert max(len(cell) for row in cells(markdown(summaries)) for cell in row) <= 60
 
@@ -106,7 +106,7 @@ def test_the_tables_of_a_page_are_made_again_between_their_markers(root, finishe
     assert refresh(made, root) == made
     some = PAGE.replace("results/a", "results/a --arms relu6 'another arm'")
     assert refresh(some, root) == some.replace("old\n", f"\n{one}\n").replace("/* -->\n", f"/* -->\n\n{two}\n")
-    # Anything else on the line makes it no marker.
+    # A line with anything else on it is not a marker.
     assert refresh("`<!-- report.py --markdown nowhere -->`", root) == "`<!-- report.py --markdown nowhere -->`"
 
 

@@ -1,4 +1,4 @@
-"""The choice of each arm's learning rate."""
+"""Tuning of each arm's learning rate."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ TUNED = dataclasses.replace(STUDY, tune=True, training=dataclasses.replace(STUDY
 
 
 def trials(*found):
-    """Of (rate, metric, loss), all of one arm."""
+    """Return trials of one arm from (rate, metric, loss)."""
     return [
         {"arm": "a", "seed": 1000 + index, "rate": rate, "accuracy": value, "loss": loss}
         for index, (rate, value, loss) in enumerate(found)
@@ -30,7 +30,7 @@ def trials(*found):
 
 @pytest.fixture(scope="module")
 def tuned(tiny, tmp_path_factory):
-    """(folder, what came of a study whose learning rates were chosen)."""
+    """Train a study with tuned learning rates; return (folder, `Trained`)."""
     folder = tmp_path_factory.mktemp("tuned") / "out"
     return folder, run(tiny, folder, TUNED)
 
@@ -51,7 +51,7 @@ def test_a_learning_rate_is_chosen_for_each_arm_without_the_test_split(tuned):
                 means.setdefault(trial["rate"], []).append(trial["accuracy"])
         best = max(sum(values) for values in means.values())
         assert sum(means[round(arm["learning_rate"] / 0.01, 6)]) == best
-    # Trials leave no records, networks or tests behind.
+    # Trials leave no records, networks or test results.
     assert {record.seed for record in trained.records} == {0, 1}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"linear-0", "linear-1", "relu6-0", "relu6-1"}
     assert trained.log.count(": test accuracy") == 4
@@ -90,7 +90,7 @@ def test_a_learning_rate_that_diverges_is_one_not_to_choose(tiny, tmp_path, monk
 
 
 def test_a_factor_of_the_learning_rate_is_the_learning_rate(tiny, finished):
-    """A run at twice the rate is the run whose rate is twice as high, to rounding."""
+    """A run with rate factor 2 equals a run with twice the learning rate, up to rounding."""
     learner = learner_of(TUNED, TUNED.arms, tiny)
     programs = study_module.trace_programs(learner, tiny, TUNED.training, Devices.create(2, 1))()
     state, found = programs.start([Member("linear", 0, 2.0), Member("linear", 0, 1.0)]), []
@@ -100,7 +100,7 @@ def test_a_factor_of_the_learning_rate_is_the_learning_rate(tiny, finished):
     twice, once = np.transpose(found)
     high = [r.metrics["loss"] for r in finished.records if (r.arm, r.seed, r.split) == ("linear", 0, "train")]
     np.testing.assert_allclose(twice, high, rtol=1e-5)
-    # The rate shows from the third step on: the first warms up from nothing.
+    # The rate has an effect from the third step on, because warmup starts from 0.
     assert abs(twice[3] - once[3]) > 1e-3
 
 
@@ -108,12 +108,12 @@ def test_a_factor_of_the_learning_rate_is_the_learning_rate(tiny, finished):
     ("metric", "found", "best"),
     [
         (ACCURACY, [(0.5, 0.8, 1.0), (1.0, 0.9, 1.0), (2.0, 0.7, 1.0)], 1.0),
-        # Of means, not of the best trial.
+        # The mean decides, not the best trial.
         (ACCURACY, [(0.5, 0.8, 1.0), (0.5, 0.8, 1.0), (1.0, 0.9, 1.0), (1.0, 0.6, 1.0)], 0.5),
-        # Of equals, the one with the lower loss.
+        # Ties are decided by the lower loss.
         (ACCURACY, [(0.5, 0.8, 0.7), (1.0, 0.8, 0.6), (2.0, 0.8, 0.9)], 1.0),
         (dataclasses.replace(ACCURACY, higher_is_better=False), [(0.5, 0.8, 1.0), (1.0, 0.9, 1.0)], 0.5),
-        # What diverged is worse than all.
+        # Diverged trials rank last.
         (dataclasses.replace(ACCURACY, higher_is_better=False), [(0.5, 0.0, None), (1.0, 0.9, 1.0)], 1.0),
     ],
 )

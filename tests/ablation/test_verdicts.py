@@ -1,4 +1,4 @@
-"""Comparisons in words."""
+"""Descriptions of comparisons in words."""
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_a_study_of_arms_near_chance_is_said_to_be_untrained_first_of_all(finish
     summary = with_accuracies(finished.summary, linear=[0.1, 0.12], relu6=[0.11, 0.1])
     assert untrained(summary) == "not trained: arms are near chance"
     assert sentences(summary)[0].startswith("Not trained: arms are near chance: their medians")
-    # Half of the arms are not most of them: that one does not learn may be what there is to find.
+    # Half of the arms is not most of them: an arm that does not learn may be the finding.
     assert untrained(with_accuracies(finished.summary, linear=[0.9, 0.8], relu6=[0.11, 0.1])) == ""
 
 

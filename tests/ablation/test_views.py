@@ -1,4 +1,4 @@
-"""A study looked at by another metric, or some of its arms alone."""
+"""Views of a study: by another metric, or of some arms only."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_another_recorded_metric_decides(finished):
     linear, relu6 = (finished.summary["arms"][name]["test_loss"] for name in ("linear", "relu6"))
     assert comparison["mean_difference"] == pytest.approx(sum(relu6) / 2 - sum(linear) / 2)
     assert not metric_of(summary).higher_is_better
-    # The paper's number is of another metric.
+    # The paper's number is for another metric.
     assert (comparison["paper"], summary["chance"]) == (None, None)
     assert judged_by(finished.summary, finished.records, "accuracy") == finished.summary
 
@@ -45,7 +45,7 @@ def test_fewer_arms_keep_what_all_comparisons_were_corrected_for(finished):
 
 
 def test_fewer_arms_have_the_failed_runs_of_the_whole_study(finished):
-    """Without the best arm the others would be measured by each other."""
+    """Otherwise, without the best arm, the others would be measured against each other."""
     arms = dict.fromkeys(("linear", "c", "best"), finished.summary["arms"]["relu6"])
     values = {"linear": [0.4, 0.4, 0.4], "c": [0.4, 0.4, 0.15], "best": [0.9, 0.9, 0.9]}
     few = with_arms(with_accuracies({**finished.summary, "arms": arms}, **values), ["c"])

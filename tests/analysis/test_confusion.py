@@ -1,4 +1,4 @@
-"""Confusion matrices: classes one by one, and the picture."""
+"""Confusion matrices: per-class results, and the figure."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -43,5 +43,5 @@ def test_a_picture_names_its_classes_where_there_is_room(count):
     assert ("7" in said) == (count <= MOST_COUNTED)
     assert ("$kind_0 (8)" in said) == (count <= MOST_NAMED)
     assert "$kind_0\n    taken for $kind_1\n    1 of 8 images (12 %)" in said
-    figure.canvas.draw()  # a $ begins no formula
+    figure.canvas.draw()  # a $ in a class name does not start a formula
     plt.close(figure)

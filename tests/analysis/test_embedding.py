@@ -1,4 +1,4 @@
-"""Fig. 1: what is measured of an embedded curve, where the answer is known."""
+"""Fig. 1: measures of embedded curves, on cases with known answers."""
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from mnv2_jax.analysis.invertibility import preserved_fraction
 PHI = ("relu", "relu6", "leaky_relu", "linear")
 CORNER = jnp.array([[1.0, 0.0], [0.0, 1.0]])
 STAR = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-"""Every coordinate and its negative: ReLU then loses nothing."""
+"""Each coordinate and its negative, so that ReLU loses nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_linear_embeddings_lose_nothing_from_two_channels_on(curve):
     np.testing.assert_allclose(found["affine_share"], 1, atol=1e-4)
     assert found["one_to_one"].min() == 1
     assert found["merged"].max() == 0
-    # In one channel a coordinate is gone, whatever the activation.
+    # One channel loses a coordinate, whatever the activation.
     found = embedding.measure(curve, matrices[0], 1, activations=("linear",))
     assert found["inverse_error"].min() > 0.5
     assert found["one_to_one"].max() == 0
@@ -56,14 +56,14 @@ def test_a_corner_keeps_a_quarter_and_a_star_everything():
     circle = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     assert embedding.one_to_one_share(circle, CORNER, nn.relu) == 0.25
     assert embedding.one_to_one_share(circle, STAR, nn.relu) == 1
-    # The points of the third quadrant become one: of their 100 ordered pairs those that are apart.
+    # The points of the third quadrant collapse to one. Merged are those of their 100 ordered pairs that are apart.
     distance = jnp.linalg.norm(circle[:10, None] - circle[None, :10], axis=-1)
     everywhere = jnp.linalg.norm(circle[:, None] - circle[None], axis=-1)
     apart = embedding.APART * everywhere.max()
     share = embedding.merged_share(circle, CORNER, jnp.array(2), nn.relu)
     assert share == pytest.approx(float((distance >= apart).sum() / (everywhere >= apart).sum()))
     assert embedding.merged_share(circle, STAR, jnp.array(4), nn.relu) == 0
-    # relu(x) - relu(-x) = x: an affine decoder does it, and the pseudo-inverse finds half.
+    # relu(x) - relu(-x) = x, so an affine decoder recovers x; the pseudo-inverse gives x / 2.
     assert embedding.affine_share(circle, STAR, nn.relu) == pytest.approx(1)
     np.testing.assert_allclose(embedding.bring_back(circle, STAR, nn.relu), circle / 2, atol=1e-6)
     assert embedding.inverse_error(circle, STAR, nn.relu) == pytest.approx(0.5)
@@ -83,7 +83,7 @@ def test_points_kept_one_to_one_are_those_of_theorem_1(curve):
         share = np.asarray(embedding.measure(curve, matrices, n, activations=PHI)["one_to_one"], np.float64)
         error = share.std() / np.sqrt(len(share))
         assert abs(share.mean() - float(preserved_fraction(2, n))) < 4 * error
-        # The formula for three dimensions is told apart.
+        # The samples reject the formula for three dimensions.
         assert abs(share.mean() - float(preserved_fraction(3, n))) > 4 * error
 
 

@@ -1,4 +1,4 @@
-"""The paper's statements about Fig. 7, told from the counts."""
+"""The paper's statements about Fig. 7, checked against counts."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Appendix A: Theorem 1 against samples, and Lemma 2 both ways."""
+"""Appendix A: Theorem 1 against samples, and both directions of Lemma 2."""
 
 import itertools
 from fractions import Fraction
@@ -23,9 +23,9 @@ from mnv2_jax.analysis.invertibility import (
 
 
 def test_fractions_that_a_person_can_count():
-    # One dimension, two channels: only where both are cut off nothing is left, one sign pattern of four.
+    # One dimension, two channels: x is lost only if both are cut off, which is one sign pattern of four.
     assert preserved_fraction(1, 2) == Fraction(3, 4)
-    # Two dimensions, three channels: two or three of them must be active, four patterns of eight.
+    # Two dimensions, three channels: two or three must be active, which is four patterns of eight.
     assert preserved_fraction(2, 3) == Fraction(1, 2)
     assert preserved_fraction(3, 3) == Fraction(1, 8)
     assert preserved_fraction(3, 2) == 0
@@ -49,7 +49,7 @@ def test_samples_agree_and_would_tell_a_wrong_formula():
         interval = scipy.stats.binomtest(count, 5000).proportion_ci(1 - 0.01 / len(points), method="exact")
         assert interval.low <= preserved_fraction(n, m) <= interval.high, (n, m)
         assert not interval.low <= preserved_fraction(n + 1, m) <= interval.high, (n, m)
-        # What the paper's text says: that it is the collapsed fraction. At one half both are the same.
+        # The paper's text calls it the collapsed fraction. The samples reject that, except at 1/2, where both agree.
         caught += not interval.low <= 1 - preserved_fraction(n, m) <= interval.high
     assert caught == len(points) - 1
 
@@ -69,10 +69,10 @@ def test_bounds_in_integers_agree_with_those_in_floats():
 
 def test_from_which_width_on_the_bounds_hold():
     for n in (1, 2, 3, 5, 8):
-        # The first two hold wherever there is something to bound.
+        # The first two hold for all m >= n; below, nothing is preserved.
         assert all(bounds_hold(n, m)[:2] == (True, True) for m in range(n, 200))
     assert [holds_from({m: bounds_hold(n, m)[2] for m in range(1, 200)}) for n in (1, 2, 3, 5, 8)] == [1, 6, 14, 30, 57]
-    # (n + 1) log2 m <= m / 2; at m = 16 and n = 1 it is an equality.
+    # (n + 1) log2 m <= m / 2, with equality at m = 16 and n = 1.
     assert [holds_from({m: third_follows(n, m) for m in range(1, 200)}) for n in (1, 2, 8)] == [16, 30, 126]
     assert holds_from({1: True, 2: False}) is None
 
@@ -117,7 +117,7 @@ def test_lemma_2_asks_for_independent_rows_not_for_many():
 
 
 def test_the_exception_to_lemma_2_has_no_volume():
-    """Both elements of Bx are exactly 0: no other x has that image, though no element of it is non-zero."""
+    """Both elements of Bx are exactly 0. No other x has that image, although no row is active."""
     matrix = np.array([[1.0], [-1.0]])
     assert not is_determined(matrix, relu_image(matrix, np.zeros(1)))
     assert all(relu_image(matrix, np.array([x])).any() for x in (-1e-9, 1e-9))

@@ -1,4 +1,4 @@
-"""What is counted behind an activation, and where an expansion can be inverted."""
+"""Counts of active channels, and where an expansion can be inverted."""
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ from mnv2_jax.tasks.classification import Classification
 from mnv2_jax.training.step import Learner
 
 TINY = {"width_multiplier": 0.1, "stages": (Stage(1, 16, 1, 1), Stage(2, 24, 1, 2)), "expansion": 2.0}
-"""A block without an expansion, and one that expands 8 channels to 16."""
+"""One block without an expansion, and one that expands 8 channels to 16."""
 
 
 def batches(count=40, size=20, side=8):
-    """Noise, of which the last batch is not full."""
+    """Yield batches of noise, the last one not full."""
     images = np.random.default_rng(0).normal(size=(count, side, side, 1)).astype(np.float32)
     for start in range(0, count, size):
         weights = np.ones(size, np.float32)
@@ -32,7 +32,7 @@ def batches(count=40, size=20, side=8):
 
 @pytest.fixture(scope="module")
 def network():
-    """A tiny network, and its variables before training."""
+    """Return a tiny network and its initial variables."""
     model = create_model("mobilenet_v2", num_classes=10, **TINY)
     learner = Learner(model, Classification(10), optax.identity())
     return model, patterns.initial_variables(learner, 0, (8, 8, 1))
@@ -44,7 +44,7 @@ def counter(network):
 
 
 def with_expansion(variables, kernel, bias):
-    """The variables with this map, (8, 16), before the activation of the block that expands."""
+    """Replace the expansion's kernel, (8, 16), and bias in the block that expands."""
     variables = jax.tree.map(np.asarray, variables)
     expand = {
         "conv": {"kernel": np.asarray(kernel, np.float32)[None, None]},
@@ -66,7 +66,7 @@ def test_counts_of_known_channels():
     block = patterns.Block("block_1", 2, 4)
     block.add(counts)
     assert (block.share(), block.share("positive")) == ((0.5, 0.0), (0.75, 0.5))
-    # Of the positions with two, the one with the fewest.
+    # Of the positions with at least two kept channels, the one with the fewest.
     y = jnp.array([[[[1.0, 1, 1, 0], [0, 0, 0, 1], [6, 0, 1, 1]]]])
     assert np.array_equal(patterns.barely_enough(y, 2), [[False, False, True, True]])
 
@@ -89,7 +89,7 @@ def test_before_training_half_of_the_channels_are_positive(network, counter):
     assert found.blocks[0].images == 37
     for layer in found.layers:
         assert patterns.Spread.of(layer.positive).mean == pytest.approx(layer.channels / 2, rel=0.2), layer.name
-    # The stem's statistics, taken here directly from the one batch that is full.
+    # The stem's statistics, computed directly from the one full batch.
     images = next(batches()).images
     stem = jax.lax.conv_general_dilated(
         images,
@@ -111,15 +111,15 @@ def test_expansions_that_can_and_cannot_be_inverted(network, counter):
         changed = with_expansion(variables, 1e-3 * np.asarray(kernel), bias)
         return patterns.measure(model, changed, batches(), counter).blocks[0]
 
-    # Each channel of the bottleneck and its negative: one of the two is positive, and where the bottleneck is 0, both.
+    # Each channel and its negative, plus a small bias: one of the two is positive, or both where the channel is 0.
     pairs = block(np.hstack([identity, -identity]), 1e-9)
     assert (pairs.share(), pairs.ranks) == ((1, 1), (37, 37))
-    # All pass, and all say the same.
+    # All channels pass, but all carry the same value.
     same = block(np.ones((8, 16)), 3.0)
     assert (same.share(), same.ranks) == ((1, 1), (37, 0))
     none = block(np.hstack([identity, identity]), -3.0)
     assert (none.share(), none.share("positive"), none.ranks) == ((0, 0), (0, 0), (0, 0))
-    # ReLU would invert what ReLU6 cuts off above.
+    # With ReLU this could be inverted, but ReLU6 cuts it off at 6.
     cut = block(np.hstack([identity, identity]), 9.0)
     assert (cut.share(), cut.share("positive")) == ((0, 0), (1, 1))
 

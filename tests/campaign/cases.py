@@ -1,7 +1,8 @@
-"""Bad input: a command, its flags, and what the one line must say.
+"""Cases of bad input: a command, its flags, and what the one error line must say.
 
-Every flag of every command gets values that its type rules out (`wrong_values`): a new flag or command is tried
-by itself. What takes knowledge of the flag is in `campaign.table`. `{world}` is the folder of `campaign.world`.
+Every flag of every command is given values that its type rules out (`wrong_values`), so new flags and commands are
+covered without further work. Cases that require knowledge of a flag are in `campaign.table`. `{world}` is the folder of
+`campaign.world`.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from mnv2_jax.ablation.design import StudyOptions
 
 
 class Case(NamedTuple):
-    """Flags of a command, and words of the line that refuses them."""
+    """Flags of a command, and words that the error line must contain."""
 
     command: str
     flags: tuple[str, ...]
@@ -40,17 +41,17 @@ VALID = {
     "plan": "",
     **dict.fromkeys(STUDIES, STUDY),
 }
-"""Flags with which a command would do its work: what is wrong is what a case adds to them."""
+"""Flags with which a command would work; a case adds what is wrong."""
 
 UNLIKE_OTHERS = {("datasets", "action")}
-"""What has no name on the command line."""
+"""Positional arguments, which have no flag name."""
 
 
 # --- What a flag's type rules out --------------------------------------------------------------------------
 
 
 def flags_of(options: type) -> Iterator[tuple[str, object]]:
-    """(flag, type) of every field, those of nested groups included."""
+    """Yield (name, type) of every field, including those of nested groups."""
     hints = typing.get_type_hints(options, include_extras=False)
     for field in dataclasses.fields(options):
         kind = hints[field.name]
@@ -61,7 +62,7 @@ def flags_of(options: type) -> Iterator[tuple[str, object]]:
 
 
 def wrong_values(kind: object) -> tuple[str, ...]:
-    """Values that no flag of a type has. For numbers this takes what no count, size or share is."""
+    """Return values that are invalid for any flag of a type; for numbers, those that no count, size or fraction has."""
     inner = [each for each in typing.get_args(kind) if each not in (type(None), Ellipsis)]
     if typing.get_origin(kind) in (typing.Union, types.UnionType, tuple):
         return wrong_values(inner[0]) if len(set(inner)) == 1 else ()
@@ -71,9 +72,9 @@ def wrong_values(kind: object) -> tuple[str, ...]:
 
 
 def generated(command: str) -> Iterator[Case]:
-    """A case for each flag of a command and each value that its type rules out."""
+    """Yield a case for each flag of a command and each value that its type rules out."""
     options = module_of(command).Options
-    # All studies share their flags: one of them has each tried.
+    # All studies share flags, so those are tried on one study only.
     shared = {name for name, _ in flags_of(StudyOptions)} if command in STUDIES[1:] else set()
     for name, kind in flags_of(options):
         flag = f"--{name.replace('_', '-')}"
@@ -88,14 +89,14 @@ def generated(command: str) -> Iterator[Case]:
 
 
 def table() -> Iterator[Case]:
-    """The cases by hand."""
+    """Yield the handwritten cases."""
     for command, flags, *says in (*RUNS, *TRAINED, *CONVERSIONS, *STUDIES_AND_REPORTS, *OTHERS):
         valid = "" if flags.startswith("! ") else VALID.get(command, "")
         yield Case(command, (*valid.split(), *flags.removeprefix("! ").split()), tuple(says))
 
 
 def cases(commands: typing.Iterable[str]) -> list[Case]:
-    """All of some commands, each once."""
+    """Return all cases of some commands, each once."""
     found = [case for command in commands for case in generated(command)]
     chosen = [case for case in (*found, *table()) if case.command in set(commands)]
     return list(dict.fromkeys(chosen))

@@ -1,4 +1,4 @@
-"""How the campaign runs a command: in this process, with all that it may touch watched."""
+"""Fixtures that run commands in this process and check that they change no file."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ from mnv2_jax.__main__ import COMMANDS
 
 @pytest.fixture(scope="session")
 def world(digits, tmp_path_factory):
-    """See `make_world`."""
+    """Return the folder that `make_world` fills."""
     folder = tmp_path_factory.mktemp("world")
     make_world(folder)
     return folder
@@ -26,7 +26,7 @@ def world(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quick():
-    """Nothing takes long, should something be accepted that must not be."""
+    """Make commands quick, in case bad input is accepted."""
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
         for name in ("silence_libraries", "use_compilation_cache", "leave_absent_tpus_alone", "use_huge_pages"):
@@ -35,22 +35,22 @@ def quick():
 
 
 def module_of(command):
-    """The module of a command, or of a script."""
+    """Return the module of a command or script."""
     if command in COMMANDS:
         return importlib.import_module(f"mnv2_jax.commands.{command}")
     return scripts.load(command)
 
 
 LONGEST = 60
-"""Seconds after which a command counts as one that does not end."""
+"""Seconds after which a command counts as hanging."""
 
 
 def give_up(*_):
-    pytest.fail(f"not refused in {LONGEST} s")  # no Exception: nobody catches it
+    pytest.fail(f"not refused in {LONGEST} s")  # not an Exception, so no code catches it
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of all that lies in a folder; a folder's own time changes with a lock."""
+    """Return size and modification time of everything in a folder, except times of folders, which locks change."""
     return {
         path: (0, 0) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
         for root, folders, files in os.walk(folder)
@@ -61,7 +61,7 @@ def everything(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.fixture
 def refused(quick, world, tmp_path, monkeypatch, capsys):
-    """Runs a command that must be refused: exit code 2, one line, nothing made, nothing changed. Returns the line."""
+    """Run a command that must be refused, with exit code 2, one line, and no file made or changed; return the line."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -1,6 +1,6 @@
-"""Bad input that takes knowledge of the flag: (command, flags, words of the line).
+"""Bad input that requires knowledge of a flag: (command, flags, words that the error line must contain).
 
-The flags are added to those with which the command would work (`campaign.cases.VALID`), unless they begin with "! ".
+The flags are added to valid ones (`campaign.cases.VALID`), unless they begin with "! ".
 """
 
 RUNS = [
@@ -16,7 +16,7 @@ RUNS = [
     ("train", "--dataset folder --data-files {world}/empty_class", "eel"),
     ("train", "--dataset folder --data-files {world}/split", "other classes"),
     *[("train", f"--dataset folder --data-files {{world}}/{name}", says) for name, says in
-      (("nested", "holds one folder"), ("stray", "images beside its class folders"), ("twice", "expected one of them"),
+      (("nested", "holds one folder"), ("stray", "beside its class folders"), ("twice", "expected one of them"),
        ("heic", "cannot be read here"), ("alike", "that look alike"), ("held_out", "to test on alone"))],
     ("train", "--dataset digits --data-files {world}/photos", "--data-files"),
     ("train", "--dataset fashion_mnist --data-files {world}/nothing", "ubyte"),
@@ -266,7 +266,7 @@ STUDIES_AND_REPORTS = [
     ("transfer", "--weights {world}/text.pth", "text.pth"),
     ("report", "", "folder"),
     *[("report", f"{{world}}/{name}", name) for name in
-      ("missing", "nothing", "run", "network", "photo.jpg", "config_of_another",
+      ("missing", "nothing", "network", "photo.jpg", "config_of_another",
        *(f"study_summary_{name}" for name in ("empty", "cut", "garbage", "zeroed", "list", "number", "null", "other", "text")),
        *(f"study_metrics_{name}" for name in ("garbage", "zeroed", "list", "number", "null", "other", "text")))],
     ("report", "{world}/study {world}/missing", "missing"),
@@ -297,7 +297,7 @@ OTHERS = [
     ("summary", "--expansion 1e-320", "--expansion"),
     ("summary", "--model mobilenet_v1 --expansion 2", "mobilenet_v1 has no --expansion"),
     ("summary", "--unit-strides 6", "--unit-strides"),
-    ("summary", "--weights {world}/missing", "does not exist"),
+    ("summary", "! --weights {world}/missing", "does not exist"),
     ("summary", "--weights {world}/network --expansion 3", "leave --width-multiplier, --expansion out"),
     ("summary", "--kernel-size 4", "known are 3, 5, 7"),
     ("datasets", "prepare", "NAME"),

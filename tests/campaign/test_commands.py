@@ -1,4 +1,4 @@
-"""Bad input to every command: one line, exit code 2, nothing made, nothing changed."""
+"""Bad input to every command gives one line, exit code 2, and no file made or changed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, and damaged files: what was there stays, and the same command ends the same."""
+"""Full and read-only disks, damaged files: existing files stay, and repeating the command gives the same result."""
 
 import contextlib
 import gc
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.campaign
 
 
 class Disk:
-    """A disk of our own in memory, which can be full or write-protected."""
+    """A file system in memory that can be made full or read-only."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -54,14 +54,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def train_run(folder: Path):
-    """A run's parameters and results: what must be the same."""
+    """Train a run; return what must be the same: its parameters and results."""
     summary = run_tiny(folder, execution={"checkpoint_every": 4})
     return summary["parameters_sha256"], summary["test"]
 
 
 @pytest.fixture(scope="module")
 def train_study(digits):
-    """Trains a study; returns its summary."""
+    """Return a function that trains a study and returns its summary."""
     from samples import tiny_of
 
     def train(folder: Path):
@@ -74,7 +74,7 @@ def train_study(digits):
 
 @pytest.fixture(params=["run", "study"])
 def train(request):
-    """Trains a run, or a study."""
+    """Return a function that trains a run or a study."""
     return train_run if request.param == "run" else request.getfixturevalue("train_study")
 
 
@@ -84,7 +84,7 @@ def train(request):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.95])
 def test_a_full_disk_loses_nothing_and_the_same_command_ends_the_same(disk, train, share):
-    """The disk is full after a share of what the whole takes: in records, checkpoints, networks, figures."""
+    """The disk fills up after a fraction of what is needed: in records, checkpoints, networks, figures."""
     folder = disk.folder / "whole"
     whole, needed = train(folder), disk.used()
     shutil.rmtree(folder)
@@ -102,14 +102,14 @@ def test_a_full_disk_loses_nothing_and_the_same_command_ends_the_same(disk, trai
     assert not (folder / SUMMARY).exists()
 
     del stop
-    gc.collect()  # files that TensorBoard's writer could not close
+    gc.collect()  # collects files that TensorBoard's writer could not close
     disk.remount("size=64m")
     assert train(folder) == whole
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_finished_one_stays_as_it_is_on_a_full_disk(disk, train):
-    """What is made of the records is made again, which takes room."""
+    """Files made from the records are made again, which takes space."""
     folder = disk.folder / "run"
     whole = train(folder)
     before = contents(folder)
@@ -138,7 +138,7 @@ def test_a_write_protected_disk_is_one_line_and_what_is_there_can_be_used(disk, 
 
 
 def damages(content: bytes):
-    """What a fault leaves of a file: nothing, a part, zeros in place of what had not reached the disk."""
+    """Yield what a fault may leave of a file: nothing, a part, zeros for what had not reached the disk."""
     half = len(content) // 2
     yield "empty", b""
     yield "cut", content[:half]
@@ -149,7 +149,7 @@ def damages(content: bytes):
 
 
 def flipped_bits(content: bytes):
-    """Another bit at a dozen places."""
+    """Yield the content with one bit flipped, at about a dozen positions."""
     for bit in range(0, 8 * len(content), max(1, 8 * len(content) // 12)):
         yield f"bit {bit}", bytes(byte ^ (1 << bit % 8) * (bit // 8 == at) for at, byte in enumerate(content))
 
@@ -177,12 +177,12 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def test_a_damaged_network_is_refused_or_the_same(whole_run):
-    """Some of Orbax's files say nothing of what is needed; what is read is the network, bit for bit."""
+    """Some of Orbax's files hold nothing that is needed; a network that can be read is bitwise the same."""
     network = whole_run[0] / "network"
     variables, refused = open_network(network).variables, 0
     for path in files_of(network):
         whole = path.read_bytes()
-        # A description with another letter may be that of another network.
+        # A description with a changed letter may describe another valid network.
         for name, content in (*damages(whole), *(flipped_bits(whole) if "variables" in path.parts else ())):
             with damaged(path, content):
                 try:
@@ -197,7 +197,7 @@ def test_a_damaged_network_is_refused_or_the_same(whole_run):
 
 
 def test_a_damaged_checkpoint_is_left_out_or_refused_and_the_run_ends_the_same(whole_run, tmp_path):
-    """Each file of the newest one: the run continues from the one before, or one line says why it does not."""
+    """For each file of the newest checkpoint, the run resumes from the one before, or one line says why not."""
     folder, whole = whole_run
     copy = tmp_path / "run"
     newest = max(

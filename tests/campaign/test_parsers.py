@@ -1,4 +1,4 @@
-"""Parsers under any bytes and any values: what was meant, or one line; never another error, never something else."""
+"""Parsers on arbitrary bytes and values: they return what was meant or refuse in one line."""
 
 import dataclasses
 import gzip
@@ -24,7 +24,7 @@ from mnv2_jax.training.metrics import Record, read_records, write_records
 
 pytestmark = pytest.mark.campaign
 
-# A file is written anew for each example.
+# Each example writes its file again, so a fixture per function is fine.
 settings.register_profile("campaign", deadline=None, max_examples=200, derandomize=True,
                           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 settings.load_profile("campaign")
@@ -35,11 +35,11 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-"""All that JSON can hold."""
+"""Everything that JSON can hold."""
 
 
 def or_one_line(function, *arguments, **named):
-    """What a function returns; None if it refuses in one line."""
+    """Return what a function returns; None if it raises a `UserError`."""
     try:
         return function(*arguments, **named)
     except UserError as error:
@@ -79,7 +79,7 @@ def test_idx_gives_what_was_written_or_one_line(tmp_path, array, zipped, data):
         stored = stored[:position] if damaged == "cut" else stored + data.draw(st.binary(min_size=1, max_size=9))
     path.write_bytes(stored)
     found = or_one_line(read_idx, path, file)
-    # A changed gzip header may leave the content as it was.
+    # A changed gzip header may leave the content intact.
     if found is not None:
         np.testing.assert_array_equal(found, array)
 
@@ -122,13 +122,13 @@ def test_any_bytes_are_no_jpeg(content):
 
 
 def changed(content, position, change):
-    """A byte of it is another one."""
+    """Change one byte."""
     at = int(position * len(content))
     return content[:at] + bytes([content[at] ^ change]) + content[at + 1 :]
 
 
 def stretched(content, position, change):
-    """With bytes that belong to nothing in front of one of its segments."""
+    """Insert stray bytes before one of the segments."""
     segments = [match.start() for match in re.finditer(rb"\xff[\xc0-\xc4\xda\xdb\xe0]", content)]
     at = segments[int(position * len(segments))]
     return content[:at] + bytes([change]) * (change % 9 + 1) + content[at:]
@@ -137,7 +137,7 @@ def stretched(content, position, change):
 @given(content=JPEGS, damage=st.sampled_from([changed, stretched]), position=st.floats(0, 1, exclude_max=True),
        change=st.integers(1, 255), share=st.floats(0.05, 1))  # fmt: skip
 def test_a_damaged_jpeg_is_the_same_whatever_was_decoded_before_or_refused(content, damage, position, change, share):
-    """The memory holds another picture then."""
+    """The decoder's memory then holds another image."""
     damaged = damage(content, position, change)
     frame = read_frame(damaged)
     assume(frame is None or frame.height * frame.width < 1 << 16)

@@ -1,4 +1,4 @@
-"""Bad input to every script: one line, exit code 2, nothing made, nothing changed."""
+"""Bad input to every script gives one line, exit code 2, and no file made or changed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the campaign's commands are pointed at: whole and damaged files, networks, runs, studies and folders of images."""
+"""Inputs of the campaign's commands: intact and damaged files, networks, runs, studies and folders of images."""
 
 import contextlib
 import json
@@ -42,11 +42,11 @@ JSON_DAMAGE = {
     "other": b'{"something": "else"}',
     "text": b"a letter to a friend\n",
 }
-"""What a file of JSON may hold instead of what was written."""
+"""What a JSON file may hold instead of what was written."""
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Runs and studies are of two blocks, a run on one device."""
+    """Train runs and studies with networks of two blocks, each run on one device."""
     patch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
     patch.setattr(run_module, "trace_programs", compiled_once)
     create = Devices.create
@@ -66,7 +66,7 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
 
 
 def make_world(folder: Path) -> None:
-    """Fill a folder. Names of files and folders are what the table calls them."""
+    """Fill a folder with files and folders, named as in the table."""
     _images(folder)
     _networks(folder)
     _runs(folder)
@@ -160,7 +160,7 @@ def _runs(folder: Path) -> None:
     for name, content in JSON_DAMAGE.items():
         for kind, file in (("run", "config.json"), ("study", "config.json"), ("study", "summary.json")):
             _copy_with(folder / kind, folder / f"{kind}_{file.removesuffix('.json')}_{name}", file, content)
-        if name not in ("empty", "cut"):  # an interruption leaves such a last line
+        if name not in ("empty", "cut"):  # a last line like that is left by an interruption, and accepted
             for kind in ("run", "study"):
                 _copy_with(folder / kind, folder / f"{kind}_metrics_{name}", "metrics.jsonl", content + b"\n")
 

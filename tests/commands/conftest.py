@@ -1,4 +1,4 @@
-"""What the commands' tests share: a command in this process, and networks that compile in seconds."""
+"""Fixtures for commands: running them in this process, and networks that compile in seconds."""
 
 import dataclasses
 import functools
@@ -38,14 +38,14 @@ class TwoBlocks(MobileNetV2):
 
 @pytest.fixture
 def two_blocks(monkeypatch):
-    """What a command calls mobilenet_v2 has two blocks: stages cannot be named on the command line."""
+    """Give mobilenet_v2 two blocks in commands, which have no flag for stages."""
     monkeypatch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """A command in this process: exit code, output, errors."""
-    # These change the process for good.
+    """Run a command in this process; return exit code, output and errors."""
+    # These would change this process permanently.
     monkeypatch.setattr(cli, "silence_libraries", lambda: None)
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
 
@@ -63,7 +63,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def refused(run, tmp_path, monkeypatch):
-    """What a command is refused with: exit code 2, nothing on the output, one line of errors, no file made."""
+    """Run a command that must be refused with exit code 2, one line and no file made; return the line."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -88,13 +88,13 @@ def random_network(model, source="mnv2_jax", preprocessing="keras", class_names=
 
 @pytest.fixture(scope="module")
 def network():
-    """Three classes by two blocks, of random weights."""
+    """Return a network of two blocks and three classes, with random weights."""
     return random_network(MobileNetV2(3, 0.1, stages=STAGES), preprocessing="torchvision")
 
 
 @pytest.fixture(scope="module")
 def saved(network, tmp_path_factory):
-    """The folder of that network."""
+    """Return the folder of that network."""
     folder = tmp_path_factory.mktemp("networks") / "three"
     save_network(folder, network)
     return folder
@@ -102,16 +102,16 @@ def saved(network, tmp_path_factory):
 
 @pytest.fixture
 def hub_network(two_blocks, monkeypatch, tmp_path):
-    """A reference to a network with the two blocks, found in the cache of the Hugging Face hub, and the network."""
+    """Yield a reference to a network of two blocks in the cache of the Hugging Face hub, and the network."""
     modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "huggingface_hub"}
-    for name in modules:  # it reads its environment when it is imported
+    for name in modules:  # huggingface_hub reads its environment when it is imported
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    how = dataclasses.replace(PREPROCESSING["transformers"], crop=0.5)  # of 64 pixels the central 32
+    how = dataclasses.replace(PREPROCESSING["transformers"], crop=0.5)  # the central 32 of 64 pixels
     network = random_network(TwoBlocks(3, 0.35), "transformers", how)
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hf" / "hub" / "models--somebody--mobilenet"
@@ -134,13 +134,13 @@ def hub_network(two_blocks, monkeypatch, tmp_path):
 
 FLAGS = ["--width-multiplier", "0.1", "--epochs", "1", "--batch-size", "16", "--train-images", "80",
          "--evaluations", "2", "--resolution", "12", "--ema-decay", "0.5"]  # fmt: skip
-"""Of a run of five steps on digits."""
+"""Flags of a run of five steps on digits."""
 
 _programs: dict[Any, Programs] = {}
 
 
 def compiled_once(learner, dataset, recipe, devices):
-    """`trace_programs`, but what was compiled before is not compiled again."""
+    """`trace_programs` with a cache of compiled programs."""
     what = learner.model, learner.task, learner.trained_layers, recipe, devices
     key = (*what, type(dataset), dataset.preprocessing, dataset.image_shape, dataset.train_images)
     if key not in _programs:
@@ -150,7 +150,7 @@ def compiled_once(learner, dataset, recipe, devices):
 
 
 def make_quick(patch):
-    """Runs of two blocks on one device, whose programs are compiled once."""
+    """Train runs with two blocks on one device, and compile their programs once."""
     patch.setitem(names.MODELS, "mobilenet_v2", TwoBlocks)
     patch.setattr(run_module, "trace_programs", compiled_once)
     patch.setattr(Devices, "create", functools.partial(Devices.create, per_run=1))
@@ -158,13 +158,13 @@ def make_quick(patch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """See `make_quick`."""
+    """Apply `make_quick`."""
     make_quick(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def finished(digits, tmp_path_factory):
-    """The folder of a run, which is trained by the first process that needs it."""
+    """Return the folder of a run, trained by the first test process that needs it."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     folder = shared / "finished_run"

@@ -102,16 +102,16 @@ def test_published_weights_by_reference(run, hub_network, tmp_path):
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 class Gained(MobileNetV2):
-    """A network of somebody's own, with a setting more."""
+    """A user-defined network with one more setting."""
 
     gain: float = 1.0
 
 
-# All settings: tests/weights/test_load.py.
+# tests/weights/test_load.py covers all settings.
 @pytest.mark.parametrize(
     ("settings", "target", "file", "named"),
     [
@@ -163,7 +163,7 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
     assert code == 2
     assert "cannot be written" in errors
     assert os.listdir(tmp_path) == ["file"]
-    for file in ("x.safetensors", "x.h5"):  # a folder in which no file can be made
+    for file in ("x.safetensors", "x.h5"):  # /proc/self is a folder in which no file can be created
         network = random_network(MobileNetV2(3, 0.1, convention="pytorch" if file == "x.safetensors" else "tensorflow"))
         save_network(tmp_path / file, network)
         target = "torchvision" if file == "x.safetensors" else "keras"

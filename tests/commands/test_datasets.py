@@ -6,7 +6,7 @@ import pytest
 def test_sets_are_listed_and_prepared(run, data_dir):
     code, output, _ = run("datasets", "prepare", "digits")
     assert code == 0
-    # The first time, TFDS says what it does.
+    # The first time, TFDS prints its progress before this.
     assert output.endswith(f"digits is prepared in {data_dir}/digits/1.0.0: train 1,343, test 454\n")
     code, output, _ = run("datasets")
     assert code == 0

@@ -15,7 +15,7 @@ from mnv2_jax.training.metrics import read_records
 
 @pytest.fixture
 def whole(finished):
-    """The summary of a finished run."""
+    """Return the summary of a finished run."""
     return json.loads((finished / "summary.json").read_text())
 
 
@@ -41,7 +41,7 @@ def test_a_run_knows_what_it_was_trained_on(finished, run, quick):
 
 
 def test_of_a_moving_average_the_last_parameters_can_be_taken(finished, whole, run, quick):
-    """From the checkpoint, since the network that a run leaves is the average."""
+    """They come from the checkpoint, since a run saves the averaged network."""
     code, output, errors = run("evaluate", "--weights", finished, "--no-ema", "--json")
     assert code == 0
     assert "this is the network after step 5, from a checkpoint of the run" in errors
@@ -60,7 +60,7 @@ def test_a_run_that_is_not_finished_is_evaluated_from_its_checkpoint(finished, w
 
 @pytest.fixture
 def pets(tmp_path):
-    """A folder of images of the classes of `saved` and `hub_network`; one is damaged."""
+    """Write a folder of images with the classes of `saved` and `hub_network`; one image is damaged."""
     folder = write_folder(tmp_path / "pets", ("bird", "cat", "dog"), images=10)
     broken = folder / "cat" / "000.jpg"
     broken.write_bytes(broken.read_bytes()[:500])
@@ -88,7 +88,7 @@ def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_netw
 
 @pytest.fixture
 def pets_run(saved, pets, tmp_path):
-    """The folder of a run on these images."""
+    """Create the folder of a run on these images."""
     folder = tmp_path / "run"
     shutil.copytree(saved, folder / "network")
     (folder / "checkpoints").mkdir()
@@ -104,9 +104,9 @@ def test_a_run_knows_the_folder_that_it_was_trained_on(run, quick, pets_run, pet
     assert code == 0
     assert f"{pets}: 30 images of 3 classes" in output
     assert "folder all, 29 images" in output
-    assert "top5" not in output  # of three classes
+    assert "top5" not in output  # there are only three classes
     assert run(*flags)[0] == 0
-    # Its images are others: the splits are too, unless that is what is wanted.
+    # With other images the splits differ, so it is refused unless --data-files asks for it.
     (pets / "cat" / "009.jpg").unlink()
     code, output, errors = run(*flags)
     assert (code, output) == (2, "")
@@ -146,7 +146,7 @@ def test_each_class_is_scored_and_the_confusion_matrix_written(run, quick, pets_
         str(tmp_path / "scores" / name) for name in ("evaluation.json", "confusion.png", "confusion.svg")
     ]
     found = json.loads((tmp_path / "scores" / "evaluation.json").read_text())
-    assert [each["name"] for each in found["classes"]] == ["cat", "dog", "bird"]  # the network's order
+    assert [each["name"] for each in found["classes"]] == ["cat", "dog", "bird"]  # in the network's order
     assert [each["images"] for each in found["classes"]] == [9, 10, 10]
     assert [sum(row) for row in found["confusion"]] == [9, 10, 10]
     right = [found["confusion"][index][index] for index in range(3)]
@@ -156,7 +156,7 @@ def test_each_class_is_scored_and_the_confusion_matrix_written(run, quick, pets_
     for each in found["classes"]:
         (line,) = [line.split() for line in output.splitlines() if line.startswith(each["name"])]
         assert line[1:3] == [str(each["images"]), f"{each['accuracy']:.2%}"]
-    # What was written is not lost.
+    # Existing files are not replaced without --overwrite.
     code, output, errors = run(*flags)
     assert (code, output) == (2, "")
     assert "holds evaluation.json, confusion.png, confusion.svg already; name another, or --overwrite it" in errors

@@ -1,4 +1,4 @@
-"""`python -m mnv2_jax plan`, without the TPU compiler: what is refused, and what is printed of plans made by hand."""
+"""`python -m mnv2_jax plan` without the TPU compiler: bad flags, and the output for handmade plans."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ def test_bad_input_is_said_in_one_line(refused, arguments, says):
 
 
 def by_hand(title, topology, batch):
-    """More than 256 images a chip do not fit."""
+    """Return a handmade plan; more than 256 images per chip do not fit."""
     fits = batch <= 256
     return Plan(
         title=title,
@@ -72,7 +72,7 @@ def by_hand(title, topology, batch):
 
 @pytest.fixture
 def planned(monkeypatch):
-    """The command's compilations, replaced."""
+    """Replace the command's compilations by handmade plans."""
 
     def plan(options, topology):
         batch = command.training_of(options).batch_size // 8
@@ -114,7 +114,7 @@ def test_two_settings_side_by_side(run, planned):
     [([], 1024), (["--batch-size", "256"], 256), (["--topology", "v5p-8"], 512), (["--topology", "v4:2x2x2"], 1024)],
 )
 def test_the_batch_is_that_of_all_chips_as_for_train(flags, batch_size):
-    """128 images a chip if it is not given; v5p-8 has four chips."""
+    """The default is 128 images per chip; v5p-8 has four chips."""
     training = command.training_of(parse(command.Options, "", flags))
     assert (training.batch_size, training.batch_norm) == (batch_size, "replica")
 

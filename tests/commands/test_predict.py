@@ -80,7 +80,7 @@ def test_damaged_images_are_named_and_the_others_predicted(run, saved, images):
 
 
 def test_a_folder_of_folders_is_walked_in_the_order_of_names(run, saved, images, monkeypatch):
-    """Hidden folders and those of systems are left out, as of a data set."""
+    """Hidden folders and system folders are skipped, as in a data set."""
     for name in ("cat/1.png", "cat/big/2.png", "__MACOSX/3.png", ".thumbnails/4.png", "empty/notes.txt"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images / "a.png", images / name)

@@ -1,4 +1,4 @@
-"""`python -m mnv2_jax train`, and `experiments/train_imagenet.py`, which is train."""
+"""`python -m mnv2_jax train`, and `experiments/train_imagenet.py`, which runs it."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_a_finished_run_is_not_repeated(finished, run, two_blocks):
 
 @pytest.fixture
 def flags(quick, saved, tmp_path, monkeypatch):
-    """Of a run of one step, from the network "three" on the folder "pets"."""
+    """Return flags of a run of one step that starts from the network "three", on the folder "pets"."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved, "three")
     write_folder(tmp_path / "pets", images=12)
@@ -109,7 +109,7 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     theirs = {name: layer for name, layer in before.variables["params"].items() if name != "classifier"}
     ours = {name: layer for name, layer in after.variables["params"].items() if name != "classifier"}
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    # The same images elsewhere are the same run.
+    # The same images in another folder are the same run.
     Path("pets").rename("moved")
     (folder / "summary.json").unlink()
     moved = ["moved" if flag == "pets" else flag for flag in flags]
@@ -150,7 +150,7 @@ def test_images_to_test_on_alone_train_nothing(refused, tmp_path):
 
 @pytest.fixture(scope="module")
 def weights(saved, tmp_path_factory):
-    """A folder with networks to start from, whole and damaged."""
+    """Create a folder with networks to start from, intact and damaged."""
     folder = tmp_path_factory.mktemp("weights")
     shutil.copytree(saved, folder / "three")
     file = folder / "torchvision.safetensors"
@@ -251,7 +251,7 @@ FEW = [
 
 @pytest.mark.slow
 def test_imagenet_trains_is_killed_and_continues(data_dir, tmp_path):
-    """A thousand classes, JPEGs, in TFDS's form; the paper's recipe."""
+    """A thousand classes of JPEGs as a TFDS data set, with the paper's recipe."""
     prepare_imagenet_like(data_dir)
     environment = {
         **os.environ,

@@ -23,7 +23,7 @@ def test_data_sets_have_what_training_asks_of_them(tiny):
 
 
 def test_a_view_takes_points_and_pixels_to_the_same_places():
-    """The right half of 4 by 6 pixels, mirrored, at twice its size... and its corners."""
+    """A crop of 2 by 3 pixels of a 4 x 6 image, mirrored and scaled to 6 x 6."""
     view = View(4, 6, 1, 3, 2, 3, True, 6)
     corners = np.array([[1.0, 3.0], [3.0, 6.0], [1.0, 6.0]])
     np.testing.assert_allclose(view.move_points(corners), [[0, 6], [6, 0], [0, 0]])

@@ -19,7 +19,7 @@ def test_a_folder_is_split_by_names_alone(folder):
     assert {split: len(inside) for split, inside in files.items()} == {"train": 32, "validation": 4, "test": 4}
     assert len({path for inside in files.values() for path, _ in inside}) == 40
     assert all(classes[label] == path.parent.name for inside in files.values() for path, label in inside)
-    # The first images are of all classes.
+    # The first images include all classes.
     assert [label for _, label in files["train"][:4]] == [0, 1, 0, 1]
     assert read_folder(folder).files == files
 
@@ -144,7 +144,7 @@ def test_results_inside_the_data_are_no_class(tmp_path):
 
 
 def test_names_are_the_same_however_a_system_spells_them(tmp_path):
-    """macOS spells an accent as a character of its own."""
+    """macOS stores an accent as a separate character."""
     for name, accent in (("train", "\u00e9"), ("val", "e\u0301")):
         write_folder(tmp_path / "two" / name, (f"caf{accent}", "tea"), images=3)
     assert read_folder(tmp_path / "two").class_names == ("caf\u00e9", "tea")

@@ -48,7 +48,7 @@ def test_the_rows_that_are_asked_for_are_those_of_the_whole_image(pixels, option
     for rows in (1, 16, 33, 100, 134):
         part = decode(example, channels, divisor, rows)
         assert part.shape == (-(-rows // divisor), *whole.shape[1:])
-        # The last row of a smaller one may take its pixels from a block's rows that are not asked for.
+        # The last row of a reduced image may mix in rows of its block that were not asked for.
         sure = rows // divisor
         np.testing.assert_array_equal(part[:sure], whole[:sure])
 
@@ -63,7 +63,7 @@ def test_what_is_below_is_not_decoded(pixels, monkeypatch):
     monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", watched)
     decode(jpeg_of(pixels), 3, rows=40)
     decode(jpeg_of(pixels), 3, rows=140)  # too little to gain
-    decode(jpeg_of(pixels, progressive=True), 3, rows=40)  # has all rows in every pass
+    decode(jpeg_of(pixels, progressive=True), 3, rows=40)  # every pass covers all rows
     assert sizes == [(40, 110), (150, 110), (150, 110)]
 
 
@@ -76,7 +76,7 @@ def test_an_image_without_its_end_is_damaged_whatever_is_asked_of_it(pixels):
 
 
 def test_damage_above_what_is_asked_for_is_seen(pixels):
-    """A file whose data ends too early, but that has its end."""
+    """The data of the file ends too early, but its end marker is there."""
     content = jpeg_of(pixels, quality=95).content
     half = Example(content[: len(content) // 2] + jpeg.END_OF_IMAGE, 0, "half")
     assert decode(half, 3, rows=30).shape == (30, 110, 3)
@@ -91,7 +91,7 @@ def test_damage_above_what_is_asked_for_is_seen(pixels):
 
 
 def turned(pixels, orientation, form, **options):
-    """A JPEG with an orientation in EXIF of one of the byte orders, or in XMP alone."""
+    """Return a JPEG with an orientation in EXIF of either byte order, or only in XMP."""
     exif = Image.Exif()
     exif.endian = "<" if form == "little" else ">"
     exif[0x0110] = "a camera"
@@ -114,14 +114,14 @@ def test_a_part_is_one_of_the_upright_picture(pixels, orientation, form):
     height, width = Picture(example, 3).height, Picture(example, 3).width
     assert (width, height) == upright.size
     whole = Picture(example, 3).part(0, 0, height, width, smallest=150).copy()
-    assert np.abs(whole.astype(int) - np.asarray(upright, int)).max() <= 4  # by libjpeg's fast transform
+    assert np.abs(whole.astype(int) - np.asarray(upright, int)).max() <= 4  # libjpeg's fast DCT
     for top, left, rows, columns in ((0, 0, 20, 30), (17, 5, 64, 48), (90, 60, 20, 50), (0, 10, height, 41)):
         part = Picture(example, 3).part(top, left, rows, columns, smallest=150)
         np.testing.assert_array_equal(part, whole[top : top + rows, left : left + columns])
     half = Picture(example, 3).part(16, 32, 64, 48, smallest=24)
     assert half.shape == (32, 24, 3)
     expected = whole[16:80, 32:80].reshape(32, 2, 24, 2, 3).mean((1, 3))
-    # Where the stored picture's middle is not a pixel's edge, a half of it lies a pixel beside.
+    # If the stored image's center is not on a pixel edge, the reduced image can be shifted by a pixel.
     assert np.abs(half - expected).mean() < 6
 
 
@@ -137,7 +137,7 @@ def test_exif_that_is_cut_short_or_no_exif_turns_nothing(pixels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
 def test_colours_are_those_of_pillow(mode, channels):
-    """An Adobe CMYK file is stored inverted; both libraries have to know."""
+    """Adobe CMYK files are stored inverted; both libraries must handle that."""
     smooth = np.linspace(0, 255, 64)
     image = np.stack([np.tile(smooth, (64, 1)), np.tile(smooth[:, None], (1, 64)), np.full((64, 64), 90)], -1)
     buffer = io.BytesIO()
@@ -151,7 +151,7 @@ def test_colours_are_those_of_pillow(mode, channels):
 
 
 def markers(content):
-    """(position, name) of every marker up to the scan, of the restart markers in it, and of the end."""
+    """Return (position, name) of all markers: up to the scan, restart markers in it, and the end."""
     position, found = 2, []
     while content[position + 1] != 0xDA:
         found.append((position, f"{content[position + 1]:02x}"))
@@ -164,7 +164,7 @@ def markers(content):
 
 
 def pictures():
-    """A red picture, and a blue one in every odd form that a file may have; the picture itself is whole in each."""
+    """Return a red image, and a blue one in all odd forms that a file may have; the blue image is intact in each."""
     rows = np.linspace(0, 90, 160)[:, None, None] * np.ones((1, 120, 3))
     red, blue = ((rows + np.array(color)).astype(np.uint8) for color in ((160, 0, 0), (0, 0, 160)))
     plain, restarts = (jpeg_of(blue, quality=95, **options).content for options in ({}, {"restart_marker_rows": 2}))
@@ -188,10 +188,10 @@ RED, FORMS = pictures()
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rows", [20, 100, None])
 def test_pixels_are_never_those_of_the_image_before(form, rows):
-    """Extra bytes make libjpeg stop before it writes a row: the memory would still hold the red picture."""
+    """Extra bytes make libjpeg stop before it writes a row, so memory would still hold the red image."""
     content = FORMS[form]
     decode(RED, 3)
-    if "e0-extraneous" in form:  # no picture to Pillow: nothing may stand between a JPEG's first two markers
+    if "e0-extraneous" in form:  # Pillow does not accept bytes between a JPEG's first two markers
         with pytest.raises(UserError, match="blue cannot be read as an image"):
             decode(Example(content, 0, "blue"), 3, rows=rows)
         return
@@ -200,4 +200,4 @@ def test_pixels_are_never_those_of_the_image_before(form, rows):
     found = decode(Example(content, 0, "blue"), 3, rows=rows).astype(int)
     count = min(len(found), rows or 160)
     assert count >= (rows or 160)
-    assert np.abs(found[:count] - expected[:count]).max() <= 4  # by libjpeg's fast transform
+    assert np.abs(found[:count] - expected[:count]).max() <= 4  # libjpeg's fast DCT

@@ -51,7 +51,7 @@ def test_a_builder_of_our_own_that_downloads_nothing_names_its_reason(tmp_path, 
 
 
 def test_names_of_tfds_may_have_versions(data_dir):
-    """A colon in front of a version is no module's."""
+    """A colon before a version is not taken for a module path."""
     with pytest.raises(UserError, match=r"mnist:3.0.1 is not prepared in .*mnist/3.0.1"):
         load("mnist:3.0.1", data_dir=data_dir)
 

@@ -39,7 +39,7 @@ def test_an_image_of_the_network_s_size_is_only_scaled_where_nothing_is_cropped(
 
 
 def test_what_each_geometry_sees():
-    """Red rises from 0 to 238 over the width, green from 0 to 158 over the height."""
+    """Red increases from 0 to 238 over the width, green from 0 to 158 over the height."""
 
     def seen(name):
         x = (
@@ -100,7 +100,7 @@ def test_values_of_which_it_is_not_said_what_is_white_are_refused(tmp_path):
 
 
 def test_transparent_pixels_have_the_colour_that_is_stored_for_them(tmp_path):
-    """In a palette with a transparent entry, or with an opacity an entry, as with a channel of opacity."""
+    """For an alpha channel, a palette with one transparent entry, and a palette with an opacity per entry."""
     clear = RGB.convert("RGBA")
     clear.putalpha(Image.fromarray(np.arange(80 * 120, dtype=np.uint8).reshape(80, 120)))
     palette = RGB.quantize(16)
@@ -133,7 +133,7 @@ def test_images_are_turned_as_their_exif_says(tmp_path, orientation, suffix):
     with Image.open(tmp_path / f"x.{suffix}") as stored:
         expected = ImageOps.exif_transpose(stored).convert("RGB")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / f"x.{suffix}")), np.asarray(expected))
-    # A TIFF's orientation is no matter of EXIF: Pillow applies it.
+    # The orientation of a TIFF is not EXIF; Pillow always applies it.
     as_stored = read_image(tmp_path / f"x.{suffix}", upright=False)
     assert as_stored.size == (expected.size if suffix == "tif" else (120, 80))
 

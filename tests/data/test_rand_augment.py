@@ -1,4 +1,4 @@
-"""RandAugment: what each operation does, and that what is drawn follows from the generator alone."""
+"""RandAugment: what each operation does, and that the draws depend only on the generator."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ COLUMNS = ROWS.T
 
 
 def done(number, magnitude, pixels=PIXELS, seed=0):
-    """An operation's result."""
+    """Return the result of an operation."""
     image = OPERATIONS[number](Image.fromarray(pixels), magnitude / 10, np.random.default_rng(seed))
     return np.asarray(image).astype(int)
 
@@ -63,7 +63,7 @@ def test_colours_are_varied_as_in_the_source():
 
 
 def test_images_are_moved_by_shares_of_their_side_in_either_direction_and_grey_moves_in():
-    """At magnitude 10 by 100 of 224 pixels, which is 25 of 56."""
+    """At magnitude 10 by 100 of 224 pixels, i.e. 25 of 56."""
     rows, columns = ROWS.astype(np.uint8), COLUMNS.astype(np.uint8)
     expected = {-25: np.where(COLUMNS < 25, 128, COLUMNS - 25), 25: np.where(COLUMNS < 31, COLUMNS + 25, 128)}
     seen = set()
@@ -71,7 +71,7 @@ def test_images_are_moved_by_shares_of_their_side_in_either_direction_and_grey_m
         found = done(TRANSLATE_X, 10, columns, seed)
         (by,) = (by for by, values in expected.items() if np.array_equal(values, found))
         np.testing.assert_array_equal(done(TRANSLATE_Y, 10, rows, seed), found.T)
-        # Sheared by 0.3: the last row by 16 pixels or so.
+        # Sheared by 0.3, which moves the last row by 16 or 17 pixels.
         sheared = done(SHEAR_X, 10, columns, seed)
         np.testing.assert_array_equal(sheared[0], COLUMNS[0])
         assert abs(sheared[-1, 28] - 28) in (16, 17)
@@ -83,7 +83,7 @@ def test_images_are_moved_by_shares_of_their_side_in_either_direction_and_grey_m
 
 
 def test_a_square_is_cut_out():
-    """At magnitude 10 of 80 of 224 pixels, which is 20 of 56; less at an edge."""
+    """At magnitude 10 of side 80 of 224 pixels, i.e. 20 of 56; smaller at an edge."""
     black = np.zeros((56, 56, 3), np.uint8)
     areas = []
     for seed in range(20):

@@ -33,12 +33,12 @@ def test_a_random_order_holds_every_number_once(count):
 
 
 def test_random_orders_favour_no_place():
-    """Of 20,000 orders of 10, each number is at each place 2,000 times: chi-squared with 9 degrees of freedom."""
+    """In 20,000 orders of 10, each number is at each index about 2,000 times (chi-squared, 9 degrees of freedom)."""
     seeds = jnp.arange(20_000)
     orders = np.asarray(jax.jit(jax.vmap(lambda seed: shuffled(jax.random.key(seed), jnp.arange(10), 10)))(seeds))
     for place in range(10):
         assert scipy.stats.chisquare(np.bincount(orders[:, place], minlength=10)).pvalue > 1e-3
-    # Nor is one number more often behind another than the rest.
+    # Nor does any number follow another more often than the rest do.
     steps = np.bincount(((orders[:, 1:] - orders[:, :-1]) % 10).ravel(), minlength=10)[1:]
     assert scipy.stats.chisquare(steps).pvalue > 1e-3
 
@@ -52,7 +52,7 @@ def test_a_batch_is_a_function_of_key_and_step(digits):
     jax.tree.map(np.testing.assert_array_equal, batch(0, 3), batch(0, 3))
     assert not np.array_equal(batch(0, 3).images, batch(0, 4).images)
     assert not np.array_equal(batch(0, 3).targets, batch(1, 3).targets)
-    # A device's part is what the whole batch has there.
+    # A device's examples are those at its indices in the whole batch.
     jax.tree.map(lambda part, whole: np.testing.assert_array_equal(part, whole[2:6]), batch(0, 3, 2, 6), batch(0, 3))
 
 
@@ -85,7 +85,7 @@ def test_train_images_takes_the_first(digits, data_dir):
 
 @pytest.mark.parametrize(("batch_size", "processes"), [(7, 1), (16, 1), (50, 1), (64, 1), (16, 2), (50, 2), (64, 2)])
 def test_the_whole_test_set_counts_whatever_the_batch(tiny, batch_size, processes):
-    """50 images never divide evenly but by 50; the processes' parts of every batch are the whole, and no more."""
+    """Only 50 divides the 50 images evenly. The processes' parts of each batch make up exactly the whole batch."""
     parts = [list(tiny.evaluation("test", batch_size, part, processes)) for part in range(processes)]
     assert len({len(part) for part in parts}) == 1
     batches = [jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces) for pieces in zip(*parts, strict=True)]
@@ -98,7 +98,7 @@ def test_the_whole_test_set_counts_whatever_the_batch(tiny, batch_size, processe
 
 
 def test_a_data_set_is_known_by_its_images_and_classes(digits):
-    """Runs name it in their settings: another digest would refuse to continue them."""
+    """Runs record the digest in their settings; with another digest they would refuse to resume."""
     assert digits.fingerprint() == "1334df7ef7bee77148363f69edbd10ce6ea9559767fb41a193aaf41aa9460216"
     labels = digits.test.targets.copy()
     labels[0] += 1
@@ -146,7 +146,7 @@ def batches_of(dataset, batch_size=32, steps=3):
 
 
 def brightest(images):
-    """(row, column) of the middle of the brightest pixel."""
+    """Return (row, column) of the center of the brightest pixel."""
     flat = images[..., 0].reshape(len(images), -1).argmax(1)
     return np.stack(np.unravel_index(flat, images.shape[1:3]), -1) + 0.5
 

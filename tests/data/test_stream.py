@@ -49,7 +49,7 @@ def test_a_stream_is_a_function_of_seed_and_step(pets):
         assert place == same
     other = first_batches(pets, 1, seed=1)[0][0]
     assert not np.array_equal(other.images, whole[0][0].images)
-    # From a checkpoint's position, and from the step alone.
+    # From a checkpoint's position, and from the step only.
     for options in ({"position": whole[2][1]}, {}):
         later = first_batches(pets, 3, step=3, **options)
         for (one, _), (rest, _) in zip(whole[3:], later, strict=True):
@@ -74,7 +74,7 @@ def write_one(folder, index):
 
 
 def test_accumulated_parts_are_runs_of_the_batch(pets, monkeypatch):
-    """Two devices with two parts each: rows go to devices in runs, and a device has a run of every part."""
+    """Two devices, two microbatches: devices get contiguous rows, and each has a piece of every microbatch."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     whole = first_batches(pets, 2)
     parts = list(itertools.islice(pets.train_data(8, accumulation=2).values(0, 0), 2))
@@ -99,7 +99,7 @@ def test_processes_read_the_parts_of_the_same_batches(pets, monkeypatch):
 
 
 def test_grey_sets_stay_grey(data_dir):
-    """Digits as a stream: the same classes, scaled and moved."""
+    """Digits as a stream keep one channel."""
     dataset = load_stream("digits", data_dir=data_dir)
     pixels = first_batches(dataset, 1)[0][0]
     assert pixels.images.shape == (8, 28, 28, 1)
@@ -229,7 +229,7 @@ def test_a_point_is_where_its_pixel_is(tmp_path, flip):
 
 
 class Fixed(RandomCrop):
-    """The same crop of every image."""
+    """Take the same crop of every image."""
 
     def box(self, generator, height, width):
         return 6, 3, 24, 36
@@ -237,12 +237,12 @@ class Fixed(RandomCrop):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_point_is_cropped_scaled_and_mirrored_with_its_image(tmp_path, flip):
-    """24 by 36 pixels become 12 by 12: a bright block of 2 by 3 pixels becomes the pixel that is pointed at."""
+    """A crop of 24 x 36 becomes 12 x 12, so a bright block of 2 x 3 pixels becomes the target pixel."""
     images, annotations = np.zeros((16, 40, 50, 3), np.uint8), []
     for index, image in enumerate(images):
         row, column = index % 12, index // 2 % 12
         image[6 + 2 * row : 8 + 2 * row, 3 + 3 * column : 6 + 3 * column] = 255
-        annotations.append((6 + 2 * row + 0.5, 3 + 3 * column + 1))  # from middles of pixels
+        annotations.append((6 + 2 * row + 0.5, 3 + 3 * column + 1))  # relative to pixel centers
     source = write_images(tmp_path, images, annotations)
     dataset = StreamedDataset("x", ("a", "b"), {"train": source}, (12, 12, 3), "keras", Fixed(), flip)
     dataset = dataclasses.replace(dataset, targets=PointTargets())
@@ -255,7 +255,7 @@ def test_a_point_is_cropped_scaled_and_mirrored_with_its_image(tmp_path, flip):
 
 
 def numbered(height, width):
-    """An image whose red rises by the row and green by the column, and those numbers as a mask."""
+    """Return an image whose red is the row and green the column, and a mask of the same numbers."""
     row, column = np.mgrid[:height, :width]
     image = np.stack([4 * row, 4 * column, np.full_like(row, 9)], -1).astype(np.uint8)
     return image, (row * 64 + column).astype(np.int32)
@@ -264,7 +264,7 @@ def numbered(height, width):
 @pytest.mark.parametrize("crop", [RandomCrop(0.2), RandomShift(5)], ids=["crop", "shift"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_mask_is_cropped_scaled_moved_and_mirrored_with_its_image(tmp_path, crop, flip):
-    """Every pixel has the nearest pixel's number, where the image is interpolated: half a pixel apart at most."""
+    """The mask takes the nearest pixel and the image is interpolated, so they differ by half a pixel at most."""
     source = write_images(tmp_path, *zip(*[numbered(40, 60), numbered(60, 30)] * 8, strict=True))
     dataset = StreamedDataset("x", ("a", "b"), {"train": source}, (32, 32, 3), "keras", crop, flip)
     dataset = dataclasses.replace(dataset, targets=MaskTargets(32))
@@ -288,7 +288,7 @@ def test_evaluation_shows_targets_as_the_central_crop_does(tmp_path):
         how = PREPROCESSING[name]
         pixels = (batch.images[:4] * np.float32(how.std) + np.float32(how.mean)) * 255 / 4
         mask = batch.targets["mask"]
-        # TensorFlow 1 reads a pixel's corner instead of its middle; other filters smooth at the edges.
+        # TensorFlow 1 samples at pixel corners instead of centers; other filters smooth at the edges.
         for channel, numbers in ((0, mask // 64), (1, mask % 64)):
             assert np.abs(pixels[..., channel] - numbers[:4]).max() <= 1.6, name
         assert (mask[4:] == -1).all()

@@ -25,7 +25,7 @@ from mnv2_jax.data.transforms import (
 
 
 def cropped(example, crop, size):
-    """A crop in RGB."""
+    """Return a crop in RGB."""
     output = np.zeros((size, size, 3), np.uint8)
     crop_and_scale(example, crop, False, np.random.default_rng(0), output)
     return output
@@ -44,12 +44,12 @@ def test_random_crops_have_the_areas_and_shapes_that_they_should():
     assert 0.9 < area.max() <= 1
     assert aspect.min() > 0.73
     assert aspect.max() < 1.36
-    # A strip that no such crop fits into is taken whole.
+    # A strip too narrow for any such crop is taken whole.
     assert RandomCrop(0.9).box(generator, 10, 1000) == (0, 0, 10, 1000)
 
 
 def test_a_large_image_is_decoded_at_a_fraction_of_its_size(monkeypatch):
-    """Half, where the crop is twice the target; and what comes out is the same picture."""
+    """Half if the crop is twice the target, and the result is the same image."""
     smooth = np.linspace(0, 255, 512).astype(np.uint8)
     pixels = np.stack([np.tile(smooth, (512, 1)), np.tile(smooth[:, None], (1, 512)), np.full((512, 512), 90)], -1)
     buffer = io.BytesIO()
@@ -84,7 +84,7 @@ def test_a_crop_of_a_turned_image_is_one_of_the_upright_image(kind):
         for content, output in ((buffer.getvalue(), found), (lossless.getvalue(), expected)):
             view = vary(Example(content, 0, "x"), how, True, np.random.default_rng(5), output)
             assert (view.height, view.width) == (90, 60)
-        assert np.abs(found.astype(int) - expected).mean() < 2  # by libjpeg's fast transform
+        assert np.abs(found.astype(int) - expected).mean() < 2  # libjpeg's fast DCT
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -130,7 +130,7 @@ def test_augmentation_moves_by_at_most_the_shift_and_mirrors_half():
     _, rows, columns, _ = np.nonzero(moved)
     assert len(rows) == 400
     assert set(rows) == {2, 3, 4, 5, 6}
-    assert set(columns) == set(range(1, 8))  # 3 or, mirrored, 5, give or take 2
+    assert set(columns) == set(range(1, 8))  # 3 or, mirrored, 5; plus or minus 2
     unmoved = augmented(jax.random.key(0), jnp.asarray(image), 0, False)
     np.testing.assert_array_equal(unmoved, image)
 
@@ -138,7 +138,7 @@ def test_augmentation_moves_by_at_most_the_shift_and_mirrors_half():
 def test_colors_are_varied_within_the_papers_bounds():
     grey = jnp.full((300, 1, 1, 3), 100, jnp.uint8)
     varied = distort_color(jax.random.key(0), jnp.arange(300), grey)
-    # Grey has no saturation to change: brightness alone, the same in all channels.
+    # Grey has no saturation to change, so only brightness changes, equally in all channels.
     assert float(jnp.abs(varied - varied[..., :1]).max()) < 1e-3
     assert 67.9 < float(varied.min()) < 72
     assert 128 < float(varied.max()) < 132.1

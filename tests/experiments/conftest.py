@@ -1,4 +1,4 @@
-"""The experiments' commands in this process, without the seconds that one of their own needs to start."""
+"""Fixtures that run the scripts in this process, which saves the seconds that a new process needs to start."""
 
 import sys
 
@@ -13,8 +13,8 @@ from mnv2_jax.training.devices import Devices
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Runs a script in an empty folder; returns its exit code."""
-    # These change the process for good.
+    """Run a script in an empty folder; return its exit code."""
+    # These would change this process permanently.
     for name in ("silence_libraries", "use_compilation_cache", "leave_absent_tpus_alone"):
         monkeypatch.setattr(cli, name, lambda: None)
     monkeypatch.chdir(tmp_path)
@@ -33,14 +33,14 @@ def command(monkeypatch, tmp_path):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs have one device, which has nobody to wait for."""
+    """Train each run on one device, which waits for no other."""
     create = Devices.create
     monkeypatch.setattr(Devices, "create", lambda *given, **named: create(*given, **named, devices=jax.devices()[:1]))
 
 
 @pytest.fixture
 def few_blocks(monkeypatch):
-    """Studies are of networks of three blocks, whose costs are counted in a fifth of the time."""
+    """Study networks of three blocks, whose costs are counted in a fifth of the time."""
     whole = design.shared_settings
 
     def shared_settings(options):
@@ -53,7 +53,7 @@ def few_blocks(monkeypatch):
 
 @pytest.fixture
 def refused(command, tmp_path, capsys):
-    """Checks that a script refuses flags in one line, which it returns, and writes nothing."""
+    """Check that a script refuses flags in one line and writes nothing; return the line."""
 
     def run(name, *flags):
         assert command(name, *flags) == 2

@@ -1,4 +1,4 @@
-"""The experiments' scripts as modules, and what their studies cost."""
+"""The experiment scripts as modules, and the costs of their studies."""
 
 import functools
 import importlib.util
@@ -14,12 +14,12 @@ STUDIES = sorted(path.stem for path in EXPERIMENTS.glob("*.py") if "create_study
 
 @functools.cache
 def load(name):
-    """A script as a module, which is loaded once."""
-    # Where Python looks when it runs the script: its other parts are there.
+    """Load a script as a module, once."""
+    # Like Python when it runs the script, so that its sibling modules are found.
     sys.path.insert(0, str(EXPERIMENTS))
     specification = importlib.util.spec_from_file_location(f"script_{name}", EXPERIMENTS / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
-    # Where dataclasses look for the module of a class.
+    # dataclasses looks up the module of a class here.
     sys.modules[specification.name] = module
     specification.loader.exec_module(module)
     sys.path.remove(str(EXPERIMENTS))
@@ -27,13 +27,13 @@ def load(name):
 
 
 def study_of(name, **flags):
-    """The study that a script's flags describe."""
+    """Return the study that a script creates for these flags."""
     script = load(name)
     return script.create(script.Options(**flags))
 
 
 def costs_of(study, dataset):
-    """(multiply-adds, parameters) of every arm, by name."""
+    """Return (multiply-adds, parameters) of every arm, by name."""
     found = {}
     for arm in study.arms:
         side = arm.resolution or dataset.image_shape[0]

@@ -1,4 +1,4 @@
-"""The main command, in this process and, as a user runs it, in a process of its own."""
+"""The main script, in this process and, as users run it, in its own process."""
 
 import io
 import json
@@ -31,7 +31,7 @@ FOLDER = Path("runs") / "ablate_bottleneck-digits-relu6"
 
 @pytest.fixture
 def tiny(command, digits, monkeypatch):
-    """Runs the script with one block in this process; returns its exit code."""
+    """Run the script in this process with a network of one block; return its exit code."""
     monkeypatch.setattr(design, "shared_settings", tiny_study.shared_settings)
     with quick():
         yield lambda *flags: command("ablate_bottleneck", *TINY, *flags)
@@ -39,12 +39,12 @@ def tiny(command, digits, monkeypatch):
 
 @pytest.fixture
 def start(data_dir, tmp_path):
-    """Starts it in a process of its own, with this session's data and compilation cache."""
+    """Start the script in a new process, with this session's data and compilation cache."""
 
     def process(*flags, **options):
         environment = {
             **os.environ,
-            # As many devices as the command finds.
+            # Without the tests' eight devices: the command makes its own.
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "TFDS_DATA_DIR": str(data_dir),
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
@@ -65,7 +65,7 @@ def test_several_activations_against_linear(digits):
 
 
 def check_output(output):
-    """Nothing but what we print."""
+    """Check that the output is what we print and nothing else."""
     few = "Fewer than 6 seeds cannot reach p < 0.05 here; --seeds 6 adds to these runs."
     assert few in output.splitlines()
     known = ("ablate_bottleneck on", "linear", "relu6", "4 runs trained", "Is a linear", *"┏┃┡│└", few, "runs/")
@@ -75,7 +75,7 @@ def check_output(output):
 
 
 def check_files(folder):
-    """All that a study leaves; returns its summary."""
+    """Check the files that a study leaves; return its summary."""
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints", "config.json", "metrics.jsonl", "tensorboard", "timings.jsonl", "summary.json", "figure.png",
         "figure.svg", "report.html",
@@ -111,7 +111,7 @@ def test_a_terminal_gets_a_bar_and_interrupt_says_how_to_continue(tiny, capsys, 
     monkeypatch.setattr(study, "create_console", lambda: console)
 
     def stop():
-        console.print()  # which draws the bar, however little time has passed
+        console.print()  # draws the bar, however little time has passed
         interrupt()
 
     monkeypatch.setattr(study, "Reporter", stopping(3, stop))
@@ -139,7 +139,7 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
     while True:
         try:
             chunk = os.read(ours, 4096)
-        except OSError:  # how Linux says that the other end was closed
+        except OSError:  # Linux raises this when the other end is closed
             chunk = b""
         if not chunk:
             break

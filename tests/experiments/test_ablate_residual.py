@@ -17,5 +17,5 @@ def test_classic_blocks_are_matched_within_two_percent(digits, few_blocks):
     for name, (own_madds, own_parameters) in costs.items():
         ratio = own_madds / madds if name.endswith("madds") else own_parameters / parameters
         assert ratio == pytest.approx(1, abs=0.02), name
-    # What was matched is said, with the numbers that it comes to.
+    # The notes name what was matched, with the resulting numbers.
     assert f"{costs['classic full, params'][1]:,} parameters" in study.arms[4].note

@@ -1,4 +1,4 @@
-"""The script with a network of two blocks to train."""
+"""activation_patterns.py, training a network of two blocks."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ TINY = {"width_multiplier": 0.1, "unit_strides": 0, "stages": ((1, 16, 1, 2), (2
 
 @pytest.fixture
 def run(command, one_device, monkeypatch, digits):
-    """Runs the script; returns its exit code."""
+    """Run the script; return its exit code."""
 
     def tiny_run(options, dataset):
         recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=1, images=32)
@@ -45,22 +45,22 @@ def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
     assert summary["after"]["layers"]["stem"]["positive"]["minimum"] >= 0
     assert "after training all but two layers stay above the threshold" in capsys.readouterr().out
 
-    # Drawn once, which takes the time of all the rest.
+    # Draw only once: drawing takes as long as everything else.
     monkeypatch.setattr(load("activation_patterns"), "draw", lambda *given: plt.figure())
     assert run("--images", "20") == 0
     assert "only the figure is drawn again" in capsys.readouterr().out
     assert json.loads((folder / "summary.json").read_text()) == summary
-    # From the network that was trained, which is kept.
+    # Recompute from the trained network, which is kept.
     (folder / "summary.json").unlink()
     assert run("--images", "20") == 0
     assert "This run was finished before." in capsys.readouterr().out
     again = json.loads((folder / "summary.json").read_text())
-    # But for the source's commit, which may be another by now.
+    # The commit of the source may have changed meanwhile.
     assert {**again, "environment": summary["environment"]} == summary
 
     assert run("--images", "21") == 2
     assert "images is 20 there and 21 here" in capsys.readouterr().err
-    # The network that was trained, by its own path: it knows its data set. It began with the same weights.
+    # The trained network by its own path: it knows its data set, and its initial weights were the same.
     assert run("--weights", str(folder / "training"), "--images", "20", "--out", "other") == 0
     other = json.loads((tmp_path / "other" / "summary.json").read_text())
     assert (other["before"], other["after"]) == (summary["before"], summary["after"])
@@ -68,7 +68,7 @@ def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def committed():
-    """What was found on digits."""
+    """Return the committed summary, for digits."""
     return json.loads((EXPERIMENTS / "results" / "activation_patterns" / "summary.json").read_text())
 
 

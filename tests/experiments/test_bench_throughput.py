@@ -20,7 +20,7 @@ def script():
 
 
 def check(found, folder):
-    """What is measured of ours alone, in two rounds."""
+    """Check the results for our network alone, in two rounds."""
     assert [result["task"] for result in found["results"]] == ["train", "evaluate"]
     for result in found["results"]:
         assert (result["width_multiplier"], result["resolution"], result["batch_size"]) == (0.1, 32, 2)
@@ -36,7 +36,7 @@ def check(found, folder):
 
 
 class HereWorker:
-    """A worker in this process, with a network of two blocks."""
+    """A `Worker` in this process, with a network of two blocks."""
 
     def __init__(self, name, task, python, settings, folder):
         self.steps_ = networks().ours(task, settings, folder)
@@ -65,7 +65,7 @@ class TwoBlocks(MobileNetV2):
 
 @pytest.mark.slow
 def test_rates_of_ours_alone(script, command, capsys, tmp_path, monkeypatch):
-    """Both tasks from one set of weights, in this process."""
+    """Both tasks start from one set of weights, in this process."""
 
     def write_inputs(command, **_):
         assert command[2] == "inputs"

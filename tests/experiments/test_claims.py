@@ -1,4 +1,4 @@
-"""What all scripts have in common, before anything is trained."""
+"""What all scripts have in common. Nothing is trained."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The committed results of scripts that train no study."""
+"""The committed results of scripts that do not train a study."""
 
 import json
 

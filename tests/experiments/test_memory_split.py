@@ -16,7 +16,7 @@ def script():
 
 @pytest.fixture
 def few_blocks(monkeypatch):
-    """Networks of two blocks."""
+    """Measure networks of two blocks."""
     whole = create.create_model
     monkeypatch.setattr(create, "create_model", lambda name, **given: whole(name, stages=STAGES[name], **given))
 
@@ -45,7 +45,7 @@ def test_from_flags_to_files_and_drawn_again(script, few_blocks, tmp_path, capsy
         low, high = row["time_ratio_range"]
         assert low <= row["time_ratio"] <= high
 
-    # Records that were made before they had the times' range are drawn too.
+    # Older records, without the range of times, are drawn too.
     for row in summary["sweep"]:
         del row["time_ratio_range"]
     (tmp_path / "out" / "summary.json").write_text(json.dumps(summary))

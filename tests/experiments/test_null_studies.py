@@ -22,7 +22,7 @@ def test_twice_the_same(script, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "summary.json", "figure.png", "figure.svg"}
     assert {"experiment", "environment", "command"} <= summary.keys()
     assert script.compute(options) == summary["results"]
-    # Mixed studies have two comparisons or more.
+    # Mixed studies have at least two comparisons.
     assert len(summary["results"]) == 8 * 2 * 2 - 2
     by_name = {(each["differences"], each["n"], each["comparisons"]): each for each in summary["results"]}
     wrong = by_name["failing, by the mean", 8, 1]["false_verdicts"]
@@ -59,7 +59,7 @@ def test_studies_that_cannot_decide_are_not_drawn(script):
 
 @pytest.mark.parametrize("name", ["normal", "heavy", "exponential", "lognormal", "mixed", "failing, by the mean"])
 def test_drawn_differences_are_what_they_are_called(script, name):
-    """Their mean is the truth, and those of one study correlate by a half where they are normal."""
+    """Their mean is the true difference, and normal differences of one study correlate by 1/2."""
     case = script.cases()[name]
     values, baseline, truth = script.draw_studies(case, 20_000, 2, 2, np.random.default_rng(0))
     differences = values - baseline[:, None]

@@ -1,4 +1,4 @@
-"""What the script recomputes, what it marks, and what it writes."""
+"""The numbers that paper_tables.py recomputes, its marks, and its files."""
 
 import csv
 import importlib.util
@@ -15,7 +15,7 @@ from mnv2_jax import cli
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "paper_tables.py"
 
-# Of the released checkpoints, exact to 0.01 million.
+# Released checkpoints, exact to 0.01 million.
 MULTIPLY_ADDS = {
     "1.4_224": 582.20, "1.3_224": 509.37,
     "1.0_224": 300.77, "1.0_192": 221.32, "1.0_160": 154.08, "1.0_128": 99.07, "1.0_96": 56.29,
@@ -27,12 +27,12 @@ MULTIPLY_ADDS = {
 
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module, so that all tests count a network once."""
-    # Where Python looks when it runs the script: its other parts are there.
+    """Load the script as a module, so that each network is counted once for all tests."""
+    # Like Python when it runs the script, so that its sibling modules are found.
     sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("paper_tables", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    # Where dataclasses look for the module of a class.
+    # dataclasses looks up the module of a class here.
     sys.modules["paper_tables"] = module
     spec.loader.exec_module(module)
     sys.path.remove(str(SCRIPT.parent))
@@ -47,8 +47,8 @@ def tables(script):
 
 @pytest.fixture
 def run(script, monkeypatch):
-    """The exit code of the command, in this process; 0 if it ends by itself."""
-    # These change the process for good.
+    """Run the command in this process; return its exit code, 0 if it returns normally."""
+    # These would change this process permanently.
     monkeypatch.setattr(cli, "silence_libraries", lambda: None)
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
 
@@ -64,7 +64,7 @@ def run(script, monkeypatch):
 
 
 def cells(table, column):
-    """The cells of a column, by row."""
+    """Return the cells of a column, by row."""
     place = [column.title for column in table.columns].index(column)
     return {row.name: row.cells[place] for row in table.rows}
 
@@ -87,7 +87,7 @@ def test_all_released_checkpoints_agree_exactly(script, tables):
         assert math.floor(cost) == int(row.multiply_adds)
         assert round(cost, 2) == MULTIPLY_ADDS[f"{row.width}_{row.resolution}"]
         assert f"{size:.2f}" == row.parameters
-        # The released networks have one class more: a column of the classifier, which changes neither.
+        # The released networks have one more class, hence one more classifier column, which changes neither number.
         features = script.layers(script.V2, row.width, row.resolution)[-1].input_shape[-1]
         assert math.floor(cost + features / 1e6) == int(row.multiply_adds)
         assert f"{size + (features + 1) / 1e6:.2f}" == row.parameters
@@ -147,7 +147,7 @@ def test_peak_memory(script, tables):
         "702.5",
         "3010.6",
     ]
-    # The remark: a shortcut's input, kept while the block runs, does not raise the peak.
+    # The remark holds: a shortcut's input, kept while the block runs, does not raise the peak.
     shortcuts = [block for block in script.blocks(script.V2) if block.input_shape == block.output_shape]
     held = [
         layer.activation_bytes(script.FP16) + math.prod(block.input_shape) * script.FP16
@@ -247,7 +247,7 @@ def test_files_and_terminal(run, script, tmp_path, capsys):
     assert all(
         f"## {title}" in document for title in ("Table 1", "Table 2", "Sec. 4", "Table 3", "Sec. 5.1", "Table 4")
     )
-    # Every mark has its sentence below it, and the other way round, table by table.
+    # In every table, each mark has an explanation below, and each explanation a mark.
     for section in document.split("\n## ")[1:]:
         marks = set(re.findall(r"≠([a-z]) \|", section))
         assert marks == set(re.findall(r"^≠([a-z]) ", section, re.MULTILINE))

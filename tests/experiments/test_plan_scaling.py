@@ -1,4 +1,4 @@
-"""The script without the TPU compiler: with the plans that were made with it."""
+"""plan_scaling.py without the TPU compiler, on committed plans."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ RESULTS = EXPERIMENTS / "results" / "plan_scaling"
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """The plans that were made, and the slices that are compiled for."""
+    """Return the committed plans, and the list of slices that are compiled for."""
     for name in ("config.json", "plans.json", "summary.json"):
         (tmp_path / "out").mkdir(exist_ok=True)
         shutil.copy(RESULTS / name, tmp_path / "out")

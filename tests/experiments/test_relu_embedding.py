@@ -60,7 +60,7 @@ def test_twice_the_same(script, tmp_path, capsys):
     assert {"experiment", "environment", "command"} <= summary.keys()
     output = capsys.readouterr().out
     assert summary["reading"]["sentence"] in output
-    # Another curve is not put in the same folder.
+    # Results for another curve are not written to the same folder.
     with pytest.raises(UserError, match="turns is 2.5 there and 3 here"):
         script.main(script.Options(**TINY, turns=3, out=tmp_path))
 

@@ -9,7 +9,7 @@ FOLDERS = ("ablate_bottleneck_digits", "ablate_residual_shortcut_digits")
 
 @pytest.fixture
 def studies(tmp_path):
-    """Folders of finished studies without pictures and pages."""
+    """Create folders of finished studies, without figures and pages."""
     for name in FOLDERS:
         (tmp_path / name).mkdir()
         for file in ("summary.json", "metrics.jsonl"):
@@ -17,7 +17,7 @@ def studies(tmp_path):
 
 
 def contents(folder):
-    """Every file below a folder, with its bytes."""
+    """Return all files below a folder, with their bytes."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""The committed evidence: every summary follows from the records beside it."""
+"""The committed results: every summary follows from the records beside it."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_summary_is_made_again_from_its_records(folder):
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_no_interval_contradicts_its_verdict(folder):
-    """A hollow dot stands beside an interval that holds zero, a filled one beside one that does not reach across it."""
+    """Inconclusive arms (hollow dots) have intervals that contain zero; decided ones (filled) do not cross zero."""
     for comparison in json.loads((folder / "summary.json").read_text())["comparisons"]:
         low, high = comparison["ci95"]
         across = low < 0 < high

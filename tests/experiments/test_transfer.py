@@ -8,7 +8,7 @@ def test_from_scratch_tuned_and_frozen():
         ("scratch", None), ("fine-tuned", "somewhere"), ("frozen", "somewhere")
     ]  # fmt: skip
     assert study.run(study.arms[2]).training.freeze == "backbone"
-    # The weights say how many strides there are, and the first two share a program.
+    # The number of unit strides comes from the weights; the first two arms share a program.
     assert study.model["unit_strides"] is None
     assert [len(family) for family in families(study)] == [2, 1]
 

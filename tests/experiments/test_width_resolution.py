@@ -12,7 +12,7 @@ def test_widths_and_resolutions_of_both_networks(digits):
     assert len(study.arms) == 8
     few = dataclasses.replace(study, arms=tuple(arm for arm in study.arms if " 0.5 " in arm.name))
     costs = costs_of(few, digits)
-    # A quarter of the pixels; the classifier and what rounds up cost the same.
+    # A quarter of the pixels, but the classifier costs the same and odd sizes round up.
     assert costs["V2 0.5 14"][0] == pytest.approx(costs["V2 0.5 28"][0] / 4, rel=0.15)
     assert costs["V1 0.5 14"][1] == costs["V1 0.5 28"][1]
     assert max(cost for _, cost, _ in study.published) == 582e6

@@ -1,4 +1,4 @@
-"""A script as a process of its own, its network cut down to one block: for `test_ablate_bottleneck.py`.
+"""Run a script with a network of one block, in its own process, for `test_ablate_bottleneck.py`.
 
 python tiny_study.py SCRIPT FLAGS
 """
@@ -13,7 +13,7 @@ _shared_settings = design.shared_settings
 
 
 def shared_settings(options):
-    """As the scripts' own, with one block."""
+    """Return the scripts' settings, with one block."""
     return {**_shared_settings(options), "stages": STAGES}
 
 

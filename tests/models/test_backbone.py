@@ -1,4 +1,4 @@
-"""The walk that all networks share, its settings, and which of them are refused."""
+"""The forward pass that all networks share, its settings, and invalid ones."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from mnv2_jax.models.classic_residual import ClassicResidualNet
 from mnv2_jax.models.cost import count_parameters, layer_costs
 from mnv2_jax.models.mobilenet_v2 import STAGES
 
-# Four blocks with strides, an expansion and a shortcut: compiled in seconds.
+# Four blocks with strides, an expansion and a shortcut, compiled in seconds.
 SMALL = MobileNetV2(7, 0.25, stages=(*STAGES[:2], STAGES[-1]))
 IMAGES = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
 
@@ -74,13 +74,13 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32(variables):
     assert ends.pop("logits").dtype == ends.pop("pooled").dtype == jnp.float32
     assert {leaf.dtype for leaf in ends.values()} == {jnp.dtype("bfloat16")}
     wide = endpoints(SMALL, variables)["head"]
-    # 8 bits of mantissa, over ten layers.
+    # 8 bits of mantissa over ten layers.
     assert 0 < jnp.abs(ends["head"] - wide).max() < 0.05 * jnp.abs(wide).max()
 
 
 @pytest.mark.parametrize("kind", [MobileNetV1, MobileNetV2, ClassicResidualNet])
 def test_a_network_of_large_kernels_is_the_same_with_either_form_of_them(kind):
-    """Outputs and gradients; dilated, and with maps smaller than the kernel."""
+    """Outputs and gradients, with dilation and with maps smaller than the kernel."""
     stages = (Stage(1, 16, 1, 1), Stage(1, 24, 1, 2), Stage(1, 24, 1, 2))
     model = kind(3, 0.1, stages=stages, kernel_size=7, output_stride=8, convention="pytorch")
     variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
@@ -100,7 +100,7 @@ def test_a_network_of_large_kernels_is_the_same_with_either_form_of_them(kind):
 def test_output_stride_keeps_maps_fine_and_weights_the_same(output_stride):
     layers = {layer.name: layer for layer in layer_costs(MobileNetV2(output_stride=output_stride), (96, 96, 3))}
     assert layers["head"].output_shape[:2] == (96 // output_stride, 96 // output_stride)
-    # The block that would have lost resolution does not; those behind it look as far as before.
+    # The block with the removed stride keeps the resolution; later blocks are dilated to keep their receptive field.
     assert layers["block_13/depthwise"].stride == 1
     assert layers["block_13/depthwise"].dilation == 16 // output_stride
     assert layers["block_14/depthwise"].dilation == 32 // output_stride
@@ -108,7 +108,7 @@ def test_output_stride_keeps_maps_fine_and_weights_the_same(output_stride):
 
 
 def test_a_dilated_network_computes_at_more_places_what_the_strided_one_computes():
-    """Every second pixel of the finer map is the strided map, away from the borders."""
+    """Away from borders, every second pixel of the finer map is the strided map."""
     fine = MobileNetV2(7, 0.25, stages=(Stage(1, 16, 1, 2), Stage(6, 24, 2, 2), Stage(6, 64, 1, 2), Stage(6, 64, 1, 1)))
     images = jax.random.normal(jax.random.key(2), (1, 128, 128, 3))
     variables = jax.jit(fine.init)(jax.random.key(0), images)
@@ -116,7 +116,7 @@ def test_a_dilated_network_computes_at_more_places_what_the_strided_one_computes
     finer = endpoints(fine.clone(output_stride=8), variables, images)["block_4"]
     assert coarse.shape[1:3] == (8, 8)
     assert finer.shape[1:3] == (16, 16)
-    # TensorFlow's padding puts the odd pixel at the end: a strided map is centred a pixel off.
+    # TensorFlow pads the odd pixel at the end, so a strided map is centered one pixel off.
     np.testing.assert_allclose(finer[:, 1::2, 1::2][:, 2:-2, 2:-2], coarse[:, 2:-2, 2:-2], rtol=1e-4, atol=1e-5)
 
 
@@ -132,7 +132,7 @@ def test_the_inner_activation_is_every_layer_s_but_the_bottleneck_s():
 
 
 def with_statistics(variables, key):
-    """A trained network's: every scale, bias and running statistic something of its own."""
+    """Return variables like a trained network's: all scales, biases and running statistics differ."""
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     leaves = [leaf + 0.3 * jnp.abs(jax.random.normal(k, leaf.shape)) for k, leaf in zip(keys, leaves, strict=True)]
@@ -194,7 +194,7 @@ def test_frozen_batch_norm_trains_on_the_running_statistics_and_leaves_them(vari
     logits, updates = run(frozen, IMAGES)
     np.testing.assert_allclose(logits, jax.jit(SMALL.apply)(variables, IMAGES), rtol=1e-5, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
-    # No image depends on its company.
+    # An image's output does not depend on the rest of the batch.
     np.testing.assert_allclose(run(frozen, IMAGES[:2])[0], logits[:2], rtol=1e-4, atol=1e-4)
     moved = run(SMALL, IMAGES)[1]["batch_stats"]["stem"]["norm"]["mean"]
     assert not np.array_equal(moved, variables["batch_stats"]["stem"]["norm"]["mean"])
@@ -217,7 +217,7 @@ def test_a_frozen_network_still_drops_features_and_learns(variables):
 
 
 class Gated(Block):
-    """Somebody's block: it gates a dense layer by the width of the block before."""
+    """A user-defined block that adds the number of the previous block's endpoints to a scaled dense layer."""
 
     gain: float = 2.0
 
@@ -235,7 +235,7 @@ def test_a_block_of_one_s_own_is_handed_in_as_a_class(network):
     assert [name for name in ends if name.startswith("block")] == names
     assert ends["block_1"].shape == (4, 4, 4, 8)
     assert variables["params"]["block_2"]["dense"]["conv"]["kernel"].shape[:2] == (1, 1)
-    # The first block has none before it, the others see what theirs has: "dense" and "output".
+    # The first block has no previous block; the others see two endpoints, "dense" and "output".
     np.testing.assert_allclose(ends["block_0"], 2 * ends["block_0/dense"], rtol=1e-6)
     np.testing.assert_allclose(ends["block_1"], 2 * ends["block_1/dense"] + 2, rtol=1e-6)
 

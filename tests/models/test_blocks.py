@@ -1,4 +1,4 @@
-"""What each block computes, whole and in parts of its inner channels (Sec. 5.1), and how blocks are named."""
+"""What blocks compute, whole and in parts of their inner channels (Sec. 5.1), and their names."""
 
 import functools
 
@@ -28,7 +28,7 @@ X = jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
 
 
 def without(variables, layer):
-    """With a layer's norm scaled to nothing, the block is what is added to it."""
+    """Set the scale of a layer's norm to 0, so that only what is added to the layer remains."""
     norm = variables["params"][layer]["norm"]
     norm["scale"] = jnp.zeros_like(norm["scale"])
     return variables
@@ -36,7 +36,7 @@ def without(variables, layer):
 
 @pytest.mark.parametrize(("stride", "features", "shortcut"), [(1, 8, True), (2, 8, False), (1, 16, False)])
 def test_shortcut_only_at_stride_1_and_equal_channels(stride, features, shortcut):
-    """With the projection's norm scaled to nothing, the block is its shortcut alone."""
+    """With the scale of the projection's norm at 0, only the block's shortcut remains."""
     block = InvertedResidual(features, expansion=6, stride=stride)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
     variables = block.init(jax.random.key(1), x, train=False)
@@ -74,13 +74,13 @@ def test_a_shortcut_between_expansions_joins_what_is_as_wide(stride, channels, j
 
     change = ends({"depthwise": before})["depthwise"] - ends({})["depthwise"]
     np.testing.assert_allclose(change, before if joined else 0, atol=1e-5)
-    # The bottlenecks are not joined.
+    # There is no shortcut between the bottlenecks.
     apart = block.apply(without(variables, "project"), X, False, {"depthwise": before}, method="endpoints")
     np.testing.assert_array_equal(apart["output"], jnp.zeros_like(apart["output"]))
 
 
 def test_a_block_that_is_linear_inside_has_no_corner():
-    """Negative inputs go where positive ones go, turned round; with ReLU6 they do not."""
+    """Negating the input negates the output; with ReLU6 it does not."""
     for kind, same in ((LinearInside, True), (InvertedResidual, False)):
         block = kind(8)
         variables = block.init(jax.random.key(1), X, False)
@@ -142,7 +142,7 @@ SMALL = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
 
 
 def blocks():
-    """(input channels, settings) of the 17 blocks of MobileNetV2 1.0; of equal ones the first."""
+    """Return (input channels, output channels, t, stride) of the distinct blocks of MobileNetV2 1.0."""
     channels, found = 32, {}
     for stage in STAGES:
         for repeat in range(stage.repeats):
@@ -153,7 +153,7 @@ def blocks():
 
 
 def with_statistics(variables, key):
-    """A trained network's: every scale, bias and running statistic something of its own."""
+    """Return variables like a trained network's: all scales, biases and running statistics differ."""
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(key, len(leaves))
     leaves = [leaf + 0.3 * jnp.abs(jax.random.normal(k, leaf.shape)) for k, leaf in zip(keys, leaves, strict=True)]
@@ -161,7 +161,7 @@ def with_statistics(variables, key):
 
 
 def difference(block, x, splits):
-    """The largest difference to the whole block, as a share of its largest output, of each split."""
+    """Return, per split, the largest difference to the unsplit block, relative to its largest output."""
     variables = with_statistics(jax.jit(block.init, static_argnums=2)(jax.random.key(1), x, False), jax.random.key(2))
     apply = jax.jit(block.apply, static_argnums=(2, 3))
     whole = np.asarray(apply(variables, x, False))
@@ -169,7 +169,7 @@ def difference(block, x, splits):
 
 
 def part_sizes(inner):
-    """The smallest split of each size of parts that there is: the others of that size are the same program."""
+    """Return the smallest split for each possible part size; other splits of that size give the same program."""
     return list({-(-inner // split): split for split in range(inner, 1, -1)}.values())
 
 
@@ -189,7 +189,7 @@ def part_sizes(inner):
     ids=str,
 )
 def test_a_block_in_parts_is_the_block(settings):
-    """In parts of equal size, with a smaller last one, and of one channel each; of more than there are channels, too."""
+    """In equal parts, with a smaller last part, and in more parts than channels (one channel each)."""
     kind = settings.get("kind", InvertedResidual)
     block = kind(8, **{name: value for name, value in settings.items() if name != "kind"})
     inner = round(block.expansion * 8)
@@ -207,7 +207,7 @@ def test_every_block_of_the_network_in_every_split(inputs, features, expansion, 
 
 
 def test_memory_falls_with_the_split_and_the_expansion_is_never_whole():
-    """The largest block of MobileNetV2 1.0 at 224 pixels: 16 channels, 96 inside, of 112 x 112 pixels."""
+    """The largest block of MobileNetV2 1.0 at 224 pixels has 16 channels, 96 inside, at 112 x 112 pixels."""
     block = InvertedResidual(24, stride=2)
     x = jax.ShapeDtypeStruct((1, 112, 112, 16), jnp.float32)
     variables = jax.eval_shape(lambda: block.init(jax.random.key(0), jnp.zeros(x.shape), False))
@@ -237,14 +237,14 @@ def test_what_cannot_be_split_is_refused(block, train, split, says):
 
 
 class JoinedInside(InvertedResidual):
-    """A variant of somebody's own: what comes before is joined inside."""
+    """A user-defined variant with an addition inside the block."""
 
     def join_inner(self, name, y, before):
         return y + 1
 
 
 class MixedInside(InvertedResidual):
-    """A variant of somebody's own: a layer inside that mixes channels."""
+    """A user-defined variant with an inner layer that mixes channels."""
 
     def inner_layers(self, inner):
         return {**super().inner_layers(inner), "mix": self.conv_norm(inner, name="mix")}
@@ -252,7 +252,7 @@ class MixedInside(InvertedResidual):
 
 @pytest.mark.parametrize("variant", [JoinedInside, MixedInside])
 def test_a_variant_whose_inner_channels_need_each_other_cannot_be_split(variant):
-    """In parts it would silently be another function."""
+    """Split, it would silently compute another function."""
     block = variant(8)
     variables = block.init(jax.random.key(1), X, False)
     with pytest.raises(ValueError, match="cannot be split"):
@@ -263,7 +263,7 @@ def test_a_variant_whose_inner_channels_need_each_other_cannot_be_split(variant)
 
 
 class Twice(InvertedResidual):
-    """A variant of somebody's own: the shortcut counts double."""
+    """A user-defined variant that adds its shortcut twice."""
 
     def join(self, x, y):
         return 2 * x + y
@@ -275,7 +275,7 @@ def test_a_variant_of_one_s_own_overrides_a_method():
 
 
 class OnlyDense(Block):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
     @nn.compact
     def endpoints(self, x, train, before=None, split=1):

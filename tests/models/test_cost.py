@@ -9,9 +9,9 @@ def layers_of(width, size):
     return layer_costs(create_model("mobilenet_v2", width_multiplier=width), (size, size, 3))
 
 
-# Width, resolution, multiply-adds in millions and parameters in millions without batch norm, as in
-# tensorflow/models, research/slim/nets/mobilenet/README.md, which cuts the former to whole millions; then the former
-# to two digits, worked out by hand from the table of layers.
+# Width, resolution, multiply-adds and parameters without batch norm in millions, from tensorflow/models,
+# research/slim/nets/mobilenet/README.md, which truncates multiply-adds to whole millions. Last, the multiply-adds to
+# two decimals, computed by hand from the table of layers.
 RELEASED = [
     (1.4, 224, 582, 6.06, 582.20), (1.3, 224, 509, 5.34, 509.37),
     (1.0, 224, 300, 3.47, 300.77), (1.0, 192, 221, 3.47, 221.32), (1.0, 160, 154, 3.47, 154.08),
@@ -52,7 +52,7 @@ def test_parameters_at_every_width(width, parameters, without_batch_norm, of_100
     batch_norm = sum(layer.batch_norm_parameters for layer in layers)
     assert sum(layer.parameters for layer in layers) == without_batch_norm
     assert without_batch_norm + batch_norm == parameters
-    # Running mean and variance have the size of scale and bias.
+    # Running mean and variance have the sizes of scale and bias.
     assert parameters + batch_norm == with_statistics
     assert parameters + layers[-1].kernel_shape[0] + 1 == of_1001
 
@@ -64,7 +64,7 @@ def test_exact_multiply_adds_and_counting_functions():
 
 
 def test_blocks_cost_what_the_table_of_layers_says():
-    """Convolution parameters, batch-norm parameters and multiply-adds at width 1.0 and 224 pixels."""
+    """Convolution parameters, batch-norm parameters and millions of multiply-adds at width 1.0 and 224 pixels."""
     published = {
         "stem": (864, 64, 10.838), "block_0": (800, 96, 10.035), "block_1": (4704, 432, 29.202),
         "block_2": (8208, 624, 25.740), "block_3": (9360, 640, 15.467), "block_4": (14016, 832, 10.989),
@@ -98,7 +98,7 @@ def test_the_network_as_table_2_writes_it():
 
 @pytest.mark.parametrize(
     ("name", "channels", "positions"),
-    # Of the depthwise convolutions: channels, and channels times output pixels at 224 pixels.
+    # Totals over depthwise convolutions: channels, and channels times output pixels for 224-pixel images.
     [("mobilenet_v2", 7_136, 2_301_824), ("mobilenet_v1", 4_960, 1_931_776), ("classic_residual", 1_504, 572_320)],
 )
 @pytest.mark.parametrize("side", [5, 7])
@@ -113,7 +113,7 @@ def test_a_larger_kernel_costs_its_pixels_in_every_block_and_nothing_else(name, 
 
 
 def test_memory():
-    """Sec. 5.1, in half precision: layer by layer, and with a block as one operator."""
+    """Sec. 5.1 in half precision, layer by layer and with a block as one operator."""
     layers = layers_of(1.0, 224)
     largest = max(layers, key=lambda layer: layer.activation_bytes(2))
     assert (largest.name, largest.activation_bytes(2)) == ("block_1/depthwise", 2 * (96 * 112**2 + 96 * 56**2))

@@ -37,7 +37,7 @@ def test_stages_may_be_lists_and_a_block_a_name_or_a_class():
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_blocks_and_activations_of_one_s_own_are_described_and_have_to_be_handed
 
 
 class Other(MobileNetV2):
-    """A network of somebody's own, with one more setting."""
+    """A user-defined network with one more setting."""
 
     gain: float = 1.0
 
@@ -111,7 +111,7 @@ def test_a_network_of_one_s_own_is_described_once_it_has_a_name(monkeypatch):
 
 
 class Pair(nn.Module):
-    """A network on the output of another one."""
+    """A network on top of another one."""
 
     num_classes: int = 10
     body: Backbone = MobileNetV2(0, head=False)
@@ -200,7 +200,7 @@ def test_a_new_attribute_counts_by_itself(monkeypatch):
 SAVED = {"num_classes": 10, "width_multiplier": 0.35, "unit_strides": 1, "output_stride": None, "activation": "relu6",
          "convention": "tensorflow", "dropout_rate": 0.2, "batch_norm_momentum": 0.9, "batch_norm_axis": None,
          "dtype": "float32"}  # fmt: skip
-"""What it saved of every network, besides "name" and "layers"."""
+"""What version 0.1.0 saved for every network, besides "name" and "layers"."""
 ROWS = [[1, 16, 1, 1], [6, 24, 2, 2]]
 
 

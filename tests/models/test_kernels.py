@@ -13,7 +13,7 @@ def normal(seed, *shape):
 
 
 def assert_same(ours, x, kernel, window):
-    """Values and both gradients are the native convolution's."""
+    """Check that values and both gradients equal those of the native convolution."""
     y, pull = jax.vjp(lambda x, kernel: ours(x, kernel, window), x, kernel)
     native_y, native_pull = jax.vjp(lambda x, kernel: kernels.native_convolution(x, kernel, window), x, kernel)
     assert y.shape == native_y.shape
@@ -26,7 +26,7 @@ def assert_same(ours, x, kernel, window):
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize(
     ("kind", "stride", "dilation"),
-    # No network here strides a 1x1, or dilates what it strides.
+    # No network here has a strided 1x1 convolution, or one that is both strided and dilated.
     [("depthwise", 1, 1), ("depthwise", 2, 1), ("depthwise", 1, 2), ("full", 1, 1), ("full", 2, 1), ("full", 1, 3),
      ("pointwise", 1, 1)],
 )  # fmt: skip
@@ -43,7 +43,7 @@ def test_the_cpu_form_is_the_native_convolution(kind, stride, dilation, size, co
 
 @pytest.mark.parametrize("convention", ["tensorflow", "pytorch"])
 @pytest.mark.parametrize(
-    # The last maps of small images are smaller than the kernel.
+    # With small images, the last maps are smaller than the kernel.
     ("side", "size", "stride", "dilation"),
     [(5, 8, 2, 1), (5, 7, 1, 2), (7, 8, 1, 1), (7, 2, 2, 1)],
 )
@@ -58,7 +58,7 @@ def test_the_cpu_form_of_a_large_depthwise_kernel_is_the_native_convolution(side
     ("kind", "stride", "dilation"), [("depthwise", 1, 2), ("depthwise", 2, 1), ("full", 2, 1), ("pointwise", 1, 1)]
 )
 def test_the_cpu_form_in_bfloat16_is_the_native_convolution_to_rounding(kind, stride, dilation):
-    """Beside the same in float32, from the same rounded numbers; bfloat16 keeps 8 bits, and the CPU form rounds each sum."""
+    """Compared with float32 on the same rounded inputs; bfloat16 keeps 8 bits, and the CPU form rounds each sum."""
     side = 1 if kind == "pointwise" else 3
     x = normal(0, 2, 7, 8, 5).astype(jnp.bfloat16)
     kernel = normal(1, side, side, 1 if kind == "depthwise" else 5, 5).astype(jnp.bfloat16)
@@ -77,7 +77,7 @@ def test_the_cpu_form_in_bfloat16_is_the_native_convolution_to_rounding(kind, st
 
 @pytest.mark.parametrize("kind", ["depthwise", "pointwise"])
 def test_gradients_of_kernels_are_summed_in_float32_whatever_the_type(kind):
-    """A sum of 32,768 products of ones would stop at 256 in bfloat16."""
+    """In bfloat16, a sum of 32,768 products of ones would stop at 256."""
     x = jnp.ones((32, 32, 32, 2), jnp.bfloat16)
     kernel = jnp.ones((1, 1, 1 if kind == "depthwise" else 2, 2), jnp.bfloat16)
     form = kernels.depthwise_convolution if kind == "depthwise" else kernels.convolution
@@ -87,7 +87,7 @@ def test_gradients_of_kernels_are_summed_in_float32_whatever_the_type(kind):
 
 
 def test_tpu_and_gpu_get_the_native_depthwise_convolution():
-    """One form is lowered for a platform, chosen by the platform: nothing of the other is left in the text."""
+    """Each platform is lowered with one form, and the text has nothing of the other."""
     x, kernel = normal(0, 1, 8, 8, 4), normal(1, 3, 3, 1, 4)
 
     def gradient(x, kernel):

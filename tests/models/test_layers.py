@@ -25,7 +25,7 @@ def normal(seed, *shape):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    # 32 * 0.35 = 11.2 would become 8 and lose 29 %, so it becomes 16; 24 * 0.35 = 8.4 may become 8.
+    # 32 * 0.35 = 11.2 becomes 16, since 8 would lose 29 %; 24 * 0.35 = 8.4 becomes 8.
     [(11.2, 16), (8.4, 8), (3, 8), (12, 16), (20, 24), (1792, 1792), (96 * 0.75, 72), (24 * 1.4, 32)],
 )
 def test_make_divisible(value, expected):
@@ -155,7 +155,7 @@ def test_what_dropout_drops_depends_on_the_index_in_the_global_batch():
 
 @pytest.mark.parametrize(
     ("convention", "depthwise", "deviation"),
-    # Truncated normal 0.09, uncorrected: 0.09 * 0.8796. Kaiming's fan-out: sqrt(2 / 64) and sqrt(2 / (9 * 64)).
+    # Truncated normal 0.09, uncorrected: 0.09 * 0.8796. Kaiming fan-out: sqrt(2 / 64) and sqrt(2 / (9 * 64)).
     [
         ("tensorflow", False, 0.0792),
         ("tensorflow", True, 0.0792),

@@ -10,7 +10,7 @@ from mnv2_jax.models.mobilenet_v1 import STAGES
 
 @pytest.mark.parametrize(
     ("width", "parameters", "multiply_adds"),
-    # Parameters as Keras counts them, less moving statistics; millions of multiply-adds as in the V1 paper's Table 6
+    # Parameters as Keras counts them, minus moving statistics; millions of multiply-adds as in the V1 paper's Table 6
     # and 7 (569, 325, 149, 41).
     [(1.0, 4_231_976, 569), (0.75, 2_585_560, 325), (0.5, 1_331_592, 149), (0.25, 470_072, 41)],
 )
@@ -25,7 +25,7 @@ def test_shapes():
     ends = {0: (112, 64), 2: (56, 128), 4: (28, 256), 10: (14, 512), 12: (7, 1024)}
     for block, (size, channels) in ends.items():
         assert layers[f"block_{block}/pointwise"].output_shape == (size, size, channels)
-    assert len(layers) == 28  # the "28 layers" of its paper
+    assert len(layers) == 28  # the "28 layers" of the V1 paper
 
 
 def test_forward_pass():

@@ -1,6 +1,6 @@
-"""What the tests against other packages share: their networks with random weights and random statistics.
+"""Fixtures of the tests against other packages: their networks with random weights and statistics.
 
-`pip install -e '.[test,peers]'` and `pytest -m peers` run them; without the packages they are not collected.
+Run them with `pip install -e '.[test,peers]'` and `pytest -m peers`; without the packages they are not collected.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ if any(importlib.util.find_spec(name) is None for name in PEERS):
     collect_ignore_glob = ["test_*.py"]
 else:
     with warnings.catch_warnings():
-        # Their warnings at import are not ours to mend.
+        # We cannot fix warnings that they raise at import.
         warnings.simplefilter("ignore")
         for name in PEERS:
             importlib.import_module(name)
@@ -32,9 +32,9 @@ def pytest_collection_modifyitems(items):
 
 
 def randomized(state, seed=0):
-    """Arrays in the place of a network's own: fan-in-scaled kernels, and norms that do something.
+    """Return random arrays for a network: fan-in-scaled kernels, and norms that are not the identity.
 
-    `state` maps names to arrays; a name's end tells what it is, in PyTorch's words or Keras's.
+    `state` maps names to arrays. The end of a name, in PyTorch's or Keras's terms, says what the array is.
     """
     generator = np.random.default_rng(seed)
     result = {}
@@ -49,14 +49,14 @@ def randomized(state, seed=0):
         elif len(shape) == 1:
             result[name] = (0.3 * generator.normal(size=shape)).astype(np.float32)
         else:
-            # A depthwise kernel sees 9 values, whichever axis its channels are on.
+            # A depthwise kernel has fan-in 9, whichever axis holds its channels.
             seen = np.prod(shape) / max(shape) if 1 in shape[1:] and 3 in shape else np.prod(shape) / max(shape[0], 1)
             result[name] = (generator.normal(size=shape) * (2 / max(seen, 9)) ** 0.5).astype(np.float32)
     return result
 
 
 def randomize_torch(network, seed=0):
-    """The network itself, in evaluation mode."""
+    """Randomize a network in place; return it in evaluation mode."""
     import torch
 
     state = {name: value.numpy() for name, value in network.state_dict().items()}
@@ -65,7 +65,7 @@ def randomize_torch(network, seed=0):
 
 
 def randomize_keras(network, seed=0):
-    """The network itself."""
+    """Randomize a network in place and return it."""
     state = {variable.path: variable.numpy() for variable in network.weights}
     values = randomized(state, seed)
     for variable in network.weights:
@@ -75,5 +75,5 @@ def randomize_keras(network, seed=0):
 
 @pytest.fixture(scope="session")
 def images():
-    """Makes a batch of a size: the same for the same size."""
+    """Return a function that makes a batch of a size; the same size gives the same images."""
     return lambda size, count=2: np.random.default_rng(size).uniform(-1, 1, (count, size, size, 3)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the files beside the weights, or in them, say: networks and images as the packages themselves make them."""
+"""Configurations beside or inside weights: networks and preprocessing agree with the packages' own."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def apply(network, x):
 
 
 def noise(size):
-    """Blocks of random colours: what is a pixel aside is seen, and nothing is finer than a filter."""
+    """Return smooth random colours: coarser than any filter, but a shift by one pixel is visible."""
     generator = np.random.default_rng(sum(size))
     small = generator.integers(0, 255, (size[1] // 9, size[0] // 9, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -82,7 +82,7 @@ def test_images_are_prepared_as_the_image_processor_prepares_them(kind, settings
     ours = preprocess(image, how, network.resolution)
     assert ours.shape == expected.shape
     levels = np.abs(ours - expected) * np.float32(how.std) * 255
-    assert levels.max() <= 2.01  # the package rounds to bytes after each of its two passes
+    assert levels.max() <= 2.01  # the package rounds to bytes after each of two passes
     assert levels.mean() < 0.5
 
 

@@ -1,4 +1,4 @@
-"""Files that the packages wrote themselves, and ours read by their own strict loaders."""
+"""Files written by the packages themselves, and ours read by their strict loaders."""
 
 import io
 import json
@@ -239,7 +239,7 @@ LAYERS = keras.layers
 
 
 def larger_model(head, flattened=False, pooling=None):
-    """Transfer learning as Keras's guide does it: a backbone inside a larger model, or continued from its output."""
+    """Build a model as in Keras's transfer-learning guide: a backbone in a larger model, or layers on its output."""
     base = keras.applications.MobileNetV2(input_shape=(64, 64, 3), alpha=0.35, weights=None, include_top=False,
                                           pooling=pooling)  # fmt: skip
     if flattened:
@@ -306,7 +306,7 @@ def test_a_sequential_model(name, tmp_path):
         [base, LAYERS.GlobalAveragePooling2D(), LAYERS.Dense(4, activation="softmax", name="mine")]
     )
     network.compile("adam", "categorical_crossentropy")
-    network.optimizer.build(network.trainable_variables)  # its state is in the file as well
+    network.optimizer.build(network.trainable_variables)  # its state is saved too
     (network.save_weights if "weights" in name else network.save)(tmp_path / name)
     weights = load_weights(tmp_path / name)
     assert weights.model.num_classes == 4
@@ -329,7 +329,7 @@ def test_another_pooling_is_no_classifier_of_ours(tmp_path):
 
 
 def slim_checkpoint(path, variables, averages):
-    """As the paper's code writes it: its names, a background class, the optimizer's slots, moving averages."""
+    """Write a checkpoint like the paper's code: its names, a background class, optimizer slots, moving averages."""
     scopes = {"stem": "Conv", "head": "Conv_1"}
     for block in range(17):
         for layer in ("expand", "depthwise", "project"):

@@ -1,4 +1,4 @@
-"""The same function as the real packages: logits, features, and gradients of every parameter."""
+"""Equality with the original packages: logits, features, and gradients of all parameters."""
 
 import functools
 
@@ -20,7 +20,7 @@ from .conftest import randomize_keras, randomize_torch
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.4)
 SIZES = (64, 97)
-TOLERANCE = 2e-5  # of the logits' standard deviation
+TOLERANCE = 2e-5  # relative to the logits' standard deviation
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,17 +54,17 @@ def test_torchvision_and_timm(width, images, tmp_path):
     other_weights = load_torch(other, tmp_path, "timm")
     for size in SIZES:
         assert_same(apply(weights.model, weights.variables, images(size)), torch_logits(network, images(size)))
-        # timm's network is the same function of our tree: the compiled program serves both.
+        # timm's network is the same model here, so one compiled program serves both.
         assert other_weights.model == weights.model
         assert_same(apply(weights.model, other_weights.variables, images(size)), torch_logits(other, images(size)))
 
 
-# Keras takes most of the time that these tests need, so some widths have one size only.
+# Keras takes most of the time of these tests, so some widths have only one size.
 @pytest.mark.parametrize(
     ("width", "sizes"), [(0.35, SIZES), (0.5, SIZES[:1]), (0.75, SIZES[1:]), (1.0, SIZES[1:]), (1.4, SIZES[:1])]
 )
 def test_keras_and_transformers(width, sizes, images, tmp_path):
-    # Keras fixes the size of the images in the network, with a padding that depends on it.
+    # Keras fixes the image size in the network, and its padding depends on it.
     networks = [keras.applications.MobileNetV2(input_shape=(size, size, 3), alpha=width, weights=None,
                                                classifier_activation=None) for size in sizes]  # fmt: skip
     network = randomize_keras(networks[0])
@@ -95,7 +95,7 @@ def test_output_stride_as_in_transformers(output_stride, images, tmp_path):
         ends = jax.jit(functools.partial(model.apply, method="endpoints"))(weights.variables, x)
         theirs = body.numpy().transpose(0, 2, 3, 1)
         assert ends["head"].shape == theirs.shape
-        # Of some 100,000 differences the root mean square, not the largest.
+        # The root mean square, not the maximum, of some 100,000 differences.
         assert np.std(ends["head"] - theirs) <= TOLERANCE * np.std(theirs)
         assert_same(ends["logits"], torch_logits(network, x))
 
@@ -114,7 +114,7 @@ def test_mobilenet_v1_of_keras_and_transformers(width, images, tmp_path):
     network.save(tmp_path / "keras.keras")
     weights = load_weights(tmp_path / "keras.keras", "keras")
     assert weights.model.width_multiplier == width
-    # Keras pads every strided layer (0, 1), which is SAME for even sizes only.
+    # Keras pads every strided layer (0, 1), which equals SAME only for even sizes.
     keras_logits = np.asarray(jax.jit(functools.partial(network, training=False))(images(64)))
     assert_same(apply(weights.model, weights.variables, images(64)), keras_logits)
 
@@ -138,22 +138,22 @@ def gradients_of(model, variables, x, direction):
 
 
 def our_gradients(weights, x, direction):
-    """By the source's names, in its layout: of sum(logits * direction), with the statistics of the batch."""
+    """Return gradients of sum(logits * direction), with batch statistics, in the source's names and layout."""
     leaves = flatten({"params": gradients_of(weights.model, weights.variables, x, direction)})
     table = entries(SOURCES[weights.source], weights.model)
     return {e.theirs: e.layout.to_theirs(np.asarray(leaves[e.ours])) for e in table if e.ours[0] == "params"}
 
 
 def assert_same_gradients(weights, their_gradients, images):
-    """To 1e-3 of each tensor's norm, on one of eight inputs at least.
+    """Check that gradients agree to 1e-3 of each tensor's norm, on at least one of eight inputs.
 
-    Where an activation sits on a corner of ReLU6, rounding decides which way the gradient goes, and all behind it
-    changes: either package's own gradients jump by percents when one such input is changed in its last bit. A
-    wrong derivative is wrong on every input.
+    If an activation lies on a corner of ReLU6, rounding decides its gradient and everything upstream of it: either
+    package's own gradients jump by percents when such an input changes in its last bit. A wrong derivative is wrong on
+    every input.
 
-    17 tensors have no gradient: what the norm at the end of a bottleneck adds is the same at every place, and the
-    next norm, behind a 1x1 convolution, takes it away again. There both have only rounding, beside the whole
-    gradient.
+    17 tensors have zero gradient: the bias of the norm at the end of a bottleneck is the same at every pixel, and the
+    next norm, after a 1x1 convolution, removes it. There both packages have only rounding errors, small compared with
+    the whole gradient.
     """
     table = entries(SOURCES[weights.source], weights.model)
     vanishing = {entry.theirs for entry in table if entry.ours[-3:] == ("project", "norm", "bias")}

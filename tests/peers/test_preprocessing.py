@@ -1,4 +1,4 @@
-"""Images as each package prepares them for its own weights."""
+"""Preprocessing equals that of each package for its own weights."""
 
 import numpy as np
 import pytest
@@ -36,17 +36,17 @@ def test_timm(name, model, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_transformers(size):
-    # The settings that Google's checkpoints come with are the processor's own.
+    # Google's checkpoints come with the processor's defaults.
     theirs = transformers.MobileNetV2ImageProcessor()(image(size), return_tensors="np")["pixel_values"][0]
     ours = preprocess(image(size), PREPROCESSING["transformers"], 224)
-    # Theirs resizes tensors and not images: up to one of 255 steps is rounded the other way.
+    # Theirs resizes tensors, not images, so rounding may differ by one of 255 levels.
     np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), atol=2.01 / 127.5)
     assert np.abs(ours - theirs.transpose(1, 2, 0)).mean() < 0.1 / 127.5
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_slim(size):
-    """The lines of its evaluation: central crop, bilinear as TensorFlow 1 had it, to -1 to 1."""
+    """slim's evaluation: central crop, bilinear resize as in TensorFlow 1, scaled to -1..1."""
     x = tf.image.convert_image_dtype(np.asarray(image(size)), tf.float32)
     x = tf.image.central_crop(x, central_fraction=0.875)
     x = tf.compat.v1.image.resize_bilinear(x[None], [224, 224], align_corners=False)[0]

@@ -1,4 +1,4 @@
-"""The comparison of speed measures networks that compute the same, whatever the machine's rates are."""
+"""bench_throughput.py compares networks that compute the same; rates are not checked."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Slices of TPUs, and the compiler that goes with them."""
+"""TPU slices and their compiler."""
 
 import re
 
@@ -22,7 +22,7 @@ from mnv2_jax.plan.chips import check_compiler, find_slice, open_topology
     ],
 )
 def test_a_slice_is_known_by_its_shape_and_by_the_name_that_it_is_rented_by(name, slice_):
-    """The names of v4 and v5p count cores, two a chip."""
+    """Names of v4 and v5p count cores, two per chip."""
     chip, shape = find_slice(name)
     assert f"{chip.name}:{shape}" == slice_
 
@@ -37,7 +37,7 @@ def test_what_is_no_name_of_a_slice(name):
 
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e:2x2x2", "v5e:32x32", "v5litepod-2", "v5p:2x2", "v5p-4"])
 def test_slices_that_are_not_offered(name):
-    """The error lists those that are, in both forms."""
+    """The error lists slices that are offered, in both notations."""
     offered = r"v5p-8 \(v5p:2x2x1\), .*; the first count cores, 2 a chip$"
     if name.startswith("v5e") or name.startswith("v5l"):
         offered = r"v5litepod-1 \(v5e:1x1\), v5litepod-4 \(v5e:2x2\), "

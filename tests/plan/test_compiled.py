@@ -1,4 +1,4 @@
-"""What is read off a compiled program's text and the compiler's errors."""
+"""Parsing of compiled programs' text and of the compiler's errors."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_bytes_of_shapes(shapes, size):
 
 
 def test_collectives_of_a_program():
-    """Of XLA's own text for eight devices."""
+    """From XLA's real output for eight devices."""
     mesh = Devices.create(2, 4).mesh
 
     def on_device(x):
@@ -35,7 +35,7 @@ def test_collectives_of_a_program():
     spec = PartitionSpec("seed", "data")
     mapped = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
     text = mapped.lower(jnp.zeros((2, 400))).compile().as_text()
-    # Each device has one row of a hundred numbers.
+    # Each device holds one row of 100 numbers.
     assert sorted(collectives(text, 8), key=str) == [
         Collective("all-reduce", 400, 4),
         Collective("collective-permute", 400, 8),
@@ -108,9 +108,9 @@ ENTRY %main (big: f32[100,10], bias: f32[10]) -> f32[10] {
 
 
 def test_traffic_leaves_out_the_fast_memory_and_what_is_not_read():
-    slice_of_big, copy_out = 4 * 250, 4 * 10  # each has one end in HBM
+    slice_of_big, copy_out = 4 * 250, 4 * 10  # each has HBM on one side
     fusion = 4 * 10 + 4 * 10 + 4 * 10  # one row, the bias, the result
-    loop = 3 * (4 * 10 + 4 * 10)  # one operand, though used twice, and a result, three times
+    loop = 3 * (4 * 10 + 4 * 10)  # three iterations of one operand (used twice) and one result
     assert traffic_bytes(PROGRAM) == slice_of_big + copy_out + fusion + loop
 
 

@@ -1,4 +1,4 @@
-"""Plans: bounds and sweeps by hand-made figures, and (marked) small networks compiled for TPUs."""
+"""Plans: bounds and sweeps on handmade figures, and (marked tests) small networks compiled for TPUs."""
 
 import contextlib
 import dataclasses
@@ -78,17 +78,17 @@ def test_where_nothing_fits_the_sweep_ends():
 
 SIDE, BATCH = 32, 16
 HERE = Topology(V5E, "2x4", jax.devices())
-"""Eight CPU devices in the place of eight chips."""
+"""Eight CPU devices in place of eight chips."""
 
 
 def small_run(**training):
-    """A network with each kind of block, compiled in seconds."""
+    """Return a run of a network with each kind of block, compiled in seconds."""
     model = {"name": "mobilenet_v2", "stages": [(1, 16, 1, 1), (6, 24, 1, 2)], "dtype": "bfloat16", "unit_strides": 0}
     return Run("plan", model, dataclasses.replace(RECIPES["cosine"], **training), resolution=SIDE)
 
 
 def test_activations_are_what_the_backward_pass_needs():
-    """By the paper's layers at 224 pixels: 6.68 million values, of two bytes each."""
+    """For the paper's layers at 224 pixels, 6.68 million values of two bytes."""
     training = dataclasses.replace(RECIPES["cosine"], batch_size=16, batch_norm="replica")
     run = Run("plan", {"name": "mobilenet_v2", "dtype": "bfloat16", "unit_strides": 0}, training, resolution=224)
     dataset = imagenet_like(224, 1000, training, "tensorflow")
@@ -114,7 +114,7 @@ def test_a_plan_is_of_the_trainer_s_own_programs():
     parameters = count_parameters(create_network(run, dataset), (SIDE, SIDE, 3))
     assert found.memory["params"] == 4 * parameters
     assert found.memory["opt_state"] == pytest.approx(4 * parameters, abs=16)
-    assert found.memory["batch"] == BATCH * (SIDE * SIDE * 3 + 4)  # images as bytes, and their labels
+    assert found.memory["batch"] == BATCH * (SIDE * SIDE * 3 + 4)  # images in bytes, and labels
     assert sum(found.memory.values()) == found.hbm_bytes
     evaluation = plan_run(run, dataset, HERE, "eval", "jit", "small")
     assert evaluation.flops < 0.5 * found.flops
@@ -140,7 +140,7 @@ def test_the_programs_of_a_study_are_planned_with_its_runs_side_by_side(monkeypa
     compiled = []
     plan_study(study, HERE, lambda words: contextlib.nullcontext(compiled.append(words)))
     assert compiled[0] == "compiling program 1 of 3 for v5e:2x4 (linear, relu6), a minute or so"
-    # Two seeds of two arms that share a program, and twice two seeds.
+    # Two seeds of two arms that share a program, then two seeds of each other arm.
     assert asked == [
         ("linear, relu6", 4, 0.1, (28, 28, 1), 3, "train"),
         ("wide", 2, 0.2, (28, 28, 1), 3, "train"),
@@ -152,7 +152,7 @@ def test_the_programs_of_a_study_are_planned_with_its_runs_side_by_side(monkeypa
 
 
 def planned(topology, monkeypatch, parallel="jit", step="train", **training):
-    """The plan, and the compiled text."""
+    """Return the plan and the compiled program's text."""
     texts = []
     real = plan.collectives
     monkeypatch.setattr(plan, "collectives", lambda text, devices: texts.append(text) or real(text, devices))
@@ -167,7 +167,7 @@ def planned(topology, monkeypatch, parallel="jit", step="train", **training):
 def test_a_training_step_for_a_slice(topology, monkeypatch):
     found, text = planned(topology, monkeypatch)
     assert found.fits
-    # Gradients, statistics and metrics are summed together, perhaps in pieces; nothing else is exchanged.
+    # Gradients, statistics and metrics are summed together, possibly in pieces; nothing else is exchanged.
     kinds = found.by_kind()
     assert set(kinds) == {"all-reduce"}
     assert kinds["all-reduce"]["count"] <= 3
@@ -176,19 +176,19 @@ def test_a_training_step_for_a_slice(topology, monkeypatch):
     parameters = count_parameters(network, (SIDE, SIDE, 3))
     assert kinds["all-reduce"]["bytes"] == pytest.approx(4 * parameters, rel=0.2)
     assert {collective.group for collective in found.collectives} == {found.chips}
-    # TPUs get the native depthwise convolution, in the type that was asked for; on CPU it is shifts and products.
+    # TPUs get the native depthwise convolution; the CPU form is shifts and products.
     depthwise = [line for line in text.splitlines() if re.search(r" convolution\(.*depthwise", line)]
     assert depthwise
     assert all("feature_group_count" in line or "batch_group_count" in line for line in depthwise)
     forward = [line for line in depthwise if "feature_group_count" in line and "transpose" not in line]
     assert len(forward) == 2
-    # They and what is between layers are bfloat16, as was asked for; the parameters stay float32.
+    # Convolutions and values between layers are bfloat16, as requested; parameters stay float32.
     image = f"{BATCH},{SIDE // 2},{SIDE // 2},32"
     entry = text.split("ENTRY")[1]
     assert f"bf16[{image}]" in entry
     assert f"f32[{image}]" not in entry
     assert "f32[1,1,1,32,16]" in entry
-    # What was counted by shapes is what the compiler says it takes.
+    # The memory counted from shapes agrees with the compiler's.
     counted = sum(size for part, size in found.memory.items() if part != "padding")
     assert counted == pytest.approx(found.hbm_bytes, rel=0.1)
     assert found.memory["params"] == 4 * parameters
@@ -206,10 +206,10 @@ def test_ways_of_compiling_and_one_chip(monkeypatch):
     alone, _ = planned("v5e:1x1", monkeypatch, batch_norm="global")
     assert alone.collectives == ()
     assert alone.flops == pytest.approx(by_jit.flops, rel=0.05)
-    # Without a backward pass.
+    # Evaluation has no backward pass.
     evaluation, _ = planned("v5e:2x2", monkeypatch, step="eval")
     assert evaluation.flops < 0.5 * by_jit.flops
-    # The state is on the chip as a whole, though evaluation uses but a part.
+    # The whole state is on the chip, although evaluation uses only a part.
     assert evaluation.memory["opt_state"] == by_jit.memory["opt_state"]
     assert min(evaluation.memory.values()) >= 0
 
@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_said_with_its_size(monkeypatch):
 
 @pytest.mark.tpu_compiler
 def test_the_compiler_alone_is_no_reason_to_start_a_tpu():
-    """JAX would try, and say at length that it cannot."""
+    """JAX would try to start one, and print long errors when it fails."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     command = [sys.executable, "-m", "mnv2_jax", "summary", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ def sums(logits, labels, weights=None, **task):
 
 
 def test_constant_logits_score_exactly_the_share_of_their_class():
-    """16 images, 2 of class 0, all logits alike: the tie goes to class 0, and to the first five of eight classes."""
+    """16 images, 2 of class 0, equal logits: ties go to class 0, and for top-5 to the first five of eight classes."""
     found = sums(jnp.zeros((16, 8)), [0, 0] + [1] * 9 + [5] * 5)
     assert (float(found["correct"]), float(found["correct_top5"]), float(found["examples"])) == (2, 11, 16)
     assert float(found["loss"]) == pytest.approx(16 * math.log(8))
@@ -30,7 +30,7 @@ def test_padding_counts_nowhere():
 
 
 def test_confusions_are_counted_by_true_and_predicted_class():
-    """Of equal logits the lower class is taken; padding counts nowhere; the other sums are those of classification."""
+    """Ties go to the lower class, padding is not counted, and the other sums are those of classification."""
     logits = jnp.array([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0], [0.0, 0.0, 9.0], [1.0, 1.0, 1.0]])
     batch = Batch(jnp.zeros((4, 1, 1, 1)), jnp.array([1, 1, 0, 2]), jnp.array([1.0, 1.0, 0.0, 1.0]), jnp.arange(4))
     found = ConfusionCounts(3).sums(logits, batch, train=False)
@@ -46,7 +46,7 @@ def test_logits_that_are_no_numbers_are_never_right():
 
 
 def test_label_smoothing_is_of_training():
-    """0.3 over three classes leaves the target 0.8; log-softmax of (0, 0, 0) is -log 3 whatever the target."""
+    """Smoothing of 0.3 over three classes gives the target 0.8. In evaluation there is none."""
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
     found = sums(logits, [0], label_smoothing=0.3)
     assert float(found["loss"]) == pytest.approx(-(0.8 * math.log(0.5) + 0.2 * math.log(0.25)))

@@ -18,7 +18,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_task_has_what_training_asks_of_it(name):
-    """Its sums are those that it says it has: "loss" and what divides it, "examples", and its own, of any shape."""
+    """Its sums are those of `zeros`: "loss", its normalizer, "examples", and further ones of any shape."""
     task, outputs, targets = BATCHES[name]
     assert isinstance(task, Task)
     batch = Batch(jnp.zeros((3, 1, 1, 1)), targets, jnp.array([1.0, 1.0, 0.0]), jnp.arange(3))

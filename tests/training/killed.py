@@ -1,8 +1,8 @@
-"""A run that is killed again and again, for `test_run.py`: a process of its own, since it forks.
+"""A run that is killed repeatedly, for `test_run.py`. It forks, so it runs in its own process.
 
     python killed.py FOLDER INPUT SEED KILLS
 
-Prints a line of JSON for each try: when it was killed, and whether it was writing a checkpoint then.
+It prints a line of JSON per try: when it was killed, and whether it was writing a checkpoint at that time.
 """
 
 import json
@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from training.runs import LONG, run_tiny
 
-# All is imported and nothing started: a child begins where Python's start is over.
+# Everything is imported but JAX is not started, so children skip Python's startup.
 FIRST_SIGN, LONGEST = 120.0, 1.0
 
 
 def attempt(folder: Path, streamed: bool, seconds: float | None) -> dict:
-    """Run in a child; kill it `seconds` after its training has begun. None lets it finish."""
+    """Run in a child process; kill it `seconds` after its training begins, or with None, let it finish."""
     began = folder / "began"
     began.unlink(missing_ok=True)
     child = os.fork()

@@ -1,4 +1,4 @@
-"""Runs that are over in seconds, for the tests of what happens to runs."""
+"""Runs that take seconds, for the tests of runs."""
 
 import contextlib
 import dataclasses
@@ -26,18 +26,18 @@ from mnv2_jax.training.progress import Reporter
 from mnv2_jax.training.step import Learner, TrainState
 from mnv2_jax.training.trainer import Trainer
 
-# One block instead of seventeen, with all that a block has: compiled in seconds.
+# One block instead of seventeen, with everything that a block has; compiled in seconds.
 STAGES = (Stage(2, 8, 1, 1),)
 NETWORK = MobileNetV2(10, 0.1, stages=STAGES)
 STEPS = 24
-# Of these some would be left if it were killed twelve times on a machine that is several times faster.
+# Enough steps that some are left after twelve kills, even on a machine several times faster.
 LONG = {"epochs": 50}
 NEVER = 1e9
-"""Seconds between two checkpoints, where none are wanted."""
+"""Seconds between checkpoints, if none are wanted."""
 
 
 def results(records):
-    """What is the same whoever computes it: all of a record but its times."""
+    """Return what is reproducible in records: everything but times."""
     return [(r.arm, r.seed, r.step, r.split, dict(r.metrics), r.images) for r in records]
 
 
@@ -48,7 +48,7 @@ _DATASETS: dict[Any, Dataset] = {}
 
 
 def open_once(run, on_bad_image="stop", start=None):
-    """`create_dataset`, but resident data are read once."""
+    """`create_dataset` with a cache of resident data."""
     if run.streamed:
         return create_dataset(run, on_bad_image, start)
     key = run.dataset, run.resolution, run.train_images, run.validation_images
@@ -59,7 +59,7 @@ def open_once(run, on_bad_image="stop", start=None):
 
 
 def compile_once(learner, dataset, recipe, devices):
-    """`trace_programs`, but one compilation serves all runs of a process that differ in nothing that is compiled."""
+    """`trace_programs` with a cache: runs of this process with the same programs share one compilation."""
     what = learner.model, learner.task, learner.trained_layers, recipe, devices
     key = (*what, type(dataset), dataset.preprocessing, dataset.image_shape, dataset.train_images)
     if key not in _PROGRAMS:
@@ -70,7 +70,7 @@ def compile_once(learner, dataset, recipe, devices):
 
 
 class _Starting(Reporter):
-    """Calls a function when the training begins."""
+    """A reporter that calls a function when training begins."""
 
     def __init__(self, log, on_start):
         super().__init__(Console(file=log, width=200))
@@ -82,7 +82,7 @@ class _Starting(Reporter):
 
 
 def tiny_run(training=None, model=None, **settings) -> Run:
-    """One block on digits at 12 pixels with all that a run can have."""
+    """Return a run of one block on digits at 12 pixels, with moving average, accumulation, dropout and evaluations."""
     usual = dict(
         epochs=4, batch_size=16, learning_rate=0.05, ema_decay=0.9, accumulation=2, dropout_rate=0.2, evaluations=3
     )
@@ -111,9 +111,9 @@ def run_tiny(
     execution=None,
     **settings,
 ) -> dict[str, Any]:
-    """Train `tiny_run(**settings)` on so many devices, or on all; returns the summary.
+    """Train `tiny_run(**settings)` on a number of devices, or with None on all; return the summary.
 
-    Runs of a process share what takes longer than their steps: images and programs, and only `drawn` ones have a figure.
+    Runs of a process share images and programs, which take longer than their steps. Only `drawn` runs have a figure.
     """
     changes = {"create_dataset": open_once, "trace_programs": compile_once}
     if not drawn:
@@ -133,21 +133,21 @@ def run_tiny(
 
 
 def learner_of(network, task, recipe, train_images, **changes) -> Learner:
-    """What the steps of a recipe need."""
+    """Return the learner of a recipe."""
     return Learner(
         network, task, create_optimizer(recipe, train_images), recipe.accumulation, recipe.ema_decay, **changes
     )
 
 
 def compile_programs(network, task, dataset, recipe, devices, **changes) -> Programs:
-    """Compile all that a group of runs needs."""
+    """Compile all programs of a group of runs."""
     return trace_programs(
         learner_of(network, task, recipe, dataset.train_images, **changes), dataset, recipe, devices
     )()
 
 
 class Trained(NamedTuple):
-    """What a group of runs leaves."""
+    """Results of a group of runs."""
 
     state: TrainState
     records: list[Record]
@@ -166,9 +166,9 @@ def train(
     tested=False,
     **options,
 ) -> Trained:
-    """Train a group of runs whose files are in `folder`.
+    """Train a group of runs with their files in `folder`.
 
-    `tested` reads the test split too; `said` is a file that gets what is printed, `options` are the trainer's.
+    With `tested`, also evaluate the test split. Output is printed to the file `said`; `options` go to the trainer.
     """
     reporter = Reporter(Console(file=said or io.StringIO(), width=200))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The network that was best on the validation split; that runs keep it is in `test_run.py`."""
+"""The network that is best on the validation split; `test_run.py` tests that runs keep it."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The state of runs on disk: whole, or not taken."""
+"""States of runs on disk, restored intact or not at all."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 def state_of(step):
-    """Of two runs; no array is zeros, as what is missing of an array is read as such."""
+    """Return a state of two runs. No array is zeros, because missing parts of arrays are read as zeros."""
     numbers = jnp.arange(1.0, 7.0).reshape(2, 3) + step
     return TrainState(
         step=jnp.full(2, step, jnp.int32),
@@ -47,7 +47,7 @@ def files(checkpoint):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Checkpoints of steps 20 and 40."""
+    """Save checkpoints of steps 20 and 40."""
     folder = tmp_path_factory.mktemp("checkpoints") / "two"
     with opened(folder) as checkpoints:
         for step in (20, 40):
@@ -82,7 +82,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 def test_what_is_written_is_the_state_as_it_was(tmp_path):
-    """The next step takes over its memory."""
+    """The next step reuses the memory of the state."""
     with opened(tmp_path / "x") as checkpoints:
         state = state_of(1)
         checkpoints.save(state, 1, {})
@@ -125,7 +125,7 @@ def test_digests_tell_names_types_shapes_and_bits_apart():
 
 @UNRAISABLE
 def test_any_file_of_a_checkpoint_may_be_deleted(copy, tmp_path):
-    """Whatever file is gone: the state is the one that was saved, or the one before is taken."""
+    """Whichever file is missing, the saved state is restored intact, or the one before it."""
     names = [path.relative_to(copy) for path in files(copy / "40")]
     assert len(names) >= 4
     steps = set()

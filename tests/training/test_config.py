@@ -1,4 +1,4 @@
-"""What a run is: every value is checked where it is given, and lengths are counted in whole batches."""
+"""Configuration of runs: values are checked where they are given, and lengths are counted in whole batches."""
 
 import dataclasses
 import json
@@ -154,7 +154,7 @@ def test_flags_are_listed_without_jax():
 
 
 def test_newer_settings_are_those_of_a_run_where_they_are_not_the_default():
-    """So that runs of earlier versions resume."""
+    """This lets runs of earlier versions resume."""
     newer = {"mixup", "rand_augment", "rand_augment_magnitude"}
     assert RECIPE.settings().keys() == {field.name for field in dataclasses.fields(Recipe)} - newer
     training = dataclasses.replace(RECIPE, mixup=0.2, rand_augment=2)
@@ -163,7 +163,7 @@ def test_newer_settings_are_those_of_a_run_where_they_are_not_the_default():
 
 
 def test_whether_photographs_are_turned_is_a_setting_of_a_run_where_they_are_not():
-    """Those of earlier versions do not say it."""
+    """Settings of earlier versions do not have it."""
     applied, ignored = (Run("x", {}, RECIPES["small"], exif_orientation=how).settings() for how in ("apply", "ignore"))
     assert "exif_orientation" not in applied
     assert ignored["exif_orientation"] == "ignore"

@@ -1,4 +1,4 @@
-"""What a run's settings make of its network: over which images batch norm takes its statistics."""
+"""Networks from the settings of runs: which images batch norm takes its statistics over."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from training.runs import open_once, tiny_run
 
 @pytest.fixture(autouse=True)
 def _data(digits):
-    """Prepared."""
+    """Make sure that digits are prepared."""
 
 
 def check(devices, resolution=12, **training):

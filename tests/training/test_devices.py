@@ -1,4 +1,4 @@
-"""The same run on one device, on eight, compiled by `jit` and by `pmap`."""
+"""The same run on one device and on several, compiled by `jit` and by `pmap`."""
 
 import dataclasses
 import functools
@@ -17,11 +17,11 @@ from mnv2_jax.training.programs import describe_programs
 from mnv2_jax.training.step import DATA_AXIS, init_state
 from training.runs import STAGES, learner_of
 
-# Small steps: with large ones the first five multiply a difference of rounding a thousandfold.
+# Small steps: five large ones would amplify rounding differences a thousandfold.
 RECIPE = Recipe(5, 32, learning_rate=0.002, warmup=0.0, label_smoothing=0.1, ema_decay=0.9, evaluations=1)
 NETWORK = MobileNetV2(10, 0.1, stages=STAGES, dropout_rate=0.2)
 NORMS = 1 + 3 + 1
-"""In the stem, the block of three layers, and the head."""
+"""Norms in the stem, the block of three layers, and the head."""
 STEPS = 5
 
 
@@ -33,14 +33,14 @@ def learner(recipe, devices, train_images):
 
 @pytest.fixture(scope="module")
 def start(tiny):
-    """The state before the first step, the same on any devices."""
+    """Return the state before the first step, which is the same on any devices."""
     own = learner(RECIPE, 1, tiny.train_images)
     return jax.device_get(jax.jit(lambda seed: init_state(seed, own, tiny.image_shape))(np.int32(3)))
 
 
 @pytest.fixture(scope="module")
 def program(tiny):
-    """(devices, the compiled step, what it was compiled from), each compiled once."""
+    """Return a cached function that gives (devices, compiled step, what it was compiled from)."""
 
     @functools.cache
     def of(count, compiled="jit", **changes):
@@ -54,7 +54,7 @@ def program(tiny):
 
 @pytest.fixture(scope="module")
 def run(tiny, start, program):
-    """(params, batch_stats and ema after the last of five steps), for settings and devices."""
+    """Return a cached function from settings and devices to (params, batch_stats, ema) after five steps."""
 
     @functools.cache
     def of(count, compiled="jit", change=0.0, **changes):
@@ -73,7 +73,7 @@ def run(tiny, start, program):
 
 
 def difference(one, other):
-    """The largest difference of parameters, statistics and averages, relative to the norm of each of the three."""
+    """Return the largest difference among parameters, statistics and averages, each relative to its norm."""
 
     def flat(tree):
         return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
@@ -82,7 +82,7 @@ def difference(one, other):
 
 
 def test_one_run_whatever_the_devices(run):
-    """Batch norm over all devices, augmentation, dropout, label smoothing and moving average included."""
+    """With batch norm over all devices, augmentation, dropout, label smoothing and moving average."""
     assert difference(run(8), run(1)) < 1e-5
 
 
@@ -91,9 +91,9 @@ def test_batch_norm_of_each_device_is_another_run(run):
 
 
 def test_microbatches_are_what_devices_are(run):
-    """Four devices with 8 images each and statistics of their own are two with two such microbatches each.
+    """Four devices, each with 8 images and its own statistics, equal two devices with two such microbatches each.
 
-    They are also four microbatches of all eight devices, whose statistics are over all of them. Both under `pmap`.
+    They also equal four microbatches on eight devices, with statistics over all eight. Both use `pmap`.
     """
     replica = run(4, batch_norm="replica")
     assert difference(run(2, "pmap", accumulation=2, batch_norm="replica"), replica) < 1e-5
@@ -108,7 +108,7 @@ def test_the_comparison_would_see_a_difference(run):
 
 
 def text_of(program):
-    """As XLA compiled it."""
+    """Return the text of the program as XLA compiled it."""
     _, step, _ = program
     return getattr(step, "func", step).as_text()
 
@@ -121,7 +121,7 @@ def test_devices_wait_for_each_other_once_a_step(program, count, compiled, chang
 
 
 def test_batch_norm_over_all_devices_costs_two_more_a_layer(program):
-    """Forward and backward each."""
+    """One all-reduce forward and one backward."""
     text = text_of(program(8))
     assert "all-gather" not in text
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 1 + 2 * NORMS
@@ -129,7 +129,7 @@ def test_batch_norm_over_all_devices_costs_two_more_a_layer(program):
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_program_is_a_function_of_one_run_on_one_device(parallel):
-    """Each run has its own state, each device its share of the batch, and all have what is replicated."""
+    """Each run has its own state, each device its part of the batch, and replicated values are everywhere."""
     runs = 1 if parallel == "pmap" else 2
     devices = Devices.create(runs, 4, parallel)
     assert (devices.runs, devices.per_run, devices.mesh.size) == (runs, 4, 4 * runs)

@@ -1,4 +1,4 @@
-"""Two processes with two devices each are the run of one process with four."""
+"""Two processes with two devices each give the same run as one process with four."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from mnv2_jax.training.metrics import read_records
 from training.runs import run_tiny
 
 HERE = Path(__file__).parent
-# Small steps, few of them: what differs is rounding.
+# A few small steps, so that only rounding differs.
 SMALL = {"learning_rate": 0.002, "epochs": 2, "batch_size": 48, "accumulation": 1, "evaluations": 1}
 
 
@@ -33,7 +33,7 @@ def free_port():
 
 
 def start(folder, calls, devices=2):
-    """Two processes of so many devices each that call `run_tiny(folder, ...)` with these arguments; as subprocesses."""
+    """Start two processes that call `run_tiny(folder, ...)` with these arguments, on `devices` devices each."""
     port = free_port()
     environment = {
         **os.environ,
@@ -46,7 +46,7 @@ def start(folder, calls, devices=2):
     for number in range(2):
         code = (
             "import faulthandler, sys\n"
-            "faulthandler.dump_traceback_later(500, exit=True)\n"  # where it hangs, if it does
+            "faulthandler.dump_traceback_later(500, exit=True)\n"  # shows where it hangs, if it does
             "from pathlib import Path\n"
             "from mnv2_jax.training.distributed import Processes, initialize\n"
             f"initialize(Processes('127.0.0.1:{port}', 2, {number}))\n"
@@ -82,7 +82,7 @@ def backbone(path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("streamed", "compiled"), [(False, "jit"), (True, "jit"), (False, "pmap")])
 def test_two_processes(data_dir, digits, tmp_path, streamed, compiled):
-    """Parameters, every record but the times, and the files."""
+    """Parameters and records agree, and the summary is written."""
     parallel = f"execution={{'parallel': {compiled!r}}}"
     finish(start(tmp_path / "two", f"streamed={streamed}, training={SMALL}, {parallel}"))
     run_tiny(tmp_path / "one", devices=4, streamed=streamed, training=SMALL)
@@ -98,7 +98,7 @@ def test_two_processes(data_dir, digits, tmp_path, streamed, compiled):
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["jit", "pmap"])
 def test_two_processes_start_from_the_same_weights(data_dir, digits, tmp_path, compiled):
-    """And leave a frozen backbone as it is, to the bit."""
+    """And a frozen backbone stays bitwise the same."""
     run_tiny(tmp_path / "trained", training=SMALL)
     frozen = {**SMALL, "freeze": "backbone"}
     parallel = f"execution={{'parallel': {compiled!r}}}"
@@ -112,7 +112,7 @@ def test_two_processes_start_from_the_same_weights(data_dir, digits, tmp_path, c
 
 @pytest.mark.slow
 def test_preemption_of_one_process_stops_both_at_the_same_step(data_dir, digits, tmp_path):
-    """And the same command in both continues."""
+    """Repeating the command in both resumes."""
     calls = "training={**LONG, 'evaluations': 1}, execution={'log_every': 1, 'checkpoint_every': 10000}"
     processes = start(tmp_path / "run", calls, devices=1)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""A split, once: every example counted once, whatever the batch, the devices and the task."""
+"""Evaluation counts every example of a split once, for any batch size, devices and task."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class ConstantLogits(nn.Module):
 
 
 class Brightest(nn.Module):
-    """Points at the brightest pixel, and `right` pixels beside it."""
+    """Points `right` pixels to the right of the brightest pixel."""
 
     right: float = 0.0
 
@@ -57,7 +57,7 @@ def test_a_constant_network_scores_what_it_must_on_eight_devices(tiny, monkeypat
 
 
 def test_a_task_of_any_kind_is_evaluated(monkeypatch):
-    """Its sums, a vector among them, and what its evaluator makes of every prediction, padding left out."""
+    """Metrics come from its sums, one of them a vector, and from its evaluator, which skips padding."""
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 8)
     metrics = evaluate_network(network_of(Brightest(right=2.0), Pointing()), pointing_dataset(), "test")
     assert metrics == {
@@ -71,7 +71,7 @@ def test_a_task_of_any_kind_is_evaluated(monkeypatch):
 
 
 def test_every_image_is_in_the_confusion_matrix_once_on_eight_devices(tiny, monkeypatch):
-    """50 images in batches of 16: padding is in no cell."""
+    """50 images in batches of 16: padding is not counted."""
     monkeypatch.setattr(evaluation, "EVALUATION_BATCH", 16)
     metrics, sums = measure_network(network_of(ConstantLogits(), ConfusionCounts(10)), tiny, "test")
     expected = np.zeros((10, 10))
@@ -97,7 +97,7 @@ def test_a_split_without_images_is_refused():
 
 
 class Nothing:
-    """As much of a data set as is asked for before anything else."""
+    """A data set without images."""
 
     image_shape, train_images, class_names, num_classes, preprocessing = (12, 12, 1), 0, (), 0, "keras"
     targets, said = Pointing.targets, ()
@@ -141,7 +141,7 @@ def folder(tmp_path_factory):
 
 
 def test_images_are_prepared_as_the_network_wants_them(folder):
-    """Their size and channels; here by one that looks at nothing."""
+    """Size and channels are those of the network, here one that ignores its input."""
 
     class Second(ConstantLogits):
         def __call__(self, images, train=False, index=None):
@@ -182,7 +182,7 @@ def test_other_classes_are_refused(folder, classes, names, says):
 
 
 def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
-    """Nine dogs and three cats, scored by a network whose first class is dog."""
+    """Nine dogs and three cats, evaluated with a network whose first class is dog."""
     write_folder(tmp_path / "pets", ("dog",), images=9)
     write_folder(tmp_path / "pets", ("cat",), images=3)
     changes = {"resolution": 20, "class_names": ("dog", "cat")}

@@ -1,4 +1,4 @@
-"""Starting from trained weights: what is taken over, what is left as it is, and what is refused."""
+"""Starting from trained weights: what is copied, what stays frozen, and what is refused."""
 
 import dataclasses
 import io
@@ -32,23 +32,23 @@ from mnv2_jax.training.step import train_step
 from mnv2_jax.weights.load import export_weights
 from training.runs import NETWORK, STAGES, compile_once, results, run_tiny, tiny_run
 
-# Six steps. XLA's own kernels are compiled sooner.
+# Six steps. kernels="xla" compiles faster.
 SHORT = {"epochs": 1, "accumulation": 1, "dropout_rate": 0.0, "evaluations": 1}
 MODEL = {"name": "mobilenet_v2", "width_multiplier": 0.1, "stages": STAGES, "kernels": "xla"}
 KERNELS = {"kernels": "xla"}
 WHOLE = Preprocessing("resize", 1.0, "bilinear", PREPROCESSING["torchvision"].mean, PREPROCESSING["torchvision"].std)
-"""Of digits for a network of torchvision's preprocessing: they are not cropped."""
+"""Preprocessing of digits for a network with torchvision's: they are not cropped."""
 UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
 def _data(digits):
-    """Prepared."""
+    """Make sure that digits are prepared."""
 
 
 @pytest.fixture(scope="module")
 def trained(digits, tmp_path_factory):
-    """The folder of a run with a moving average, trained from initial weights."""
+    """Return the folder of a run with a moving average, trained from scratch."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     run_tiny(folder, model={**MODEL, "unit_strides": 0}, training=SHORT)
     return folder
@@ -56,12 +56,12 @@ def trained(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(trained):
-    """What that run leaves."""
+    """Return the network that this run saved."""
     return open_network(trained / "network")
 
 
 def random_network(model, seed=0, **settings):
-    """A network of random weights."""
+    """Return a network with random weights."""
     shapes = variable_shapes(model, settings.get("image_channels", 3))
     generator = np.random.default_rng(seed)
     variables = jax.tree.map(lambda leaf: generator.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
@@ -71,7 +71,7 @@ def random_network(model, seed=0, **settings):
 
 @pytest.fixture(scope="module")
 def colored(digits, tmp_path_factory):
-    """A saved network of colour images, of another convention and another preprocessing than the digits have."""
+    """Save a network for colour images, with another convention and preprocessing than digits."""
     model = NETWORK.clone(num_classes=7, convention="pytorch")
     path = tmp_path_factory.mktemp("colored") / "network"
     save_network(path, random_network(model, preprocessing="torchvision"))
@@ -80,7 +80,7 @@ def colored(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def torchvision(tmp_path_factory):
-    """A torchvision file, and the network that it was made of."""
+    """Write a torchvision file; return its path and the network in it."""
     model = create_model("mobilenet_v2", width_multiplier=0.25, num_classes=7, convention="pytorch")
     found = random_network(model, source="torchvision", preprocessing="torchvision", resolution=224)
     path = tmp_path_factory.mktemp("torchvision") / "weights.safetensors"
@@ -89,14 +89,14 @@ def torchvision(tmp_path_factory):
 
 
 def prepared(weights, model=None, **training):
-    """(run, data, start, what is printed) of a run from weights."""
+    """Prepare a run from weights; return (run, data set, start, printed text)."""
     log = io.StringIO()
     run = tiny_run(model=KERNELS if model is None else model, training={**SHORT, **training}, weights=str(weights))
     return *prepare(run, Execution(), Reporter(Console(file=log, width=300))), log.getvalue()
 
 
 def backbone(variables):
-    """All that is not the classifier's."""
+    """Return all variables but the classifier's."""
     params = {name: layer for name, layer in variables["params"].items() if name != "classifier"}
     return {"params": params, "batch_stats": variables["batch_stats"]}
 
@@ -105,7 +105,7 @@ ONE = (Member("mobilenet_v2", 5),)
 
 
 def first_state(run, dataset, start, members=ONE):
-    """The state before the first step, beside the one without weights."""
+    """Return the state before the first step, with and without the weights."""
     devices = Devices.create(1, 2)
     programs = compile_once(create_learner(run, dataset, 2), dataset, run.training, devices)()
     fresh = programs.start(members)
@@ -127,7 +127,7 @@ def test_an_unfinished_run_s_folder_is_its_last_checkpoint(trained, network, tmp
     averaged, _, said = open_trained(folder)
     assert said == ["this is the network after step 6, from a checkpoint of the run"]
     assert tree_digest(averaged.variables) == tree_digest(network.variables)
-    # Also of a finished one, where not the average is asked for.
+    # The same for a finished run, if the average is not asked for.
     last, _, _ = open_trained(trained, averaged=False)
     digest = tree_digest(jax.tree.map(lambda leaf: np.asarray(leaf)[None], last.variables["params"]))
     assert digest == json.loads((trained / "summary.json").read_text())["parameters_sha256"]
@@ -136,7 +136,7 @@ def test_an_unfinished_run_s_folder_is_its_last_checkpoint(trained, network, tmp
 
 @pytest.mark.parametrize("inside", [".", "network"])
 def test_of_the_same_classes_all_is_kept(trained, network, inside):
-    """To the bit, in the moving average too; what the optimizer keeps is as always."""
+    """Bitwise, including the moving average; the optimizer state is initial."""
     run, dataset, start, said = prepared(trained / inside)
     assert "classifier" not in said
     state, fresh = first_state(run, dataset, start)
@@ -150,7 +150,7 @@ def test_of_the_same_classes_all_is_kept(trained, network, inside):
 
 @pytest.mark.parametrize(("source", "anew"), [("mnv2_jax", True), ("elsewhere", True), ("torchvision", False)], ids=str)
 def test_a_classifier_of_other_class_names_starts_anew_if_they_are_ours(network, tmp_path, source, anew):
-    """Other code bases name the same classes in other words."""
+    """Other code bases may have other names for the same classes."""
     names = tuple(f"number {index}" for index in range(10))
     save_network(tmp_path / "renamed", network.replace(class_names=names, source=source))
     run, dataset, start, said = prepared(tmp_path / "renamed")
@@ -186,7 +186,7 @@ def test_a_classifier_of_sigmoids_starts_anew():
 
 
 def test_what_the_images_are_like_follows_the_weights(torchvision):
-    """Grey digits for a network of colour images, normalised as torchvision does it; and the network is as wide."""
+    """Grey digits become colour images with torchvision's normalization; the width comes from the weights too."""
     path, saved = torchvision
     run, dataset, start, said = prepared(path, model={**KERNELS, "convention": None, "width_multiplier": None})
     assert f"the classifier starts anew: {path} has 7 classes, the data 10" in said.splitlines()
@@ -213,7 +213,7 @@ FROZEN = {
 
 
 def fine_tune(folder, weights, how, **changes):
-    """Train the classifier of `weights` only."""
+    """Train only the classifier of `weights`."""
     settings = {**FROZEN[how], **changes}
     training = {**SHORT, "freeze": "backbone", **settings.pop("training")}
     return run_tiny(folder, model=KERNELS, weights=str(weights), training=training, **settings)
@@ -221,7 +221,7 @@ def fine_tune(folder, weights, how, **changes):
 
 @pytest.fixture(scope="module")
 def frozen(trained, colored, tmp_path_factory):
-    """Folders of runs that trained the classifier only, and their summaries."""
+    """Return a cached function that trains only the classifier and gives (folder, weights, summary)."""
     done = {}
 
     def of(how):
@@ -236,7 +236,7 @@ def frozen(trained, colored, tmp_path_factory):
 
 @pytest.mark.parametrize("how", FROZEN)
 def test_a_frozen_backbone_stays_as_it_is_to_the_bit(frozen, how):
-    """Parameters and statistics, in the average and out of it; the classifier learns."""
+    """Parameters and statistics, averaged or not; the classifier learns."""
     folder, weights, _ = frozen(how)
     before = open_trained(weights)[0].variables
     for averaged in (True, False):
@@ -250,7 +250,7 @@ def test_a_frozen_backbone_stays_as_it_is_to_the_bit(frozen, how):
 
 
 def test_a_frozen_run_trains_alike_under_jit_and_pmap(trained, frozen, tmp_path):
-    """But for accumulation, which frozen statistics make no difference to."""
+    """They differ in accumulation, which does not matter with frozen statistics."""
     one, other = (
         open_trained(frozen(how)[0], averaged=False)[0].variables["params"]["classifier"]
         for how in ("eight devices, microbatches and an average", "pmap")
@@ -270,7 +270,7 @@ def test_the_network_of_a_fine_tuned_run_takes_the_images_of_its_weights(frozen)
 
 
 def one_step(dataset, learner, start):
-    """The state before and after a step on one batch, on one device."""
+    """Return the state after a step on one batch, on one device."""
     images = np.asarray(dataset.normalization(dataset.train.images[:32]))
     batch = Batch(images, dataset.train.targets[:32], np.ones(32, np.float32), np.arange(32, dtype=np.int32))
     devices = Devices.create(1, 1)
@@ -283,7 +283,7 @@ def one_step(dataset, learner, start):
 
 @pytest.fixture(scope="module")
 def steps(trained):
-    """The state before, and after one step of plain gradient descent at two learning rates of the backbone."""
+    """Return the state before, and after one step of plain SGD at two learning rates of the backbone."""
     plain = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "warmup": 0.0, "frozen_batch_norm": True}
     run, dataset, _, _ = prepared(trained, **plain)
     state, _ = first_state(*prepared(trained)[:3])
@@ -303,7 +303,7 @@ def test_frozen_batch_norm_leaves_the_statistics_and_trains_the_kernels(steps):
     kernels = [
         path for path, moved in jax.tree_util.tree_leaves_with_path(changed) if path[-1].key == "kernel" and moved
     ]
-    assert len(kernels) == 1 + 3 + 1 + 1  # of the stem, the block, the head and the classifier
+    assert len(kernels) == 1 + 3 + 1 + 1  # stem, block, head and classifier
 
 
 def test_the_backbone_s_step_is_its_share_of_the_full_one(steps):
@@ -312,7 +312,7 @@ def test_the_backbone_s_step_is_its_share_of_the_full_one(steps):
     jax.tree.map(np.testing.assert_array_equal, slow["classifier"], full["classifier"])
     for name in full:
         if name != "classifier":
-            # What is left of a step after it was added to a parameter near 1 is exact to 1e-7.
+            # A step that was added to a parameter near 1 is known only to 1e-7.
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, 0.1 * b, rtol=1e-5, atol=2e-7), slow[name], full[name]
             )
@@ -341,7 +341,7 @@ def test_a_fine_tuned_run_that_was_stopped_is_the_one_that_was_not(frozen, tmp_p
 
 
 def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp_path):
-    """And is another run than the one from initial weights, and than the one from other weights of the same name."""
+    """It differs from the run from scratch, and from a run from other weights of the same name."""
     weights = tmp_path / "weights"
     save_network(weights, network)
     settings = dict(model=MODEL, training=SHORT)
@@ -452,7 +452,7 @@ def test_what_does_not_fit_is_named():
 
 
 def test_weights_are_the_run_s_that_asks_for_them(network):
-    """A run with other weights has another network; its own settings stay."""
+    """The network comes from the weights; the run's own settings stay."""
     run = with_settings_of(tiny_run(model={"kernels": "tuned"}, training={"dropout_rate": 0.3}, weights="x"), network)
     assert (run.model["name"], run.model["width_multiplier"], run.model["kernels"]) == ("mobilenet_v2", 0.1, "tuned")
     assert not {"num_classes", "dropout_rate", "batch_norm_momentum", "frozen_batch_norm"} & run.model.keys()

@@ -1,4 +1,4 @@
-"""Where records go: JSON lines that a resumed run cuts behind its checkpoint, TensorBoard, and the terminal."""
+"""Where records go: JSON lines, which a resumed run truncates after its checkpoint, TensorBoard, and the terminal."""
 
 import contextlib
 import dataclasses
@@ -43,7 +43,7 @@ def test_records_behind_the_step_are_made_again_and_those_of_other_runs_stay(tmp
         assert log.has("validation", 5)
         assert not log.has("validation", 10)
         log.write(record("a", 11))
-        # Another run's is not the group's.
+        # Records of other runs are not the group's.
         assert log.records == [known[0], known[2], record("a", 11)]
     assert read_records(path) == [known[1], record("a", 20, seed=1), known[0], known[2], record("a", 11)]
 

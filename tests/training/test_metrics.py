@@ -1,4 +1,4 @@
-"""Records: a JSON object a line, which a reader meets whole or not at all."""
+"""Records: one JSON object per line, which readers see complete or not at all."""
 
 import dataclasses
 import json

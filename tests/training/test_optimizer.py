@@ -1,4 +1,4 @@
-"""Learning rates and updates, against what the paper's code and recipes say."""
+"""Learning rates and updates, compared with the paper's code and recipes."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from mnv2_jax.training.optimizer import create_optimizer, create_schedule, decay
 
 
 def rates_of(recipe, steps_per_epoch, count):
-    """The learning rates that plain gradient descent really uses."""
+    """Return the learning rates that plain SGD actually uses."""
     recipe = dataclasses.replace(recipe, optimizer="sgd", momentum=0.0, weight_decay=0.0)
     optimizer = create_optimizer(recipe, recipe.batch_size * steps_per_epoch)
     params = {"kernel": jnp.zeros(())}
@@ -34,7 +34,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
 
 
 def test_the_papers_learning_rate():
-    """0.045 for each 96 images of a step, 2 % less after every epoch."""
+    """0.045 per 96 images of a batch, 2 % less after every epoch."""
     rates = rates_of(RECIPES["paper"], 10, 25)
     assert rates[:10] == pytest.approx([0.045 * 8] * 10)
     assert rates[10:20] == pytest.approx([0.045 * 8 * 0.98] * 10)
@@ -111,7 +111,7 @@ def test_weight_decay_spares_depthwise_kernels_norms_and_biases():
         for path, on in jax.tree_util.tree_leaves_with_path(decays(variables["params"]))
         if on
     }
-    # The stem, the head, the classifier; 17 projections; 16 expansions.
+    # Stem, head and classifier; 17 projections; 16 expansions.
     assert len(decayed) == 3 + 17 + 16
     assert {"stem/conv/kernel", "classifier/kernel", "block_1/expand/conv/kernel"} <= decayed
     assert not [name for name in decayed if "depthwise" in name or not name.endswith("kernel")]
@@ -127,7 +127,7 @@ def test_weight_decay_of_the_cosine_recipe_is_on_everything():
 
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
 def test_the_backbone_s_updates_are_those_of_its_share_of_the_learning_rate(name):
-    """Momentum included, since all of an update is proportional to the learning rate of the whole run."""
+    """Including momentum, since the whole update is proportional to the run's learning rate."""
     recipe = Recipe(1, 10, 0.5, optimizer=name, backbone_learning_rate=0.1)
     gradients = {"stem": {"kernel": jnp.array([1.0, -2.0])}, "classifier": {"kernel": jnp.array([3.0])}}
     params = jax.tree.map(lambda leaf: 0 * leaf + 1, gradients)

@@ -18,7 +18,7 @@ def record(step, loss, images):
 
 
 def test_a_point_is_a_mean_over_a_window_in_which_each_image_counts_once():
-    """Of 500 steps, ten a window: the third record ends early, since the run was evaluated after step 12."""
+    """500 steps, ten per window. The second record ends early because the run was evaluated after step 12."""
     records = [record(10, 5.0, 100), record(12, 9.0, 20), record(20, 1.0, 80), record(30, 2.0, 100)]
     middles, means = windows(records, "loss", 500)
     assert middles == [5, 15, 25]
@@ -30,7 +30,7 @@ def test_a_run_of_few_records_is_drawn_as_it_is():
 
 
 def test_a_figure_says_what_was_trained_and_how():
-    """Also of a run of an earlier version, whose settings are fewer."""
+    """Also for a run of an earlier version, which has fewer settings."""
     summary = json.loads((COMMITTED / "summary.json").read_text())
     assert describe_training(summary) == (
         "mobilenet_v2 on Fashion-MNIST",

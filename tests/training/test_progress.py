@@ -1,4 +1,4 @@
-"""What a person sees of work that takes long."""
+"""Progress output of long computations."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""A run and its folder: one that was stopped is, to the bit, the run that was never stopped."""
+"""Runs and their folders: a stopped and resumed run is bitwise the run that was never stopped."""
 
 import io
 import json
@@ -29,19 +29,19 @@ UNRAISABLE = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True)
 def _data(digits):
-    """Prepared."""
+    """Make sure that digits are prepared."""
 
 
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """A run that was never stopped: its folder, its summary, and what was printed."""
+    """Train a run without a stop; return (folder, summary, printed text)."""
     folder, log = tmp_path_factory.mktemp("whole") / "run", io.StringIO()
     return folder, run_tiny(folder, log=log, drawn=True), log.getvalue()
 
 
 @pytest.fixture(scope="module")
 def stopped(digits, tmp_path_factory):
-    """A run that something ended before it was done, with checkpoints of steps 8 and 16."""
+    """Return the folder of a run that was ended early, with checkpoints of steps 8 and 16."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
 
     class Stop(BaseException):
@@ -113,7 +113,7 @@ def test_the_network_that_a_run_leaves_is_the_average(whole):
 
 
 def test_a_run_keeps_the_network_that_was_best_on_the_validation_split(whole):
-    """The first of several that are as good; it is a network like any other, and knows its run's data."""
+    """The first of equally good ones. It is a network like any other, and knows the run's data."""
     folder, summary, log = whole
     scores = {r.step: r.metrics for r in read_records(folder / "metrics.jsonl") if r.split == "validation"}
     step = max(scores, key=lambda step: (scores[step]["accuracy"], -step))
@@ -190,7 +190,7 @@ def terminate():
 
 
 def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
-    """After the training has begun, and so in the midst of it. How the rest is executed changes no result."""
+    """The signal comes during training. Settings of execution for the rest change no result."""
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="SIGTERM: saved after step 1; the same command continues from there"):
         run_tiny(tmp_path / "run", on_start=terminate)
@@ -233,7 +233,7 @@ MORE = {"epochs": 8}
 
 @pytest.fixture(scope="module")
 def longer(whole, tmp_path_factory):
-    """The finished run, trained longer without a stop: its folder, its summary, and what was printed."""
+    """Train the finished run longer without a stop; return (folder, summary, printed text)."""
     folder, log = shutil.copytree(whole[0], tmp_path_factory.mktemp("longer") / "run"), io.StringIO()
     return folder, run_tiny(folder, log=log, training=MORE), log.getvalue()
 
@@ -249,13 +249,13 @@ def test_a_finished_run_is_trained_longer_from_its_weights(whole, longer):
     assert before == {**expected, "parameters_sha256": whole[1]["parameters_sha256"]}
     assert (summary["steps"], summary["settings"]["epochs"]) == (48, 8)
     records = results_in(folder)
-    # What was logged stays, but for the test split, which the last word is of.
+    # Earlier records stay, except those of the test split, which is evaluated again at the end.
     assert [r for r in records if r[2] <= 24] == [r for r in results_in(whole[0]) if r[3] != "test"]
     assert [r[2] for r in records if r[3] != "train"] == [8, 16, 24, 32, 48, 48]
     rates = {r[2]: r[4]["learning_rate"] for r in records if r[3] == "train"}
     assert rates[28] > 50 * rates[24]
     assert rates[48] < rates[28]
-    # It is finished, and no shorter run any more.
+    # It counts as finished, and no longer as the shorter run.
     assert run_tiny(folder, training=MORE) == summary
     with pytest.raises(UserError, match="holds another run: epochs is 8 there and 4 here"):
         run_tiny(folder)
@@ -265,7 +265,7 @@ def test_a_longer_run_that_was_stopped_is_the_one_that_was_not(whole, longer, tm
     folder = shutil.copytree(whole[0], tmp_path / "run")
     with pytest.raises(Preempted, match="saved after step 25"):
         run_tiny(folder, on_start=terminate, training=MORE)
-    # Before its end it is neither finished, nor may it be made longer still.
+    # Until it ends, it is not finished and cannot be extended further.
     with pytest.raises(UserError, match="holds another run: epochs is 8 there and 12 here"):
         run_tiny(folder, training={"epochs": 12})
     log = io.StringIO()
@@ -277,7 +277,7 @@ def test_a_longer_run_that_was_stopped_is_the_one_that_was_not(whole, longer, tm
 
 
 def test_a_longer_run_never_resumes_from_before_the_end_of_the_shorter_one(longer, tmp_path):
-    """Its first steps had another schedule."""
+    """Its earlier steps had another schedule."""
     folder = shutil.copytree(longer[0], tmp_path / "run")
     (folder / "summary.json").unlink()
     for checkpoint in (folder / "checkpoints").iterdir():
@@ -308,7 +308,7 @@ def test_only_a_finished_run_is_trained_longer_and_in_nothing_else_another(copy,
 
 
 def largest(checkpoint):
-    """Where the arrays are."""
+    """Return the largest file, which holds the arrays."""
     return max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
@@ -338,7 +338,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_trained_anew(copy):
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 @pytest.mark.parametrize("size", [1400, 3000])
 def test_a_full_disk_ends_clearly_and_the_last_checkpoint_stays_readable(whole, tmp_path, size):
-    """Full at the first checkpoint, or later."""
+    """The disk is full at the first checkpoint, or later."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]).returncode:
@@ -408,7 +408,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("streamed", "kills"), [(False, 12), (True, 8)], ids=["resident", "stream"])
 def test_killed_at_twenty_moments(streamed, kills, tmp_path):
-    """Augmentation, dropout, moving average and accumulation on; a checkpoint every step, so that many are cut off."""
+    """With augmentation, dropout, moving average and accumulation; checkpoints at every step, so many are cut off."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "",

@@ -1,4 +1,4 @@
-"""One step on one device, away from data sets and loops."""
+"""Single steps on one device, without data sets and loops."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ from mnv2_jax.training.devices import DATA, SEED, Devices, Program
 from mnv2_jax.training.step import DATA_AXIS, Learner, TrainState, device_index, init_state, mix_pairs, train_step
 from training.runs import NETWORK, learner_of
 
-# The steps are small: where rounding puts a value on the other side of a corner of ReLU6, its gradient jumps.
+# Small steps: if rounding moves a value across a corner of ReLU6, its gradient jumps.
 RECIPE = Recipe(5, 32, learning_rate=0.001, warmup=0.01)
 BOTH_STRIDES = NETWORK.clone(unit_strides=1, stages=(Stage(1, 8, 1, 2), Stage(2, 8, 1, 1)))
 
 
 @pytest.fixture(scope="module")
 def begin(tiny):
-    """The state before the first step. It is computed alike whatever the network computes, and compiled once."""
+    """Return a function that gives the state before the first step."""
 
     def of(seed, rate=1.0, **changes):
         learner = learner_of(BOTH_STRIDES.clone(**changes), Classification(10), RECIPE, 160)
@@ -35,7 +35,7 @@ def begin(tiny):
 
 @pytest.fixture(scope="module")
 def steps(tiny, begin):
-    """Takes steps on one batch; returns the states before and after, and the losses."""
+    """Return, per kind of kernels, a function that takes steps on one batch and returns (before, after, losses)."""
     images = tiny.normalization(tiny.train.images[:32])
     batch = Batch(images, tiny.train.targets[:32], np.ones(32, np.float32), np.arange(32, dtype=np.int32))
     devices = Devices.create(1, 1)
@@ -43,7 +43,7 @@ def steps(tiny, begin):
     def of(kernels):
         learner = learner_of(BOTH_STRIDES.clone(kernels=kernels), Classification(10), RECIPE, 160)
         start = jax.tree.map(lambda leaf: leaf[None], begin(3, kernels=kernels))
-        # Its learning rate's factor is the state's, and so one program takes small and large steps.
+        # The state holds the learning rate's factor, so one program takes small and large steps.
         program = Program(lambda state, batch: train_step(state, batch, learner), [SEED, DATA], [start, batch])
         compiled = devices.compile(program)
 
@@ -60,7 +60,7 @@ def steps(tiny, begin):
 
 
 def test_plain_kernels_train_to_the_same_weights(steps):
-    """Within 1e-5 after five steps, as the tuned ones are the same function."""
+    """Within 1e-5 after five steps, since tuned kernels compute the same function."""
     (start, tuned, _), (_, plain, _) = (steps[kernels](5) for kernels in ("tuned", "xla"))
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5), tuned.params, plain.params
@@ -76,7 +76,7 @@ def test_steps_lower_the_loss_on_their_batch(steps):
 
 
 def test_the_first_state_is_the_seed_s_alone(begin):
-    """Another activation changes no initial weight, another seed changes them."""
+    """Another activation does not change the initial weights; another seed does."""
     states = [begin(3, bottleneck_activation=activation) for activation in ("linear", "relu6")]
     jax.tree.map(np.testing.assert_array_equal, *states)
     stems = [state.params["stem"]["conv"]["kernel"] for state in (states[0], begin(4))]
@@ -106,7 +106,7 @@ def test_a_device_has_a_piece_of_every_microbatch(devices, accumulation, expecte
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Six images, and what mixup makes of them."""
+    """Return a batch of six images, and the result of mixup."""
     generator = np.random.default_rng(0)
     images, targets = generator.normal(size=(6, 2, 2, 1)).astype(np.float32), np.array([0, 1, 2, 2, 1, 0])
     batch = Batch(images, targets, np.ones(6, np.float32), np.arange(6, dtype=np.int32))

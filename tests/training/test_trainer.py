@@ -1,4 +1,4 @@
-"""A group of runs: side by side what each is alone, resumed to the same bits, and of any task."""
+"""Groups of runs: the same side by side as alone, bitwise resume, and any task."""
 
 import dataclasses
 import functools
@@ -26,12 +26,12 @@ from training.runs import NEVER, compile_programs, results, train
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.02, evaluations=2)
 LOG = {"log_every": 2}
-# Four steps, evaluated after the second and the fourth.
+# Four steps, evaluated after the second and fourth.
 PAIR = (Member("a", 3), Member("b", 5))
 
 
 class Small(nn.Module):
-    """A network of a user's own: no backbone, and nothing in it knows of classes."""
+    """A user-defined network that is not a `Backbone` and knows nothing of classes."""
 
     outputs: int
     batch_norm_axis: str | None = None
@@ -47,7 +47,7 @@ class Small(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Watched(Classification):
-    """Classification that tells which images it sees: a sum that differs if one pixel of one image does."""
+    """Classification with a sum over pixels that differs if any pixel of any image does."""
 
     def zeros(self):
         return {**super().zeros(), "pixels": np.zeros((), np.float32)}
@@ -63,7 +63,7 @@ class Watched(Classification):
 
 @pytest.fixture(scope="module")
 def compiled(tiny):
-    """Programs for so many runs, a device each."""
+    """Return a cached function that compiles programs for a number of runs, one device each."""
 
     @functools.cache
     def of(runs, activation="linear", **learner):
@@ -76,7 +76,7 @@ def compiled(tiny):
 
 @pytest.fixture(scope="module")
 def whole(compiled, tiny, tmp_path_factory):
-    """The pair, trained without a stop."""
+    """Train the pair of runs without a stop."""
     return train(compiled(2), tiny, RECIPE, PAIR, tmp_path_factory.mktemp("pair"), LOG, tested=True)
 
 
@@ -107,7 +107,7 @@ def test_all_that_is_measured_is_recorded_in_order(whole):
 
 
 def test_runs_that_share_a_program_are_those_that_have_their_own(compiled, tiny, whole, tmp_path):
-    """Two activations and two learning rates in one program, beside each network compiled alone."""
+    """Two activations and learning rates in one program, compared with each network compiled alone."""
     shared = compiled(2, activations=("linear", "relu6"), rated=True)
     members = (Member("linear", 3), Member("relu6", 3, rate=0.5, choice=1))
     rates = np.array([0.1, 0.2, 0.3, 0.4])
@@ -127,7 +127,7 @@ def test_runs_that_share_a_program_are_those_that_have_their_own(compiled, tiny,
 
 
 def test_arms_are_paired_by_seed(compiled, tiny, tmp_path):
-    """Another activation changes neither the initial weights nor the images of a seed."""
+    """Another activation does not change the initial weights and images of a seed."""
     shared = compiled(2, activations=("linear", "relu6"), rated=True)
     members = (Member("linear", 7), Member("relu6", 7, choice=1))
     state = jax.device_get(shared.start(members))
@@ -147,7 +147,7 @@ def test_a_run_that_fills_up_the_group_is_recorded_once(compiled, tiny, whole, t
 
 
 def wrapped(programs, before=lambda: None, after=lambda state, totals: totals):
-    """Programs whose step tells."""
+    """Return programs whose training step calls `before` and `after`."""
 
     def step(state, totals, value):
         before()
@@ -158,7 +158,7 @@ def wrapped(programs, before=lambda: None, after=lambda state, totals: totals):
 
 
 def test_a_loss_that_is_no_number_stops_the_runs_and_names_the_step(compiled, tiny, whole, tmp_path):
-    """Here of the second run's third step; what is logged of the first two comes before."""
+    """Here in the second run's third step; records of the first two steps are written before."""
 
     def broken(state, totals):
         bad = (np.asarray(state.step) >= 3) & np.array([False, True])
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_number_stops_the_runs_and_names_the_step(compiled, ti
 
 
 def test_one_compilation_a_run(compiled, tiny, tmp_path):
-    """Each program once, and nothing in the steps between."""
+    """Nothing is compiled once the steps begin."""
     began, heard = [], []
     programs = wrapped(compiled(2), before=lambda: began.append(True))
     jax.monitoring.register_event_duration_secs_listener(
@@ -188,7 +188,7 @@ def test_one_compilation_a_run(compiled, tiny, tmp_path):
 
 
 def test_the_devices_are_waited_for_at_the_end_of_an_interval_only(compiled, tiny, monkeypatch, tmp_path):
-    """Metrics of an interval are fetched when the next one has been given to the devices."""
+    """Metrics of an interval are fetched after the next interval has been dispatched."""
     happened = []
     fetch = trainer_module.fetch
     monkeypatch.setattr(trainer_module, "fetch", lambda totals: happened.append("fetch") or fetch(totals))
@@ -197,7 +197,7 @@ def test_the_devices_are_waited_for_at_the_end_of_an_interval_only(compiled, tin
     programs = wrapped(compiled(2), before=lambda: happened.append("step"))
     recipe = dataclasses.replace(RECIPE, epochs=2, evaluations=1)
     train(programs, tiny, recipe, PAIR, tmp_path, {"log_every": 3}, save_seconds=NEVER)
-    # Of steps 1-3 after step 6; of 4-6 and 7-8 at the end. Before the first step the initial states are waited for.
+    # Steps 1-3 are fetched after step 6; 4-6 and 7-8 at the end. "wait" is for the initial states, before step 1.
     assert happened == ["wait"] + ["step"] * 6 + ["fetch"] + ["step"] * 2 + ["fetch"] * 2
 
 
@@ -210,7 +210,7 @@ def at(step):
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_group_that_was_stopped_is_the_one_that_was_not(compiled, tiny, whole, tmp_path, step):
-    """Stopped after an evaluation's step the state is saved first, and evaluated when the runs continue."""
+    """If stopped at a step with an evaluation, the state is saved first, and evaluated on resume."""
     with pytest.raises(Preempted, match=f"saved after step {step}; the same command continues from there"):
         train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, should_stop=at(step))
     said = io.StringIO()
@@ -222,7 +222,7 @@ def test_a_group_that_was_stopped_is_the_one_that_was_not(compiled, tiny, whole,
 
 
 def test_where_results_come_soon_the_state_is_saved_seldom(compiled, tiny, tmp_path):
-    """Every evaluation has a checkpoint, unless the last was less than so many seconds ago; then the end has none."""
+    """Each evaluation saves a checkpoint unless the last is more recent than `save_seconds`; then the end has none."""
     for folder, seconds, expected in (("often", 0.0, {2, 4}), ("seldom", 1e-6, {2}), ("never", NEVER, set())):
         train(compiled(2), tiny, RECIPE, PAIR, tmp_path / folder, LOG, save_seconds=seconds)
         assert {int(path.name) for path in (tmp_path / folder / "checkpoints").iterdir()} == expected
@@ -235,7 +235,7 @@ def damage(checkpoints):
 
 
 def test_runs_whose_checkpoint_cannot_be_read_start_from_their_beginning(compiled, tiny, whole, tmp_path):
-    """Where checkpoints are disposable, as a study's are; elsewhere they raise, and nothing is lost."""
+    """This holds if checkpoints are disposable, as in studies. Otherwise it raises, and nothing is lost."""
     with pytest.raises(Preempted):
         train(compiled(2), tiny, RECIPE, PAIR, tmp_path / "runs", LOG, should_stop=at(3))
     damage(tmp_path / "runs" / "checkpoints" / "3")
@@ -269,7 +269,7 @@ def test_one_damaged_checkpoint_is_no_beginning_where_another_can_be_read(compil
 
 
 def test_of_two_runs_one_starts_from_weights(compiled, tiny, whole, tmp_path):
-    """The other is what it is without them, and both are continued as they began."""
+    """The other run is not affected, and both resume correctly."""
     given = jax.tree.map(lambda leaf: leaf[0] + 0.25, jax.device_get(whole.state.variables()))
     start = Start(given, ())
     members = (PAIR[0]._replace(started=True), PAIR[1]._replace(started=False))
@@ -291,7 +291,7 @@ def test_of_two_runs_one_starts_from_weights(compiled, tiny, whole, tmp_path):
 
 
 def test_weights_are_there_for_the_next_runs_too(compiled, tiny, whole, tmp_path):
-    """A step takes over the memory of the state, and not of what it started from."""
+    """A step reuses the memory of the state, but not that of the initial weights."""
     start = Start(jax.tree.map(lambda leaf: np.asarray(leaf[0]), whole.state.variables()), ())
     before = tree_digest(start.variables)
     states = [
@@ -312,7 +312,7 @@ def test_steps_are_profiled_as_asked(compiled, tiny, tmp_path):
 
 
 class Recording(MedianDistance):
-    """Keeps what it is given."""
+    """Keeps the batches that it is given."""
 
     def __init__(self):
         self.batches = []
@@ -324,7 +324,7 @@ class Recording(MedianDistance):
 
 @dataclasses.dataclass(frozen=True)
 class PointingAndMoments(Pointing):
-    """Pointing with a matrix among its sums: of the products of both coordinates' errors."""
+    """Pointing with a matrix among its sums: the products of the coordinates' errors."""
 
     evaluator: Recording = dataclasses.field(default_factory=Recording)
 
@@ -351,7 +351,7 @@ def pointing():
 
 @pytest.fixture(scope="module")
 def pointer(pointing):
-    """Programs for so many devices."""
+    """Return programs for a number of devices."""
 
     @functools.cache
     def of(count, parallel="jit"):
@@ -363,7 +363,7 @@ def pointer(pointing):
 
 @pytest.fixture(scope="module")
 def pointed(pointing, pointer, tmp_path_factory):
-    """Trained on so many devices; and what its evaluator was given of the test split."""
+    """Return a cached function that trains on given devices; its evaluator's test batches come second."""
 
     @functools.cache
     def of(*on):
@@ -376,7 +376,7 @@ def pointed(pointing, pointer, tmp_path_factory):
 
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_task_that_is_no_classification_whatever_the_devices(pointed, parallel):
-    """The same parameters, and the same metrics: of sums, of a matrix, and of the evaluator."""
+    """Parameters agree, and metrics from sums, from a matrix, and from the evaluator."""
     (one, _), (eight, _) = pointed(1), pointed(8, parallel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one.state.params, eight.state.params)
     assert [record[:4] for record in results(one.records)] == [record[:4] for record in results(eight.records)]
@@ -386,7 +386,7 @@ def test_a_task_that_is_no_classification_whatever_the_devices(pointed, parallel
 
 
 def test_mixup_is_the_same_whatever_the_devices(pointing, tmp_path):
-    """Of any task: here of two numbers."""
+    """For any task, here with two numbers as target."""
     recipe = dataclasses.replace(POINTING, epochs=1, mixup=1.0)
     runs = []
     for count in (1, 8):
@@ -420,17 +420,17 @@ def test_metrics_of_any_task_are_those_computed_by_hand(pointed, pointing, devic
         "median_distance": np.median(distances),
     }
     assert test.metrics == pytest.approx(expected, rel=1e-4)
-    # The evaluator gets each example once, in order, and knows what fills up a batch.
+    # The evaluator gets each example once, in order, and can tell padding by its weights.
     outputs, targets, weights = (np.concatenate(leaves) for leaves in zip(*batches, strict=True))
     np.testing.assert_array_equal(targets[weights == 1], points)
     np.testing.assert_allclose(outputs[weights == 1], errors + points, atol=1e-4)
     assert len(weights) == 256 > weights.sum() == 30
-    # An evaluator's metrics are of evaluations.
+    # Training records have no metrics of an evaluator.
     assert not [record for record in found.records if record.split == "train" and "median_distance" in record.metrics]
 
 
 def test_another_number_of_devices_continues(pointed, pointing, pointer, tmp_path):
-    """Eight by `pmap`, then one, then eight by `jit`: the order of sums is another, the run is the same."""
+    """Eight devices with `pmap`, then one, then eight with `jit`: the same run up to the order of sums."""
     for step, on in ((3, (8, "pmap")), (6, (1,))):
         with pytest.raises(Preempted, match=f"saved after step {step}"):
             train(pointer(*on), pointing, POINTING, POINT, tmp_path, should_stop=at(step))
@@ -443,7 +443,7 @@ def test_another_number_of_devices_continues(pointed, pointing, pointer, tmp_pat
 
 
 def test_a_stream_continues_where_it_was(tmp_path):
-    """The position of the data is kept with the state: no image is seen twice or left out."""
+    """The data position is saved with the state, so no image is repeated or skipped."""
     dataset = pointing_stream(tmp_path / "images")
     recipe = dataclasses.replace(POINTING, batch_size=8)
     programs = compile_programs(Small(2, "data", "relu6"), Pointing(), dataset, recipe, Devices.create(1, 2))

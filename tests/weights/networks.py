@@ -1,4 +1,4 @@
-"""Networks of random weights, in the form in which each source has them."""
+"""Networks with random weights, as loaded from each source."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from mnv2_jax.weights.load import SOURCES
 
 
 def random_network(source, model="mobilenet_v2", **settings):
-    """A network as `load_weights` would return it for a file of that source."""
+    """Return a network as `load_weights` would for a file of that source."""
     convention = SOURCES[source].convention
     made = create_model(model, **{"width_multiplier": 0.25, "num_classes": 7, "convention": convention, **settings})
     generator = np.random.default_rng(0)

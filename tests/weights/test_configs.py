@@ -1,4 +1,4 @@
-"""The files beside the weights, field by field; `tests/peers` compares with the packages that write them."""
+"""Configuration files beside weights, field by field; `tests/peers` compares with the packages that write them."""
 
 import json
 
@@ -11,7 +11,7 @@ from mnv2_jax.weights.configs import read_timm, read_transformers
 
 @pytest.fixture
 def said(tmp_path):
-    """What is read of files of this content."""
+    """Return a function that writes files with given contents and reads them."""
 
     def said(read, name, **contents):
         for file, content in contents.items():

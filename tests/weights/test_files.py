@@ -1,4 +1,4 @@
-"""Files that are damaged, or declare more than they hold, or are nothing."""
+"""Files that are damaged, declare more than they hold, or are not weights at all."""
 
 import zipfile
 
@@ -16,7 +16,7 @@ from .networks import random_network
 
 @pytest.fixture(scope="module")
 def contents(tmp_path_factory):
-    """The bytes of a whole file, by its name."""
+    """Return the bytes of intact files, by name."""
     folder, found = tmp_path_factory.mktemp("files"), {}
     for name in ("x.safetensors", "x.weights.h5", "x.h5"):
         network = random_network("torchvision" if name == "x.safetensors" else "keras")

@@ -1,4 +1,4 @@
-"""Published weights by reference, from a hub and a server of our own on this machine."""
+"""Published weights by reference, from local test servers."""
 
 import hashlib
 import http.server
@@ -22,7 +22,7 @@ FILES = {"config.json": b'{"architecture": "mobilenetv2_100"}', "model.safetenso
 
 
 def refusal(reference):
-    """The one line that fetching ends with."""
+    """Return the one-line error of fetching a reference."""
     with pytest.raises(UserError) as caught:
         fetch(reference)
     message = str(caught.value)
@@ -37,7 +37,7 @@ def closed_port():
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers every request by `answer(method, path) -> (status, headers, body)`, and remembers what was asked for."""
+    """Answers requests with `answer(method, path) -> (status, headers, body)` and records them in `asked`."""
 
     daemon_threads = True
 
@@ -66,7 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Start servers that end with the test."""
+    """Return a function that starts servers, which stop with the test."""
     servers = []
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -112,7 +112,7 @@ def test_another_scheme_is_refused_with_what_is_known(reference):
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    """An empty cache, no network, and huggingface_hub not imported yet: it reads its environment only then."""
+    """Provide an empty cache and no network; unload huggingface_hub, since it reads its environment on import."""
     for name in list(os.environ):
         if name.startswith(("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")):
             monkeypatch.delenv(name)
@@ -133,7 +133,7 @@ def forget_hub():
 
 
 def keep(home, files=FILES, commit=COMMIT, revision="main"):
-    """Put a snapshot into the cache as the hub does, and return its folder."""
+    """Put a snapshot into the cache as huggingface_hub does, and return its folder."""
     folder = home / "hub" / "models--timm--mobilenetv2_100.ra_in1k"
     snapshot = folder / "snapshots" / commit
     for place in (folder / "blobs", folder / "refs", snapshot):
@@ -147,7 +147,7 @@ def keep(home, files=FILES, commit=COMMIT, revision="main"):
 
 
 class Hub:
-    """A repository as the hub's server shows it; `error` is what it answers instead."""
+    """The hub's server with one repository; `error` replaces its answers."""
 
     def __init__(self, files=FILES, commit=COMMIT, error=None):
         self.files, self.commit, self.error = files, commit, error
@@ -169,7 +169,7 @@ class Hub:
 
 @pytest.fixture
 def online(home, serve, monkeypatch):
-    """Start a hub and let it be the one that is asked."""
+    """Return a function that starts a hub and makes it the endpoint."""
 
     def start(*arguments, **options):
         server = serve(Hub(*arguments, **options))
@@ -260,7 +260,7 @@ def test_a_download_that_breaks_off_is_one_line_and_leaves_nothing_to_be_found(o
 
     server = online()
     server.answer = Broken()
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the hub's attempts
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the hub's retries
     assert "cannot be downloaded from" in refusal(REFERENCE)
     assert capfd.readouterr() == ("", "")
     server.answer = Hub()
@@ -380,7 +380,7 @@ NAME = f"mobilenet_v2-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 @pytest.fixture
 def checkpoints(monkeypatch, tmp_path):
-    """Torch hub's empty folder, no network, and a file whose digest is known in place of those published."""
+    """Provide an empty torch hub folder, no network, and a file of known digest instead of the published ones."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(hub, "TORCHVISION_URL", f"http://127.0.0.1:{closed_port()}/models")
     monkeypatch.setattr(hub, "TORCHVISION_FILES", {"MobileNet_V2_Weights.DEFAULT": NAME})
@@ -389,7 +389,7 @@ def checkpoints(monkeypatch, tmp_path):
 
 @pytest.fixture
 def published(checkpoints, serve, monkeypatch):
-    """Start a server of the files."""
+    """Return a function that starts a server of the files."""
 
     def start(body=CONTENT, status=200, **headers):
         server = serve(lambda method, path: (status, headers, body))

@@ -1,4 +1,4 @@
-"""Keras's files without Keras: `tests/peers` has those that it writes itself."""
+"""Keras files without Keras; `tests/peers` tests files that Keras itself writes."""
 
 import h5py
 import pytest

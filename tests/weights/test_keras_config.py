@@ -1,4 +1,4 @@
-"""The layers around and inside a network of Keras, without Keras: `tests/peers` has models that it writes itself."""
+"""Layers around and inside a Keras network, without Keras; `tests/peers` tests models that Keras itself writes."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def layer(kind, name="mine", inputs=(), **config):
 
 
 def body(tensors, epsilon=1e-3, activation=6.0):
-    """The network's layers, with the activations that stand between them."""
+    """Yield the network's layers with the activations between them."""
     names = dict.fromkeys(name.split("/")[0] for name in tensors)
     for name in names:
         norm = f"{name}/gamma" in tensors
@@ -40,7 +40,7 @@ POOL = layer("GlobalAveragePooling2D", "pool")
 
 @pytest.fixture
 def adapted(network):
-    """A model of these layers in front, inside and behind."""
+    """Return a function that builds a model with layers before, inside and after the network."""
 
     def adapted(front=(), behind=(), outputs=7, loss=None, **inside):
         tensors, model = network

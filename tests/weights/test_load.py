@@ -1,4 +1,4 @@
-"""Reading and writing weights without the packages that they are of: `tests/peers` has those."""
+"""Reading and writing weights without the packages they come from; `tests/peers` tests with those."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_network_or_a_run_s_folder_is_weights(network, tmp_path):
 
 
 class Mine(InvertedResidual):
-    """A block of somebody's own."""
+    """A user-defined block."""
 
 
 def test_a_network_of_one_s_own_blocks_needs_their_classes(tmp_path):
@@ -187,7 +187,7 @@ def test_the_wrong_source_is_corrected(tensors, tmp_path):
 
 # --- What is written -------------------------------------------------------------------------------------
 
-REST = ("mnv2_jax", "keras", 224)  # source, preprocessing and resolution
+REST = ("mnv2_jax", "keras", 224)  # source, preprocessing, resolution
 FILES = {"torchvision": "x.safetensors", "keras": "x.weights.h5"}
 
 
@@ -237,7 +237,7 @@ def test_what_does_not_change_inference_is_no_hindrance(tmp_path):
     ids=str,
 )
 def test_what_would_be_another_function_is_not_written(target, settings, named, tmp_path):
-    # Refused whatever its arrays.
+    # It is refused whatever its arrays are.
     network = Network(MobileNetV2(convention=SOURCES[target].convention, **settings), {}, Classification(1000), *REST)
     with pytest.raises(UserError, match=f"not the published mobilenet_v2 but differs in {named}: ") as error:
         export_weights(tmp_path / FILES[target], network, target)
@@ -247,7 +247,7 @@ def test_what_would_be_another_function_is_not_written(target, settings, named, 
 
 
 class Gained(MobileNetV2):
-    """A network of somebody's own, with one more setting than there ever was."""
+    """A user-defined network with a setting that no version has had."""
 
     gain: float = 1.0
 

@@ -1,4 +1,4 @@
-"""One table a source, read in both directions."""
+"""Name tables, one per source, used in both directions."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def test_width_expansion_and_classes_are_told_from_the_shapes(width):
     theirs = mapping.export(TORCHVISION, network.model, network.variables)
     found, channels = mapping.infer_model(TORCHVISION, "mobilenet_v2", theirs)
     assert channels == 3
-    # Rounding makes some multipliers the same network.
+    # Because of rounding, several multipliers give the same network.
     assert variable_shapes(found) == variable_shapes(network.model)
     assert (found.num_classes, found.expansion) == (7, 4.0)
 
@@ -54,7 +54,7 @@ def test_the_expansion_is_the_roundest_that_gives_all_widths(expansion):
     inputs = [8, 16, 24, 40]
     widths = [(width, round(expansion * width)) for width in inputs]
     assert mapping.infer_expansion(widths) == expansion
-    # One of a wrong shape misleads nobody: it is named when the network is filled.
+    # A tensor of wrong shape does not mislead this; it is reported when the network is filled.
     found = mapping.infer_expansion([*widths, (16, 1000)])
     assert found == pytest.approx(expansion, rel=0.1)
     assert mapping.infer_expansion([]) is None
@@ -75,7 +75,7 @@ def test_channels_of_no_width_are_refused():
 
 
 def test_two_layers_never_get_one_name():
-    """Keras has a name for one block without an expansion, its first."""
+    """Keras has a name for only one block without an expansion, the first."""
     network = random_network("keras", expansion=1.0)
     with pytest.raises(UserError, match="Keras has no name for block_1: there, all blocks but the first have an exp"):
         mapping.export(KERAS, network.model, network.variables)
@@ -87,7 +87,7 @@ def test_a_wrapper_s_prefix_is_taken_off():
     for prefix in ("module.", "model.backbone."):
         wrapped = {prefix + name: tensor for name, tensor in theirs.items()}
         assert mapping.strip_prefix(SOURCES["timm"], wrapped).keys() == theirs.keys()
-    # A classifier beside the backbone has only the first parts of it.
+    # A classifier beside the backbone shares only the first parts of the prefix.
     beside = {("model." if name.startswith("classifier") else "model.net.") + name: v for name, v in theirs.items()}
     assert mapping.strip_prefix(SOURCES["timm"], beside).keys() == theirs.keys()
 
