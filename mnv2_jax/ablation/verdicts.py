@@ -114,7 +114,7 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
     if failed:
         decided = comparison["verdict"] != "inconclusive"
         text = (
-            f"{failed} failed: closer to chance than to the median of the arm. {'Typically, ' if decided else ''}{text}"
+            f"{failed} failed: nearer to chance than to the median of the arm. {'Typically, ' if decided else ''}{text}"
         )
     paper = comparison["paper"]
     if paper is not None:

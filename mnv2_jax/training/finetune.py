@@ -126,12 +126,13 @@ class Start:
         sigmoids = start.task.outputs == "sigmoid"  # type: ignore[attr-defined]
         anew = theirs != len(class_names) or renamed or sigmoids
         if anew:
-            what = "other classes"
-            if theirs != len(class_names):
-                what = counted(theirs, "class") if theirs else "no classes"
-            why = f"{name} has {what}, the data have {len(class_names)}"
             if sigmoids:
                 why = f"{name} has sigmoid outputs, but training is for one class per image"
+            elif theirs != len(class_names):
+                has = counted(theirs, "class") if theirs else "no classes"
+                why = f"{name} has {has}, the data have {len(class_names)}"
+            else:
+                why = f"{name} has {counted(theirs, 'class')} with different names than those of the data"
             said = (f"the classifier is newly initialised: {why}",)
         params = {layer: value for layer, value in start.variables["params"].items() if not (anew and layer in layers)}
         variables = {"params": params, "batch_stats": start.variables["batch_stats"]}
