@@ -64,8 +64,8 @@ class Classification:
         """
         if self.outputs != "softmax":
             raise UserError(
-                "the network has sigmoid outputs, so several classes or none may apply: loss and accuracy are for one class "
-                "per image, and only predict supports such a network"
+                "the network has sigmoid outputs, so several classes or none may apply: loss and accuracy are for one "
+                "class per image, and only predict supports such a network"
             )
         labels = jnp.asarray(batch.targets)
         targets = jax.nn.one_hot(labels, self.num_classes)

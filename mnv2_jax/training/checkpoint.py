@@ -129,8 +129,8 @@ class RunCheckpoints:
                 damaged.append((step, " ".join(str(error).split())[:120] or type(error).__name__))
         if self._oldest and not damaged:
             raise UserError(
-                f"{self._folder} has no checkpoint of step {self._oldest} or later to train the finished run longer from; "
-                "use --overwrite to start over"
+                f"{self._folder} has no checkpoint of step {self._oldest} or later to train the finished run longer "
+                "from; use --overwrite to start over"
             )
         if damaged:
             steps = ", ".join(str(step) for step, _ in damaged)
@@ -163,6 +163,6 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # a full disk raises OSError, or an error of a library that wraps it
         raise UserError(
-            f"a checkpoint cannot be written to {folder} ({said_by(error)}); free some space and run the same command to "
-            "resume from the last complete checkpoint"
+            f"a checkpoint cannot be written to {folder} ({said_by(error)}); free some space and run the same command "
+            "to resume from the last complete checkpoint"
         ) from error

@@ -203,13 +203,15 @@ def evaluate_on(
     if dataset == FOLDER and split != "all":
         images = sum(map(data.count, data.sources))
         said.append(
-            f"evaluates {data.count(split):,} of {counted(images, 'image')}: the {split} split (use --split all for all of them)"
+            f"evaluates {data.count(split):,} of {counted(images, 'image')}: the {split} split "
+            "(use --split all for all of them)"
         )
     if split != "all" and trained_on not in (None, data.fingerprint()):
         changed = "files were added, removed or renamed since training"
         if not named:
             raise UserError(
-                f"{data.name}: {changed}, so its splits differ; use --data-files {data.name} to evaluate them as they are"
+                f"{data.name}: {changed}, so its splits differ; use --data-files {data.name} to evaluate them as "
+                "they are"
             )
         said.append(f"{changed}: images that it was trained on may be evaluated")
     data = data.prepared_as(network.preprocessing, network.image_channels)

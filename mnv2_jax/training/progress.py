@@ -146,8 +146,8 @@ class Reporter:
                 rate = f"  learning rate {values['learning_rate']:.2e}" if "learning_rate" in values else ""
                 speed = (record.images_per_second or 0) / jax.device_count()
                 self.say(
-                    f"step {record.step}/{self._steps}: loss {values['loss']:.3f}{rate}  {speed:.1f} images/s per device  "
-                    f"{self._left(record.step)}"
+                    f"step {record.step}/{self._steps}: loss {values['loss']:.3f}{rate}  {speed:.1f} images/s per "
+                    f"device  {self._left(record.step)}"
                 )
         elif not self._several:
             metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
