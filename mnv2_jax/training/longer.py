@@ -80,5 +80,6 @@ def describe_longer(training: Recipe, shorter: Mapping[str, Any], train_images: 
     following = float(create_schedule(training, train_images)(before))
     return (
         f"training longer: the finished run of {before:,} steps resumes from its weights, up to step {steps:,}; "
-        f"the learning rate jumps from {last:.2e} to {following:.2e}, so this is not the same as {steps:,} steps from scratch"
+        f"the learning rate jumps from {last:.2e} to {following:.2e}, so this is not the same as {steps:,} steps from "
+        "scratch"
     )

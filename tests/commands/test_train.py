@@ -169,11 +169,11 @@ def weights(saved, tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["three", "--width-multiplier", "0.5"], "--width-multiplier 0.5 does not match {}/three, which has 0.1; remove the flag"),
-        (["three", "--convention", "pytorch"], "--convention pytorch does not match {}/three, which has tensorflow; remove the flag"),
+        (["three", "--width-multiplier", "0.5"], "--width-multiplier 0.5 does not match {}/three, which has 0.1"),
+        (["three", "--convention", "pytorch"], "--convention pytorch does not match {}/three, which has tensorflow"),
         (["three", "--model", "mobilenet_v1"], "--model mobilenet_v1 does not match {}/three, which has mobilenet_v2; remove"),
-        (["three", "--expansion", "3"], "--expansion 3.0 does not match {}/three, which has 2; remove the flag"),
-        (["torchvision.safetensors", "--convention", "tensorflow"], "--convention tensorflow does not match {}/torchvision.safe"),
+        (["three", "--expansion", "3"], "--expansion 3.0 does not match {}/three, which has 2; remove"),
+        (["torchvision.safetensors", "--convention", "tensorflow"], "--convention tensorflow does not match {}/tor"),
         (["nowhere"], "{}/nowhere does not exist; expected a network's folder or a file of weights"),
         (["cut.safetensors"], "{}/cut.safetensors cannot be read as a safetensors file; it may be truncated"),
         (["damaged"], "the network {}/damaged cannot be read; it may be damaged"),

@@ -176,7 +176,7 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
         (["--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
         (["--validation-images", "0"], "--validation-images must be between 1 and the 134 of digits, got 0"),
         (["--learning-rate", "nan"], "--learning-rate must be greater than 0, got nan"),
-        (["--batch-size", "5000"], "--batch-size 5000 exceeds the 1,209 images of the training split; use 1209 or less"),
+        (["--batch-size", "5000"], "--batch-size 5000 exceeds the 1,209 images of the training split; use 1209"),
         (["--freeze", "backbone"], "--freeze requires trained weights"),
         (["--dataset", "fashion_mnist", "--data-files", "nowhere"], "nowhere is not a folder; expected the four IDX files"),
         (["--out", "/proc/mine"], "--out /proc/mine cannot be written"),
