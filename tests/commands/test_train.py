@@ -171,7 +171,7 @@ def weights(saved, tmp_path_factory):
     [
         (["three", "--width-multiplier", "0.5"], "--width-multiplier 0.5 does not match {}/three, which has 0.1"),
         (["three", "--convention", "pytorch"], "--convention pytorch does not match {}/three, which has tensorflow"),
-        (["three", "--model", "mobilenet_v1"], "--model mobilenet_v1 does not match {}/three, which has mobilenet_v2; remove"),
+        (["three", "--model", "mobilenet_v1"], "--model mobilenet_v1 does not match {}/three, which has mobilenet_v2"),
         (["three", "--expansion", "3"], "--expansion 3.0 does not match {}/three, which has 2; remove"),
         (["torchvision.safetensors", "--convention", "tensorflow"], "--convention tensorflow does not match {}/tor"),
         (["nowhere"], "{}/nowhere does not exist; expected a network's folder or a file of weights"),
