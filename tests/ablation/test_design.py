@@ -70,7 +70,7 @@ def test_arms_have_names_of_their_own_that_files_can_have():
     with pytest.raises(UserError, match="^two arms are named linear; give each its own name$"):
         dataclasses.replace(STUDY, arms=(*STUDY.arms, Arm("linear")))
     for name in ("", "1/2"):
-        with pytest.raises(UserError, match="without /"):
+        with pytest.raises(UserError, match="must not be empty or contain /"):
             Arm(name)
 
 

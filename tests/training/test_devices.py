@@ -153,7 +153,7 @@ def test_a_program_is_a_function_of_one_run_on_one_device(parallel):
     [
         (20, 1, "--batch-size 20 is not divisible by 8 devices; use 16"),
         (24, 2, "is not divisible by 8 devices with 2 microbatches each; use 32"),
-        (4, 1, "take 8"),
+        (4, 1, "use 8"),
     ],
 )
 def test_a_batch_that_does_not_divide(batch_size, accumulation, says):

@@ -23,7 +23,7 @@ def test_records_survive_the_file_and_a_line_cut_short_is_left_out(tmp_path):
 def test_a_line_that_is_no_record_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(to_line(RECORD) + "{}\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is no record"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is not a record"):
         read_records(path)
 
 
