@@ -228,7 +228,7 @@ class Study:
         known = [arm.name for arm in self.arms]
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise UserError(f"--arms: unknown arm {unknown[0]!r}; choose from {', '.join(known)}")
+            raise UserError(f"unknown arm {unknown[0]!r} in --arms; choose from {', '.join(known)}")
         kept = tuple(arm for arm in self.arms if arm is self.baseline or arm.name in names)
         return dataclasses.replace(self, arms=kept)
 

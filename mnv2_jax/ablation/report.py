@@ -114,7 +114,7 @@ def run_section(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / SUMMARY, RUN, again)
     picture = folder / FIGURES[0]
     if not picture.is_file():
-        raise UserError(f"{picture} is missing; restore a copy of it, or {again}")
+        raise UserError(f"{picture} is missing; restore it from a copy, or {again}")
     task = TASKS.get(summary["settings"].get("task", "classification"))
     metrics = {metric.name: metric for metric in (task.metric, *task.others)} if task else {}
     tested = [

@@ -270,7 +270,7 @@ class Run:
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed must be from 0 to below 2^31, got {self.seed}")
+            raise UserError(f"--seed must be from 0 to 2^31 - 1, got {self.seed}")
         given = self.training.starts_from_weights()
         if given and self.weights is None:
             raise UserError(f"{given[0]} requires trained weights; set --weights")

@@ -51,7 +51,7 @@ def initialize(options: Processes) -> None:
         if address is None or not 0 < int(address[1]) < 2**16:
             raise UserError(f"--coordinator must be HOST:PORT, got {options.coordinator}")
         if not 0 <= number < count:
-            raise UserError(f"--process-id must be from 0 to below --processes {count}, got {number}")
+            raise UserError(f"--process-id must be at least 0 and less than --processes ({count}), got {number}")
         try:
             with _time_limit(f"the {count} processes at the coordinator {options.coordinator}"):
                 jax.distributed.initialize(options.coordinator, count, number, initialization_timeout=2 * JOIN_SECONDS)

@@ -49,9 +49,9 @@ def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dic
         return load_weights(where), settings if kind_of(settings) == "run" else {}, []
     if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
         return load_weights(where), {}, []
-    settings = read_json(path / CONFIG, {}, f"restore a copy of it, or use {path / NETWORK}")
+    settings = read_json(path / CONFIG, {}, f"restore it from a copy, or use {path / NETWORK}")
     if kind_of(settings) != "run":
-        raise UserError(f"{path} is a study; use one of its networks, {path / CHECKPOINTS}/ARM-SEED")
+        raise UserError(f"{path} is a study; choose one of its networks, {path / CHECKPOINTS}/ARM-SEED")
     if (path / NETWORK).is_dir() and (averaged or not settings.get("ema_decay")):
         return load_weights(path / NETWORK), settings, []
     with contextlib.closing(RunCheckpoints(path / CHECKPOINTS, read_only=True)) as checkpoints:

@@ -81,7 +81,7 @@ def train_run(
         check_folder(settings, folder, overwrite, "run", noted, LENGTH if shorter else ())
         if jax.process_count() > 1 and ODD.search(str(folder.absolute())):
             raise UserError(
-                f"--out {folder}: with several processes, its path must not contain *, ?, [ or \\; use another folder"
+                f"--out {folder}: with several processes, its path must not contain *, ?, [ or \\; choose another folder"
             )
         if (folder / SUMMARY).exists() and not overwrite:
             summary = read_summary(folder, TASKS[run.task].metric)

@@ -19,7 +19,7 @@ DESCRIBED = {"experiment": "x", "question": "?", "claim": "!"}
 
 
 def test_an_unknown_arm_is_named():
-    with pytest.raises(UserError, match="unknown arm 'relu7'; choose from linear, relu6"):
+    with pytest.raises(UserError, match="unknown arm 'relu7' in --arms; choose from linear, relu6"):
         STUDY.with_arms(["relu7"])
 
 

@@ -103,5 +103,5 @@ def test_a_training_run_is_a_section_with_its_curve_and_its_numbers(tmp_path, fi
 
 def test_a_training_run_without_its_figure_is_named(tmp_path):
     shutil.copy(RESULTS / "train_fashion_mnist" / "summary.json", tmp_path)
-    with pytest.raises(UserError, match="figure.png is missing; restore a copy of it, or train it again"):
+    with pytest.raises(UserError, match="figure.png is missing; restore it from a copy, or train it again"):
         run_section(tmp_path)

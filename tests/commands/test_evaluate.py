@@ -207,4 +207,4 @@ def test_a_study_is_not_one_network(refused, tmp_path):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"experiment": "x", "baseline": "linear"}))
     said = refused("evaluate", "--weights", folder)
-    assert f"{folder} is a study; use one of its networks, {folder / 'checkpoints'}/ARM-SEED" in said
+    assert f"{folder} is a study; choose one of its networks, {folder / 'checkpoints'}/ARM-SEED" in said

@@ -127,7 +127,7 @@ def test_runs_with_the_same_settings_are_the_same_run():
         settings.items()
     )
     assert run_of(seed=3, weights="x").settings() != settings
-    with pytest.raises(UserError, match=r"--seed must be from 0 to below 2\^31, got -1"):
+    with pytest.raises(UserError, match=r"--seed must be from 0 to 2\^31 - 1, got -1"):
         run_of(seed=-1)
 
 

@@ -435,7 +435,7 @@ def test_a_damaged_run_is_refused_in_one_line(trained, tmp_path):
 def test_a_study_is_no_network(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"experiment": "x", "baseline": "linear"}))
-    with pytest.raises(UserError, match="is a study; use one of its networks, .*/checkpoints/ARM-SEED"):
+    with pytest.raises(UserError, match="is a study; choose one of its networks, .*/checkpoints/ARM-SEED"):
         open_trained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is damaged"):
