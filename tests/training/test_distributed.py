@@ -148,7 +148,7 @@ def test_sigterm_is_noticed_after_a_step_and_no_longer_when_all_is_over():
     ("options", "says"),
     [
         (Processes("localhost:1"), "go together; give all three or none"),
-        (Processes("localhost:1", 2, 2), "--process-id must be at least 0 and less than --processes (2), got 2"),
+        (Processes("localhost:1", 2, 2), r"--process-id must be at least 0 and less than --processes \(2\), got 2"),
         (Processes("localhost", 2, 0), "--coordinator must be HOST:PORT, got localhost"),
         (Processes("localhost:65536", 2, 0), "--coordinator must be HOST:PORT, got localhost:65536"),
     ],
