@@ -171,7 +171,7 @@ def test_processes_that_do_not_come_together_end_in_time_with_one_line():
         port = free.getsockname()[1]
     done = subprocess.run([sys.executable, "-c", ALONE.format(port=port)], capture_output=True, text=True, timeout=100)
     says = f"error: the 2 processes at the coordinator localhost:{port} did not connect within 1 seconds; "
-    assert done.stderr == f"{says}see that all are started\n"
+    assert done.stderr == f"{says}check that all of them are running\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -88,7 +88,7 @@ def test_outputs_that_are_not_numbers_have_no_confusion_matrix(folder):
     network = network_of(Broken(2), Classification(2), class_names=("cat", "dog"))
     found = evaluate_on(network, "folder", "all", folder)
     assert found.confusion is None
-    assert "the network's outputs are not numbers" in found.said[-1]
+    assert "the network's outputs are not finite" in found.said[-1]
 
 
 def test_a_split_without_images_is_refused():
