@@ -199,7 +199,7 @@ def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tm
     others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)
     said = refused(*folder, "--data-files", others)
     assert "only in the network: bird, cat, dog; only in the data: cow, hen, pig" in said
-    assert "it has 3 and the data 10" in refused("evaluate", "--weights", saved, "--dataset", "digits")
+    assert "3 in the network, 10 in the data" in refused("evaluate", "--weights", saved, "--dataset", "digits")
 
 
 def test_a_study_is_not_one_network(refused, tmp_path):
