@@ -104,7 +104,7 @@ def test_a_network_that_could_not_be_opened_is_not_saved(tmp_path):
 
     with pytest.raises(ValueError, match="Other has no name in mnv2_jax.models.names.MODELS"):
         save_network(tmp_path / "x", network_of().replace(model=Other(3)))
-    with pytest.raises(ValueError, match="the task 'other' is none of classification"):
+    with pytest.raises(ValueError, match="the task 'other' is not one of classification"):
         save_network(tmp_path / "x", network_of().replace(task=OtherTask(3)))
     assert list(tmp_path.iterdir()) == []
 

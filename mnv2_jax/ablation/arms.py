@@ -34,7 +34,7 @@ SIZES = ("width_multiplier", "expansion", "reduction", "stages")
 """Settings that only affect the layers' shapes."""
 
 IDLE = {
-    "batch_norm": "with one device a run",
+    "batch_norm": "with one device per run",
     "smallest_crop": "for images of one size",
     "color_distortion": "for images of one size",
 }
@@ -96,15 +96,15 @@ def check_arms(study: Study, dataset: Dataset, start: Network | None = None) -> 
         try:
             what = _seen(study, arm, data_of_arm(study, arm, dataset, start))
         except (UserError, ValueError) as error:
-            raise UserError(f"the arm {arm.name}: {error}") from error
+            raise UserError(f"arm {arm.name}: {error}") from error
         same = next((other for seen, other in known if seen == what), None)
         if same is not None:
             theirs, own = (dataclasses.asdict(each.recipe(study.training)) for each in (same, arm))
-            idle = " and ".join(f"{name} changes nothing {IDLE[name]}" for name in own if own[name] != theirs[name])
+            idle = " and ".join(f"{name} has no effect {IDLE[name]}" for name in own if own[name] != theirs[name])
             raise UserError(
-                f"the arms {same.name} and {arm.name} are the same network, trained alike"
+                f"the arms {same.name} and {arm.name} are the same network, trained the same way"
                 + (f" ({idle})" if idle else "")
-                + "; leave one of them out"
+                + "; remove one of them"
             )
         known.append((what, arm))
 

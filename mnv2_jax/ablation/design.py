@@ -67,20 +67,22 @@ class Arm:
 
     def __post_init__(self):
         if not self.name or "/" in self.name:
-            raise UserError(f"an arm's files have its name, so it must have one without /, got {self.name!r}")
+            raise UserError(
+                f"an arm's name is part of file names, so it must not be empty or contain /, got {self.name!r}"
+            )
         for name in self.model:
             if name in TRAINING:
-                raise self._error(f"{name} is a setting of training; put it there: training={{{name!r}: ...}}")
+                raise self._error(f"{name} is a training setting; use training={{{name!r}: ...}}")
             if name == "num_classes":
-                raise self._error(f"{name} follows from the data; leave it out")
+                raise self._error(f"{name} is determined by the data; remove it")
         for name in self.training:
             if name not in TRAINING:
                 known = [each for each in TRAINING if each not in OF_STUDY]
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise self._error(f"there is no training setting {name!r}; {hint}")
+                hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+                raise self._error(f"unknown training setting {name!r}; {hint}")
             if name in OF_STUDY:
-                raise self._error(f"all arms share {name}, so that all see the same images; set it for the study")
+                raise self._error(f"all arms share {name}, so that they see the same images; set it for the study")
         # Settings that need another one are checked with the study's recipe, which may have it.
         alone = {name: value for name, value in self.training.items() if name not in ONLY_WITH}
         self._changed(Recipe(epochs=1, batch_size=1, learning_rate=1.0), alone)
@@ -100,7 +102,7 @@ class Arm:
             raise self._error(str(error)) from error
 
     def _error(self, why: str) -> UserError:
-        return UserError(f"the arm {self.name}: {why}")
+        return UserError(f"arm {self.name}: {why}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Study:
     def __post_init__(self):
         names = [arm.name for arm in self.arms]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"two arms are called {twice[0]}; give each a name of its own")
+            raise UserError(f"two arms are named {twice[0]}; give each its own name")
         for arm in self.arms:
             arm.recipe(self.training)
 
@@ -212,8 +214,8 @@ class Study:
         if images < unit:
             sizes = ", ".join(map(str, self.batch_sizes))
             raise UserError(
-                f"no number of images up to {images:,} is a whole number of batches of {sizes} each; "
-                f"train longer, or take sizes that divide one another"
+                f"no number of images up to {images:,} is divisible by each of the batch sizes {sizes}; "
+                "train longer, or use sizes that divide one another"
             )
         return dataclasses.replace(self, training=dataclasses.replace(self.training, images=images // unit * unit))
 
@@ -226,7 +228,7 @@ class Study:
         known = [arm.name for arm in self.arms]
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise UserError(f"--arms: there is no arm {unknown[0]!r}; this study has {', '.join(known)}")
+            raise UserError(f"unknown arm {unknown[0]!r} in --arms; choose from {', '.join(known)}")
         kept = tuple(arm for arm in self.arms if arm is self.baseline or arm.name in names)
         return dataclasses.replace(self, arms=kept)
 
@@ -305,7 +307,7 @@ class StudyOptions:
         usual = type(self).__dataclass_fields__["network"].default
         for name in ("width_multiplier", "expansion"):
             if getattr(self.network, name) is None and getattr(usual, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} must be a number, from which the arms are made")
+                raise UserError(f"--{name.replace('_', '-')} must be a number, since the arms are derived from it")
 
 
 def image_size(data: DataSettings) -> int:
@@ -355,7 +357,7 @@ def create_study(options: StudyOptions, *, arms: Sequence[Arm], **described: Any
     if options.arms:
         study = study.with_arms(options.arms)
     if len(study.arms) < 2:
-        raise UserError(f"there is no arm to compare {study.baseline.name} with; name another")
+        raise UserError(f"there is no arm to compare {study.baseline.name} with; add another")
     from mnv2_jax.ablation.statistics import seeds_needed
 
     if options.seeds is not None and options.seeds > LARGEST_SEEDS:

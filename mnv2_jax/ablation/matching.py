@@ -70,6 +70,6 @@ class Matching:
             what = cost.replace("_", "-")
             raise UserError(
                 f"no width of {settings} has {target:,} {what} within {TOLERANCE:.0%}; "
-                f"the nearest is off by {error:.1%}; take a larger --width-multiplier"
+                f"the nearest is off by {error:.1%}; use a larger --width-multiplier"
             )
         return best

@@ -20,7 +20,7 @@ from mnv2_jax.results import FIGURES, METRICS, SUMMARY, misfit, read_json, read_
 from mnv2_jax.tasks.task import TASKS
 from mnv2_jax.training.metrics import Record, read_records
 
-CLAIMS = "The claims of MobileNetV2, tried again"
+CLAIMS = "The claims of MobileNetV2, revisited"
 """Title of a page of several studies."""
 RUN = {"dataset": str, "steps": int, "test": {"loss": float, str: float}, "settings": dict}
 """Fields of a training run's summary that its section shows."""
@@ -36,25 +36,25 @@ def read_study(folder: Path, metric: str | None = None) -> tuple[dict[str, Any],
     Raises:
         UserError: if the folder holds no finished study, one that another version wrote, or one without that metric.
     """
-    again = "run its experiment to the end first, or again"
+    again = "run its experiment again"
     if not (folder / SUMMARY).exists():
-        raise UserError(f"{folder} holds no finished study; {again}")
+        raise UserError(f"{folder} is not a finished study; run its experiment to the end first")
     described = read_json(folder / SUMMARY, {}, again)
     if "comparisons" not in described:
-        raise UserError(f"{folder} holds no study: its {SUMMARY} is of something else")
+        raise UserError(f"{folder} is not a study: its {SUMMARY} belongs to something else")
     problem: object = misfit(described, DESCRIBED)
     if not problem:
         arms, seeds = described["arms"], described["seeds"]
         try:
             if described["figure"] not in get_args(FigureKind):
-                raise ValueError(f"there is no figure {described['figure']!r}")
+                raise ValueError(f"unknown figure {described['figure']!r}")
             found = read_records(folder / METRICS, metric_of(described).name)
             records = [record for record in found if record.arm in arms and record.seed in seeds]
             summary = summarize(described, records)
             return (judged_by(summary, records, metric) if metric is not None else summary), records
         except (KeyError, ValueError, TypeError) as error:  # for example an unknown baseline or task
             problem = repr(error)
-    raise UserError(f"{folder / SUMMARY} is damaged, or was written by another version ({problem}); {again}")
+    raise UserError(f"{folder / SUMMARY} is damaged or from another version ({problem}); {again}")
 
 
 def is_run(folder: Path) -> bool:
@@ -91,7 +91,7 @@ def study_section(summary: Mapping[str, Any], records: Sequence[Record], folder:
         drawn: the folder with its figure.svg.
     """
     svg = (drawn / FIGURES[1]).read_text()
-    timings = read_lines(folder / "timings.jsonl", TIMING, "remove it: it holds times alone")
+    timings = read_lines(folder / "timings.jsonl", TIMING, "remove it: it contains only compile times")
     return {
         "summary": summary,
         "metric": metric_of(summary),
@@ -114,7 +114,7 @@ def run_section(folder: Path) -> dict[str, Any]:
     summary = read_json(folder / SUMMARY, RUN, again)
     picture = folder / FIGURES[0]
     if not picture.is_file():
-        raise UserError(f"{picture} is missing; put back a copy of it, or {again}")
+        raise UserError(f"{picture} is missing; restore it from a copy, or {again}")
     task = TASKS.get(summary["settings"].get("task", "classification"))
     metrics = {metric.name: metric for metric in (task.metric, *task.others)} if task else {}
     tested = [

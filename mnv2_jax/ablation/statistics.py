@@ -177,8 +177,8 @@ def near_chance(
 ) -> list[bool]:
     """Return which arms are near chance: (median - chance) / (perfect - chance) < 0.1, as in Cohen's kappa.
 
-    Unlike failed runs, arms are compared with a perfect value (1 if higher is better, 0 for errors
-    and losses), since all arms may have learnt nothing. If `chance` is None, no arm is near chance.
+    Unlike failed runs, arms are compared with a perfect value (1 if higher is better; 0 for errors and losses), since
+    all arms may have learnt nothing. If `chance` is None, no arm is near chance.
     """
     if chance is None:
         return [False] * len(arms)

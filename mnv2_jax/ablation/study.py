@@ -112,7 +112,7 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     console.print(arms_table(summary))
     needed = seeds_needed(len(summary["comparisons"]))
     if study.seeds < needed:
-        console.print(f"Fewer than {needed} seeds cannot reach p < 0.05 here; --seeds {needed} adds to these runs.")
+        console.print(f"Fewer than {needed} seeds cannot reach p < 0.05 here; use --seeds {needed} to add runs.")
     for name in (FIGURES[0], REPORT, SUMMARY, METRICS):
         console.print(str(folder / name), markup=False)
     return summary
@@ -167,7 +167,7 @@ def run_study(
         Preempted: after SIGTERM, once the running group is saved.
     """
     if study.seeds < 2:
-        raise UserError(f"--seeds must be 2 or more, for a spread to be seen, got {study.seeds}")
+        raise UserError(f"--seeds must be 2 or more, to show a spread, got {study.seeds}")
     study = study.at_equal_images(dataset.train_images)
     study.training.steps(dataset.train_images)
     check_arms(study, dataset, start)
@@ -195,7 +195,7 @@ def run_study(
         described = describe(study, dataset, rates, command, environment or {})
         summary = summarize({**described, "notes": [*described["notes"], *notes], **data}, records)
         write_json(folder / SUMMARY, summary)
-    reporter.say(f"{counted(trained, 'run')} trained in {time.perf_counter() - began:.0f} s, compilation included.")
+    reporter.say(f"{counted(trained, 'run')} trained in {time.perf_counter() - began:.0f} s, including compilation.")
     return summary, records
 
 
@@ -332,7 +332,7 @@ class StudyTrainer:
             steps += len(groups) * family.recipe.steps(family.dataset.train_images)
         count, wanted = sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds
         if count < wanted:
-            reporter.say(f"{wanted - count} of {counted(wanted, 'run')} were finished before.")
+            reporter.say(f"{wanted - count} of {counted(wanted, 'run')} are already finished.")
         reporter.expect(steps, study_metric(study), several=True)
         while plan:
             together, plan = plan[: core_count()], plan[core_count() :]

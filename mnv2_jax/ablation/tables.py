@@ -119,7 +119,7 @@ def refresh(page: str, root: Path) -> str:
         for name in names:
             folders += sorted(root.glob(name)) if "*" in name else [root / name]
         if not folders:
-            raise UserError(f"{BEGIN}{found['studies']} --> names no folder that there is")
+            raise UserError(f"{BEGIN}{found['studies']} --> matches no existing folder")
         summaries = [read(folder)[0] for folder in folders]
         table = markdown([with_arms(summary, arms) for summary in summaries] if arms else summaries)
         return f"{BEGIN}{found['studies']} -->\n\n{table}\n{END}"

@@ -101,14 +101,14 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
     spread = scale * comparison["baseline_spread"]
     failed = failures(comparison)
     numbers = (
-        f"over {n} pairs of runs {arm} scored {points:+.2f} {metric.difference_unit} against {baseline} "
-        f"{'in the median ' if failed else ''}(95 % interval: {interval(comparison, metric)}, {p}; "
-        f"seeds alone spread {baseline} by {spread:.2f})"
+        f"over {n} pairs of runs, the {comparison['estimand']} difference of {arm} from {baseline} is {points:+.2f} "
+        f"{metric.difference_unit} (95 % interval: {interval(comparison, metric)}, {p}; "
+        f"standard deviation of {baseline} over seeds: {spread:.2f})"
     )
     if comparison["verdict"] == "inconclusive":
         needed = seeds_needed(comparisons)
         few = f" Fewer than {needed} seeds cannot reach p < 0.05 here." if n < needed else ""
-        text = f"Inconclusive: {numbers}; chance alone can do that.{few}"
+        text = f"Inconclusive: {numbers}; chance alone can explain that.{few}"
     else:
         text = f"{arm} is {comparison['verdict']} than {baseline}: {numbers}."
     if failed:
@@ -131,8 +131,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     metric, stamp, peak = metric_of(summary), untrained(summary), peak_memory(summary)
     found = [sentence(comparison, metric, comparison_count(summary)) for comparison in summary["comparisons"]]
     if stamp:
-        rule = "their medians have gone less than a tenth of the way from chance to perfect"
-        told = "The differences say how soon each begins to learn, not what it can learn."
+        rule = "their medians are less than a tenth of the way from chance to perfect"
+        told = "The differences show how soon each arm begins to learn, not what it can learn."
         found.insert(0, f"{stamp.capitalize()}: {rule}. {told}")
     if peak:
         found.append(f"{peak} (the input and output of one layer, one image, float32).")

@@ -23,7 +23,7 @@ def judged_by(summary: Mapping[str, Any], records: Sequence[Record], name: str) 
     tests = [record.metrics for record in records if record.split == "test"]
     known = [metric.name for metric in (task.metric, *task.others) if all(metric.name in test for test in tests)]
     if name not in known:
-        raise UserError(f"--metric {name} is not recorded by {summary['experiment']}; there are {', '.join(known)}")
+        raise UserError(f"--metric {name} is not recorded by {summary['experiment']}; choose from {', '.join(known)}")
     if name == task.metric.name:
         return dict(summary)
     arms = {arm: {**settings, "paper": None} for arm, settings in summary["arms"].items()}
@@ -41,7 +41,9 @@ def with_arms(summary: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
     """
     arms = {name: arm for name, arm in summary["arms"].items() if name in names or name == summary["baseline"]}
     if len(arms) < 2:
-        raise UserError(f"--arms: {summary['experiment']} has none of them; its arms are {', '.join(summary['arms'])}")
+        raise UserError(
+            f"--arms: {summary['experiment']} has none of these arms; choose from {', '.join(summary['arms'])}"
+        )
     comparisons = [comparison for comparison in summary["comparisons"] if comparison["arm"] in arms]
     failed = {name: runs for name, runs in failed_of(summary).items() if name in arms}
     kept = {"compared": comparison_count(summary), "untrained": untrained(summary), "failed_runs": failed}

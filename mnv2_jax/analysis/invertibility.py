@@ -34,7 +34,7 @@ def preserved_fraction(n: int, m: int) -> Fraction:
         ValueError: if n or m is below 1.
     """
     if n < 1 or m < 1:
-        raise ValueError(f"a matrix has one row and one column at least, got m={m} and n={n}")
+        raise ValueError(f"a matrix must have at least one row and one column, got m={m} and n={n}")
     return Fraction(sum(math.comb(m, k) for k in range(m - n + 1)), 2**m)
 
 
@@ -138,9 +138,9 @@ def another_solution(matrix: Float[np.ndarray, "m n"], x: Float[np.ndarray, " n"
     """
     values = matrix @ x
     if is_determined(matrix, np.maximum(values, 0)):
-        raise ValueError("the rows with a non-zero image determine x: there is no other")
+        raise ValueError("the rows with a non-zero image determine x: there is no other solution")
     if not np.all(values):
-        raise ValueError("an element of Bx is 0: ReLU is at its corner, and a way out may be shut")
+        raise ValueError("an element of Bx is 0, where ReLU has its kink: there may be no other solution")
     rows = matrix[values > 0]
     rank = int(np.linalg.matrix_rank(rows)) if len(rows) else 0
     null = np.linalg.svd(rows, full_matrices=True)[2][rank] if len(rows) else np.eye(matrix.shape[1])[0]

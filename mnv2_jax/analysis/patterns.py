@@ -109,16 +109,16 @@ def check_network(model: Backbone) -> None:
     if not isinstance(model, MobileNetV2):
         raise UserError(f"the network is a {type(model).__name__}; only MobileNetV2's blocks expand a bottleneck")
     if model.expansion == 1 or all(stage.expansion == 1 for stage in model.stages):
-        raise UserError("the network's expansion is 1: it has no expansions to invert")
+        raise UserError("the network's expansion is 1, so there are no expansions to invert")
     activation = activation_name(model.activation)
     if activation not in CEILINGS:
         known = " or ".join(CEILINGS)
-        raise UserError(f"the network's activation is {activation}: channels are active or not after {known} only")
+        raise UserError(f"the network's activation is {activation}; channels are active or inactive only after {known}")
     if model.block not in COUNTED:
         known = ", ".join(block_name(block) for block in COUNTED)
         raise UserError(
-            f"the network's blocks are {block_name(model.block)}: channels are counted in {known} only, whose layers "
-            "each output one activation"
+            f"the network's blocks are {block_name(model.block)}; channels can be counted only in {known}, whose "
+            "layers each output one activation"
         )
 
 
@@ -162,7 +162,7 @@ def with_statistics(model: Backbone, variables: Mapping[str, PyTree], batches: I
     variables = _on_one_device(variables)
     found = [jax.device_get(statistics(variables, batch.images)) for batch in batches if np.all(batch.weights)]
     if not found:
-        raise UserError("there is no full batch of images to take the statistics of batch norm of")
+        raise UserError("no full batch of images to compute batch norm statistics from")
     stats = jax.tree.map(pooled, *found, is_leaf=lambda node: "mean" in node)
     return {**variables, "batch_stats": stats}
 

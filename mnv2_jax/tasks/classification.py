@@ -16,7 +16,7 @@ from mnv2_jax.tasks.metric import LOSS, Metric, Sums
 
 Outputs = Literal["softmax", "sigmoid"]
 """How a classifier's outputs become probabilities."""
-SIGMOIDS = "the outputs are a sigmoid each: every class has a probability of its own, and they need not add up to 1"
+SIGMOIDS = "the network has sigmoid outputs: each class has its own probability, and they need not add up to 1"
 """Remark on a network with sigmoid outputs."""
 
 
@@ -64,8 +64,8 @@ class Classification:
         """
         if self.outputs != "softmax":
             raise UserError(
-                "the network's outputs are a sigmoid each, so that several classes or none may hold: loss and accuracy "
-                "are of one class an image, and only predict takes such a network"
+                "the network has sigmoid outputs, so several classes or none may apply: loss and accuracy are for one "
+                "class per image, and only predict supports such a network"
             )
         labels = jnp.asarray(batch.targets)
         targets = jax.nn.one_hot(labels, self.num_classes)
@@ -85,7 +85,7 @@ class Classification:
             UserError: if no image counts.
         """
         if not sums["examples"]:
-            raise UserError("there is not one image that counts: the split is empty, or none of it can be read")
+            raise UserError("no images to evaluate: the split is empty, or none of its images can be read")
         summed = {"loss": "loss", "accuracy": "correct", "top5_accuracy": "correct_top5"}
         if self.num_classes <= 5:
             del summed["top5_accuracy"]  # every image would count as correct

@@ -67,6 +67,6 @@ def task_settings(task: Task) -> dict[str, Any]:
     """
     if type(task) is not TASKS.get(task.name):
         raise ValueError(
-            f"the task {task.name!r} is none of {', '.join(TASKS)}: a network saved with it could not be opened"
+            f"the task {task.name!r} is not one of {', '.join(TASKS)}: a network saved with it could not be opened"
         )
     return {"name": task.name, **dataclasses.asdict(task)}  # type: ignore[call-overload]

@@ -45,10 +45,10 @@ class Best:
             try:
                 description = read_description(folder)
                 if problem := misfit(description, shape):
-                    raise UserError(f"{folder} is no best network of a run ({problem})")
+                    raise UserError(f"{folder} is not the best network of a run ({problem})")
             except UserError as error:
                 raise UserError(
-                    f"{error}; move it away, and the same command keeps the best of what follows"
+                    f"{error}; move it away and run the same command to keep the best network from there on"
                 ) from error
             self.found = description[NOTE]
 

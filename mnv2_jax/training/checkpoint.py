@@ -123,20 +123,20 @@ class RunCheckpoints:
                 restored = self._manager.restore(step, args=parts)
                 state, notes = restored["state"], restored["notes"]
                 if tree_digest(state) != notes["sha256"]:
-                    raise ValueError("its content is not what was saved")
+                    raise ValueError("its content differs from what was saved")
                 return Saved(state, notes, damaged)
             except Exception as error:  # Orbax passes on errors of every library below it
                 damaged.append((step, " ".join(str(error).split())[:120] or type(error).__name__))
         if self._oldest and not damaged:
             raise UserError(
-                f"there is no checkpoint of step {self._oldest} or later in {self._folder}, from which the finished run would "
-                "be trained longer; --overwrite starts from nothing"
+                f"{self._folder} has no checkpoint of step {self._oldest} or later to train the finished run longer "
+                "from; use --overwrite to start over"
             )
         if damaged:
             steps = ", ".join(str(step) for step, _ in damaged)
+            remedy = "these runs start over" if self.disposable else "use --overwrite to start over"
             raise UserError(
-                f"none of the checkpoints in {self._folder} (of steps {steps}) can be read ({damaged[0][1]}); "
-                "--overwrite starts from nothing"
+                f"none of the checkpoints in {self._folder} (steps {steps}) can be read ({damaged[0][1]}); {remedy}"
             )
         return None
 
@@ -163,6 +163,6 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:  # a full disk raises OSError, or an error of a library that wraps it
         raise UserError(
-            f"a checkpoint cannot be written to {folder} ({said_by(error)}); make room, and the same command continues from "
-            "the last one that is whole"
+            f"a checkpoint cannot be written to {folder} ({said_by(error)}); free some space and run the same command "
+            "to resume from the last complete checkpoint"
         ) from error

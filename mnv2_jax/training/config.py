@@ -106,7 +106,7 @@ class Recipe:
             raise UserError(f"--learning-rate-images must be greater than 0, got {self.learning_rate_images}")
         if self.images is not None and self.images < self.batch_size:
             raise UserError(
-                f"--images {self.images} do not fill a batch of {self.batch_size}; take {self.batch_size} or more"
+                f"--images {self.images} is less than one batch of {self.batch_size}; use {self.batch_size} or more"
             )
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"--weight-decay must be 0 or more, got {self.weight_decay}")
@@ -122,17 +122,15 @@ class Recipe:
                 raise UserError(f"--{name.replace('_', '-')} must be from 0 to below 1, got {value}")
         for name in ("smallest_crop", "epoch_decay"):
             if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} must be from above 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be above 0 and at most 1, got {getattr(self, name)}")
         for name, (flag, value) in ONLY_WITH.items():
             if getattr(self, flag) != value and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise UserError(
-                    f"--{name.replace('_', '-')} is for --{flag} {value}, and this is {getattr(self, flag)}"
-                )
+                raise UserError(f"--{name.replace('_', '-')} requires --{flag} {value}, got {getattr(self, flag)}")
         usual = type(self).__dataclass_fields__["rand_augment_magnitude"].default
         if not self.rand_augment and self.rand_augment_magnitude != usual:
-            raise UserError("--rand-augment-magnitude is for --rand-augment 1 or more, and this is 0")
+            raise UserError("--rand-augment-magnitude requires --rand-augment 1 or more, got 0")
         if self.freeze is not None and self.backbone_learning_rate != 1:
-            raise UserError("--freeze backbone trains no backbone; leave --backbone-learning-rate out")
+            raise UserError("--freeze backbone does not train the backbone; remove --backbone-learning-rate")
 
     def settings(self) -> dict[str, Any]:
         """Return the fields for JSON. Newer ones are left out at their defaults, so that older folders can resume."""
@@ -145,7 +143,7 @@ class Recipe:
         """Return warnings about settings that are rarely intended, one line each."""
         if self.optimizer == "adamw" and self.peak_learning_rate() > 0.01:
             return [
-                f"a learning rate of {self.peak_learning_rate():g} is high for AdamW; common is --learning-rate 0.001"
+                f"a learning rate of {self.peak_learning_rate():g} is high for AdamW; --learning-rate 0.001 is typical"
             ]
         return []
 
@@ -166,8 +164,8 @@ class Recipe:
         """
         if self.batch_size > train_images:
             raise UserError(
-                f"--batch-size {self.batch_size} is more than the {counted(train_images, 'image')} of the training "
-                f"split; take {train_images} or fewer"
+                f"--batch-size {self.batch_size} exceeds the {counted(train_images, 'image')} of the training split; "
+                f"use {train_images} or less"
             )
         return train_images // self.batch_size
 
@@ -181,7 +179,7 @@ class Recipe:
         steps = self.epochs * per_epoch if self.images is None else self.images // self.batch_size
         if steps > LARGEST_STEPS:
             length = f"--epochs {self.epochs}" if self.images is None else f"--images {self.images}"
-            raise UserError(f"{length} are {counted(steps, 'step')}, and a run has {LARGEST_STEPS:,} at most")
+            raise UserError(f"{length} is {counted(steps, 'step')}, but a run has at most {LARGEST_STEPS:,}")
         return steps
 
     def peak_learning_rate(self) -> float:
@@ -272,10 +270,10 @@ class Run:
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed must be from 0 to below 2^31, got {self.seed}")
+            raise UserError(f"--seed must be from 0 to 2^31 - 1, got {self.seed}")
         given = self.training.starts_from_weights()
         if given and self.weights is None:
-            raise UserError(f"{given[0]} is for a run that starts from trained weights; name them with --weights")
+            raise UserError(f"{given[0]} requires trained weights; set --weights")
 
     def settings(self) -> dict[str, Any]:
         """Return all settings as one flat dictionary for JSON; equal settings mean the same run."""
@@ -312,7 +310,7 @@ class Execution:
                 raise UserError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
         first, last = self.profiled
         if self.profile is not None and not 1 <= first <= last:
-            raise UserError(f"--profile must be FIRST:LAST with steps from 1 on, got {self.profile}")
+            raise UserError(f"--profile must be FIRST:LAST with 1 <= FIRST <= LAST, got {self.profile}")
 
     @property
     def profiled(self) -> tuple[int, int]:
@@ -322,7 +320,7 @@ class Execution:
         try:
             first, last = map(int, self.profile.split(":"))
         except ValueError:
-            raise UserError(f"--profile must be FIRST:LAST, two steps, got {self.profile!r}") from None
+            raise UserError(f"--profile must be two steps, FIRST:LAST, got {self.profile!r}") from None
         return first, last
 
 

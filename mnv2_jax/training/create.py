@@ -55,7 +55,7 @@ def create_dataset(run: Run, on_bad_image: OnBadImage = "stop", start: Network |
     wait_for_processes("data")
     dataset = dataset or open_dataset(**settings)
     if not dataset.train_images:
-        raise UserError(f"{run.data_files} holds images to test on alone; expected a folder train beside them")
+        raise UserError(f"{run.data_files} contains only test images; expected a train folder next to them")
     return dataset if start is None else dataset.prepared_as(start.preprocessing, start.image_channels)
 
 
@@ -121,16 +121,12 @@ def check_batch_norm(run: Run, dataset: Dataset, devices: int) -> list[str]:
     if training.frozen_batch_norm or training.freeze or training.batch_size // groups > 1:
         return []
     layers = layer_costs(create_network(run, dataset), dataset.image_shape)
-    several = "a larger --batch-size" + (
-        ", a smaller --accumulation or --batch-norm global takes them over several"
-        if groups > 1
-        else " takes them over several"
-    )
+    remedy = "use a larger --batch-size" + (", a smaller --accumulation or --batch-norm global" if groups > 1 else "")
     if any(layer.batch_norm_parameters and math.prod(layer.output_shape[:-1]) == 1 for layer in layers):
         raise UserError(
-            f"batch norm would take its statistics over one image of one pixel, and their variance is zero; {several}"
+            f"batch norm would compute its statistics over one image of one pixel, so their variance is zero; {remedy}"
         )
-    return [f"batch norm takes its statistics over one image at a time, and evaluation does not; {several}"]
+    return [f"batch norm computes its statistics over one image at a time, unlike in evaluation; {remedy}"]
 
 
 def network_of(run: Run, dataset: Dataset, source: str = OWN) -> Network:

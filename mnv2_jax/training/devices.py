@@ -56,7 +56,7 @@ def check_divides(batch_size: int, devices: int, accumulation: int, mixup: float
         parts += ", in pairs for --mixup" if mixup else ""
         near = max(unit, round(batch_size / unit) * unit)
         raise UserError(
-            f"--batch-size {batch_size} does not divide by {counted(devices, 'device')}{parts}; take {near}"
+            f"--batch-size {batch_size} is not divisible by {counted(devices, 'device')}{parts}; use {near}"
         )
 
 

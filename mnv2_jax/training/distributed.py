@@ -51,24 +51,22 @@ def initialize(options: Processes) -> None:
         if address is None or not 0 < int(address[1]) < 2**16:
             raise UserError(f"--coordinator must be HOST:PORT, got {options.coordinator}")
         if not 0 <= number < count:
-            raise UserError(f"--process-id must be from 0 to below the {count} --processes, got {number}")
+            raise UserError(f"--process-id must be at least 0 and less than --processes ({count}), got {number}")
         try:
             with _time_limit(f"the {count} processes at the coordinator {options.coordinator}"):
                 jax.distributed.initialize(options.coordinator, count, number, initialization_timeout=2 * JOIN_SECONDS)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the coordinator {options.coordinator} cannot be joined ({reason})") from error
+            raise UserError(f"cannot connect to the coordinator {options.coordinator} ({reason})") from error
     elif is_slurm_job(os.environ) or is_tpu_host(os.environ):
         try:
-            with _time_limit("the other processes, of which the environment tells,"):
+            with _time_limit("the other processes given by the environment"):
                 jax.distributed.initialize(initialization_timeout=2 * JOIN_SECONDS)
         except (RuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and not is_slurm_job(os.environ):
                 return  # the environment of this TPU names no other hosts
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"the other processes, of which the environment tells, cannot be joined ({reason})"
-            ) from error
+            raise UserError(f"cannot connect to the other processes given by the environment ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -77,7 +75,8 @@ def _time_limit(whom: str) -> Iterator[None]:
 
     def give_up() -> None:
         print(
-            f"error: {whom} did not come together in {JOIN_SECONDS} seconds; see that all are started", file=sys.stderr
+            f"error: {whom} did not connect within {JOIN_SECONDS} seconds; check that all of them are running",
+            file=sys.stderr,
         )
         sys.stderr.flush()
         os._exit(2)  # the main thread, waiting inside JAX, cannot be interrupted

@@ -203,25 +203,27 @@ def evaluate_on(
     if dataset == FOLDER and split != "all":
         images = sum(map(data.count, data.sources))
         said.append(
-            f"scores {data.count(split):,} of {counted(images, 'image')}: the part {split} (--split all: all of them)"
+            f"evaluates {data.count(split):,} of {counted(images, 'image')}: the {split} split "
+            "(use --split all for all of them)"
         )
     if split != "all" and trained_on not in (None, data.fingerprint()):
-        changed = "files were added, removed or renamed since the training"
+        changed = "files were added, removed or renamed since training"
         if not named:
             raise UserError(
-                f"{data.name}: {changed}, so its splits are others; --data-files {data.name} scores them as they are"
+                f"{data.name}: {changed}, so its splits differ; use --data-files {data.name} to evaluate them as "
+                "they are"
             )
-        said.append(f"{changed}: images that it trained on may be scored")
+        said.append(f"{changed}: images that it was trained on may be evaluated")
     data = data.prepared_as(network.preprocessing, network.image_channels)
     if type(network.task) is Classification:
         if network.task.num_classes <= MOST_CONFUSED:
             network = network.replace(task=ConfusionCounts(**dataclasses.asdict(network.task)))
         else:
-            said.append(f"classes are not scored one by one: there are more than {MOST_CONFUSED}")
+            said.append(f"no results per class: there are more than {MOST_CONFUSED} classes")
     metrics, sums = measure_network(network, data, split)
     confusion = sums.get("confusion")
     if confusion is not None and math.isnan(metrics["loss"]):
-        said.append("classes are not scored one by one: for some images the network's outputs are not numbers")
+        said.append("no results per class: for some images the network's outputs are not finite")
         confusion = None
     names = data.class_names if numbers is None else tuple(network.class_names or ())
     return Evaluation(metrics, sorted(data.skipped), said, names, confusion)
@@ -242,16 +244,16 @@ def match_classes(network: Network, names: Sequence[str], dataset: str) -> tuple
     count = network.model.num_classes
     if set(theirs) == set(names) and len(theirs) == len(names):
         return tuple(theirs.index(name) for name in names), [
-            "the network has the classes in another order; matched by name"
+            "the network's classes are in a different order; matched by name"
         ]
     # Other code bases have other names for the same classes, or none.
     foreign = not theirs or (network.source in SOURCES and not set(theirs) & set(names))
     if foreign and count == len(names):
-        first = f"its first is {theirs[0]!r}" if theirs else "it has no names of them"
-        return None, [f"the network's classes are matched by their order: {first}, the first here is {names[0]!r}"]
-    odd = [f"it has {count} and the data {len(names)}"] if count != len(names) else []
-    for owner, own, other in (("it has", theirs, names), ("the data have", names, theirs)):
+        first = f"its first is {theirs[0]!r}" if theirs else "it has no class names"
+        return None, [f"the network's classes are matched by index: {first}, the first of the data is {names[0]!r}"]
+    odd = [f"{count} in the network, {len(names)} in the data"] if count != len(names) else []
+    for owner, own, other in (("network", theirs, names), ("data", names, theirs)):
         if theirs and (lacking := sorted(set(own) - set(other))):
             more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-            odd.append(f"only {owner} {', '.join(lacking[:5])}{more}")
-    raise UserError(f"the network's classes are not those of {dataset}: {'; '.join(odd)}")
+            odd.append(f"only in the {owner}: {', '.join(lacking[:5])}{more}")
+    raise UserError(f"the network's classes differ from those of {dataset}: {'; '.join(odd)}")

@@ -49,20 +49,20 @@ def open_trained(where: str | Path, averaged: bool = True) -> tuple[Network, dic
         return load_weights(where), settings if kind_of(settings) == "run" else {}, []
     if not (path / CONFIG).is_file() or not (path / CHECKPOINTS).is_dir() or (path / "model.safetensors").exists():
         return load_weights(where), {}, []
-    settings = read_json(path / CONFIG, {}, f"put back a copy of it, or name {path / NETWORK}")
+    settings = read_json(path / CONFIG, {}, f"restore it from a copy, or use {path / NETWORK}")
     if kind_of(settings) != "run":
-        raise UserError(f"{path} is a study; name one of its networks, {path / CHECKPOINTS}/ARM-SEED")
+        raise UserError(f"{path} is a study; choose one of its networks, {path / CHECKPOINTS}/ARM-SEED")
     if (path / NETWORK).is_dir() and (averaged or not settings.get("ema_decay")):
         return load_weights(path / NETWORK), settings, []
     with contextlib.closing(RunCheckpoints(path / CHECKPOINTS, read_only=True)) as checkpoints:
         saved = checkpoints.restore()
     if saved is None:
-        raise UserError(f"{path} has no checkpoint yet that can be read; train it first")
+        raise UserError(f"{path} has no readable checkpoint yet; train it first")
     state: Any = saved.state
     averages = (state.get("ema") or {}) if averaged else {}
     variables = {"params": {**state["params"], **averages}, "batch_stats": state["batch_stats"]}
     said = [f"the checkpoint of step {step} cannot be read ({why})" for step, why in saved.damaged]
-    said.append(f"this is the network after step {int(state['step'][0])}, from a checkpoint of the run")
+    said.append(f"using the network after step {int(state['step'][0])}, from a checkpoint of the run")
     network = from_description(saved.notes["network"])
     return network.replace(variables=jax.tree.map(lambda leaf: leaf[0], variables)), settings, said
 
@@ -81,7 +81,9 @@ def with_settings_of(run: Run, start: Network) -> Run:
     for name in DECIDED:
         if name in own and own[name] != has.get(name):
             flag = "--model" if name == "name" else f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} {own[name]} is not what {run.weights} has, {has.get(name)}; leave the flag out")
+            raise UserError(
+                f"{flag} {own[name]} does not match {run.weights}, which has {has.get(name)}; remove the flag"
+            )
     # `create_network` sets those that depend on the data and the training.
     rest = ("num_classes", *NOT_IN_INFERENCE)
     model = {name: value for name, value in theirs.items() if name not in rest and value != usual[name]}
@@ -124,13 +126,14 @@ class Start:
         sigmoids = start.task.outputs == "sigmoid"  # type: ignore[attr-defined]
         anew = theirs != len(class_names) or renamed or sigmoids
         if anew:
-            what = "other classes"
-            if theirs != len(class_names):
-                what = counted(theirs, "class") if theirs else "no classes"
-            why = f"{name} has {what}, the data {len(class_names)}"
             if sigmoids:
-                why = f"the outputs of {name} are a sigmoid each, and training is of one class an image"
-            said = (f"the classifier starts anew: {why}",)
+                why = f"{name} has sigmoid outputs, but training is for one class per image"
+            elif theirs != len(class_names):
+                has = counted(theirs, "class") if theirs else "no classes"
+                why = f"{name} has {has}, the data have {len(class_names)}"
+            else:
+                why = f"{name} has {counted(theirs, 'class')} with different names than those of the data"
+            said = (f"the classifier is newly initialised: {why}",)
         params = {layer: value for layer, value in start.variables["params"].items() if not (anew and layer in layers)}
         variables = {"params": params, "batch_stats": start.variables["batch_stats"]}
         wanted = variable_shapes(model, start.image_channels)
@@ -178,9 +181,9 @@ def check_fits(variables: PyTree, wanted: PyTree, name: str) -> None:
 
     theirs, ours = shapes(variables), shapes(wanted)
     problems = [f"{path} is missing" for path in ours if path not in theirs]
-    problems += [f"{path} is left over" for path in theirs if path not in ours]
+    problems += [f"{path} is unexpected" for path in theirs if path not in ours]
     problems += [
-        f"{path} has shape {theirs[path]}, the network's has {ours[path]}"
+        f"{path} has shape {theirs[path]}, expected {ours[path]}"
         for path in ours
         if path in theirs and theirs[path] != ours[path]
     ]

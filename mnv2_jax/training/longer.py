@@ -31,7 +31,7 @@ def read_summary(folder: Path, metric: Metric) -> dict[str, Any]:
         UserError: if it is damaged.
     """
     shape = {"steps": int, "test": {"loss": float, metric.name: float, str: float}, str: object}
-    return read_json(folder / SUMMARY, shape, "remove it, and the same command makes it again")
+    return read_json(folder / SUMMARY, shape, "remove it and run the same command to recreate it")
 
 
 def earlier_runs(folder: Path) -> list[dict[str, Any]]:
@@ -66,8 +66,8 @@ def finished_shorter(run: Run, folder: Path, train_images: int) -> dict[str, Any
         return None
     if not (folder / CHECKPOINTS / str(before)).is_dir():
         raise UserError(
-            f"--out {folder} has no checkpoint of step {before}, from which its finished run would be trained longer; "
-            "--overwrite starts from nothing"
+            f"--out {folder} has no checkpoint of step {before} to train its finished run longer from; "
+            "use --overwrite to start over"
         )
     return {**length, **{name: summary.get(name) for name in ("steps", "test", "best", "parameters_sha256")}}
 
@@ -79,6 +79,7 @@ def describe_longer(training: Recipe, shorter: Mapping[str, Any], train_images: 
     last = float(create_schedule(finished, train_images)(before - 1))
     following = float(create_schedule(training, train_images)(before))
     return (
-        f"trained longer: the finished run of {before:,} steps resumes from its weights, up to step {steps:,}; the learning rate "
-        f"jumps from {last:.2e} to {following:.2e}, so this is not the same as {steps:,} steps from the start"
+        f"training longer: the finished run of {before:,} steps resumes from its weights, up to step {steps:,}; "
+        f"the learning rate jumps from {last:.2e} to {following:.2e}, so this is not the same as {steps:,} steps from "
+        "scratch"
     )

@@ -83,6 +83,6 @@ def read_records(path: Path, metric: str = "loss") -> list[Record]:
             if metric not in record.metrics:
                 raise ValueError(f"{metric} is missing")
         except ValueError as error:
-            raise UserError(f"{path}, line {number}, is no record of a run ({error}); {ANEW}") from error
+            raise UserError(f"{path}, line {number}, is not a record of a run ({error}); {ANEW}") from error
         records.append(record)
     return records

@@ -132,7 +132,7 @@ class Reporter:
         """Show a logged interval of the group that ends at `step`; `loss` is the mean over its runs."""
         if self._bar is not None:
             speed = examples_per_second / jax.device_count()
-            status = f"loss {loss:.3f}  {speed:.1f} images/s a device  {self._left(step)}"
+            status = f"loss {loss:.3f}  {speed:.1f} images/s per device  {self._left(step)}"
             description = f"{self._label} step {step}/{self._steps}" if self._several else "training"
             self._bar.update(self._task, completed=self._before + step, description=description, status=status)
 
@@ -146,8 +146,8 @@ class Reporter:
                 rate = f"  learning rate {values['learning_rate']:.2e}" if "learning_rate" in values else ""
                 speed = (record.images_per_second or 0) / jax.device_count()
                 self.say(
-                    f"step {record.step}/{self._steps}: loss {values['loss']:.3f}{rate}  {speed:.1f} images/s a device  "
-                    f"{self._left(record.step)}"
+                    f"step {record.step}/{self._steps}: loss {values['loss']:.3f}{rate}  {speed:.1f} images/s per "
+                    f"device  {self._left(record.step)}"
                 )
         elif not self._several:
             metrics = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())

@@ -80,14 +80,16 @@ def train_run(
         noted = (DATA_FILES, SHORTER)
         check_folder(settings, folder, overwrite, "run", noted, LENGTH if shorter else ())
         if jax.process_count() > 1 and ODD.search(str(folder.absolute())):
-            raise UserError(f"--out {folder}: several processes take no name with *, ?, [ or \\; name another folder")
+            raise UserError(
+                f"--out {folder}: with several processes, its path must not contain *, ?, [ or \\; choose another folder"
+            )
         if (folder / SUMMARY).exists() and not overwrite:
             summary = read_summary(folder, TASKS[run.task].metric)
             if summary["steps"] == steps:
-                reporter.say("This run was finished before.")
+                reporter.say("This run is already finished.")
                 return summary
         if execution.profiled[1] > steps:
-            raise UserError(f"--profile ends at step {execution.profiled[1]}, and the run has {steps}")
+            raise UserError(f"--profile ends at step {execution.profiled[1]}, but the run has only {steps} steps")
         devices = Devices.create(parallel=execution.parallel)
         devices.check_divides(run.training.batch_size, run.training.accumulation, run.training.mixup)
         for line in (*check_batch_norm(run, dataset, devices.per_run), *run.training.remarks()):
@@ -125,8 +127,10 @@ def train_to_the_end(
         except KeyboardInterrupt:
             trainer.checkpoints.wait()
             saved = trainer.checkpoints.steps
-            where = f"resumes from step {saved[0]}" if saved else "starts from the beginning: nothing is saved yet"
-            reporter.say(f"interrupted; the same command {where}")
+            if saved:
+                reporter.say(f"interrupted; run the same command to resume from step {saved[0]}")
+            else:
+                reporter.say("interrupted before anything was saved; run the same command to start over")
             raise
         finally:
             reporter.stop()
@@ -135,7 +139,7 @@ def train_to_the_end(
     if earlier := earlier_runs(folder):
         found[SHORTER] = earlier
     if skipped := trainer.skipped():
-        reporter.say(f"{counted(len(skipped), 'damaged image')} skipped, the first of them: {skipped[0]}")
+        reporter.say(f"skipped {counted(len(skipped), 'damaged image')}, the first of which is {skipped[0]}")
     if best.found is not None:
         value = metric.format(best.found["validation"][metric.name])
         reporter.say(f"best on the validation split: {metric.title} {value} at step {best.found['step']}")
@@ -169,8 +173,8 @@ def too_short(steps: int, metric: Metric, value: float, classes: int) -> str | N
     if value - chance >= min(chance, (1 - chance) / 10) and (steps >= FEW_STEPS or learnt >= 0.5):
         return None
     return (
-        f"{steps:,} steps were a smoke test: test {metric.title} {metric.format(value)}, where chance gives "
-        f"{metric.format(chance)}, does not show what the network can learn; raise --epochs"
+        f"{steps:,} steps are only a smoke test: test {metric.title} {metric.format(value)} (chance: "
+        f"{metric.format(chance)}) does not show what the network can learn; increase --epochs"
     )
 
 
@@ -241,6 +245,6 @@ def said_in_one_line(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder} cannot be read or written ({error.strerror or error}); mend that, and the same "
-            "command continues from the last checkpoint"
+            f"{error.filename or folder} cannot be read or written ({error.strerror or error}); fix this and run the "
+            "same command to resume from the last checkpoint"
         ) from error

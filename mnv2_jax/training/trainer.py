@@ -156,7 +156,7 @@ class Trainer:
         except UserError as error:
             if not self.checkpoints.disposable:
                 raise
-            reporter.say(f"{error}; these runs start from their beginning")
+            reporter.say(str(error))
             for step in self.checkpoints.steps:
                 self.checkpoints.set_aside(step)
             saved = None
@@ -192,7 +192,7 @@ class Trainer:
             self._save(state, step, position)
         if stop:
             self.checkpoints.wait()
-            raise Preempted(f"SIGTERM: saved after step {step}; the same command continues from there.")
+            raise Preempted(f"SIGTERM: saved after step {step}; run the same command to resume.")
         self._trace_if(step == self._first_traced - 1)
         self._clock = time.perf_counter()
 
@@ -224,7 +224,7 @@ class Trainer:
             finite = min(int(run[FINITE]) for run in sums)
             if finite < last - first:
                 raise Diverged(
-                    f"the loss of step {first + finite + 1} is not a finite number; take a smaller --learning-rate",
+                    f"the loss of step {first + finite + 1} is not finite; use a smaller --learning-rate",
                     tuple(index for index, run in enumerate(sums) if int(run[FINITE]) < last - first),
                 )
             metrics = [metrics_of(self.programs.learner.task, run) for run in sums]

@@ -84,7 +84,9 @@ def test_an_arm_has_the_shared_settings_that_its_network_knows():
 
 def test_two_arms_that_are_the_same_are_refused(tiny):
     arms = (Arm("a"), Arm("b", {"bottleneck_activation": "relu"}), Arm("c", {"bottleneck_activation": "linear"}))
-    with pytest.raises(UserError, match="the arms a and c are the same network, trained alike; leave one of them out"):
+    with pytest.raises(
+        UserError, match="the arms a and c are the same network, trained the same way; remove one of them"
+    ):
         check_arms(dataclasses.replace(STUDY, arms=arms), tiny)
     rounded = (Arm("a"), Arm("b", {"width_multiplier": 0.101}))
     with pytest.raises(UserError, match="the arms a and b are the same network"):
@@ -96,13 +98,15 @@ def test_two_arms_that_are_the_same_are_refused(tiny):
 @pytest.mark.parametrize(
     ("training", "why"),
     [
-        ({"batch_norm": "replica"}, "batch_norm changes nothing with one device a run"),
-        ({"color_distortion": True}, "color_distortion changes nothing for images of one size"),
+        ({"batch_norm": "replica"}, "batch_norm has no effect with one device per run"),
+        ({"color_distortion": True}, "color_distortion has no effect for images of one size"),
     ],
 )
 def test_settings_of_training_that_change_nothing_make_no_arm(digits, training, why):
     study = dataclasses.replace(STUDY, arms=(Arm("a"), Arm("b", training=training)))
-    with pytest.raises(UserError, match=rf"^the arms a and b are the same network, trained alike \({why}\); leave"):
+    with pytest.raises(
+        UserError, match=rf"^the arms a and b are the same network, trained the same way \({why}\); remove"
+    ):
         check_arms(study, digits)
 
 
@@ -110,12 +114,12 @@ def test_settings_of_training_that_change_nothing_make_no_arm(digits, training, 
     ("arm", "says"),
     [
         (Arm("b", {"depth": 3}), "mobilenet_v2 has no setting depth"),
-        (Arm("b", training={"accumulation": 3}), "--batch-size 16 does not divide by 1 device with 3 microbatches"),
-        (Arm("b", training={"batch_size": 71}), "--batch-size 71 is more than the 70 images"),
+        (Arm("b", training={"accumulation": 3}), "--batch-size 16 is not divisible by 1 device with 3 microbatches"),
+        (Arm("b", training={"batch_size": 71}), "--batch-size 71 exceeds the 70 images"),
     ],
 )
 def test_an_arm_that_cannot_be_trained_is_named(tiny, arm, says):
-    with pytest.raises(UserError, match=f"^the arm b: {says}"):
+    with pytest.raises(UserError, match=f"^arm b: {says}"):
         check_arms(dataclasses.replace(STUDY, arms=(Arm("a"), arm)), tiny)
 
 
@@ -262,7 +266,7 @@ def test_other_weights_are_another_study(transferred, changed, tiny):
 
 def test_a_backbone_is_not_frozen_without_weights(tiny, tmp_path):
     study = dataclasses.replace(STUDY, arms=(Arm("base"), Arm("frozen", training={"freeze": "backbone"})))
-    with pytest.raises(UserError, match="--freeze is for a run that starts from trained weights"):
+    with pytest.raises(UserError, match="--freeze requires trained weights"):
         run(tiny, tmp_path / "out", study)
     assert not (tmp_path / "out").exists()
 
@@ -270,7 +274,9 @@ def test_a_backbone_is_not_frozen_without_weights(tiny, tmp_path):
 def test_settings_that_the_weights_do_not_have_are_refused(changed):
     weights = str(changed[0] / "checkpoints" / "base-0")
     study = dataclasses.replace(STUDY, arms=(Arm("base", started=True),), model={"width_multiplier": 0.2}, weights=weights)  # fmt: skip
-    with pytest.raises(UserError, match="--width-multiplier 0.2 is not what .*base-0 has, 0.1; leave the flag out"):
+    with pytest.raises(
+        UserError, match="--width-multiplier 0.2 does not match .*base-0, which has 0.1; remove the flag"
+    ):
         with_weights(study, silent())
 
 

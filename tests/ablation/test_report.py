@@ -29,8 +29,8 @@ def test_a_report_is_one_page_that_needs_nothing_from_outside(finished_folder):
     assert "Is &lt;linear&gt; better?" in page
     assert "Inconclusive" in page
     assert "<svg" in page
-    assert "All arms were trained at one learning rate." in page
-    assert "Failures rarer than 2 runs of an arm can show are not seen" in page
+    assert "All arms were trained with the same learning rate." in page
+    assert "Failures too rare to occur in 2 runs of an arm go undetected" in page
     for word in ("http://", "https://"):
         # XML namespaces in the SVG are not links.
         outside = [part.split('"')[0] for part in page.split(word)[1:]]
@@ -47,8 +47,8 @@ def test_a_report_says_which_arms_were_trained_otherwise_and_which_runs_failed(c
     write_files(summary, records, copy)
     page = (copy / "report.html").read_text()
     assert "A\nrun failed if it ended nearer to chance (10.00 %)" in page
-    assert "relu6 was trained otherwise: label_smoothing 0.1, steps 4." in page
-    assert "at one learning rate" not in page
+    assert "relu6 was trained differently: label_smoothing 0.1, steps 4." in page
+    assert "with the same learning rate" not in page
 
 
 def test_several_studies_on_one_page(finished_folder, tmp_path):
@@ -58,16 +58,16 @@ def test_several_studies_on_one_page(finished_folder, tmp_path):
     page = (tmp_path / "all.html").read_text()
     assert page.count("<svg") == 2
     assert 'href="#section-1"' in page
-    assert "differences\nare of accuracy, in percentage points" in page
+    assert "differences\nare in accuracy, in percentage points" in page
     # Ids in the figures are unique over the page.
     ids = [part.split('"')[0] for part in page.split(' id="')[1:]]
     assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
-    ("summary.json", "{", "summary.json is damaged .*run its experiment to the end first"),
-    ("summary.json", "{}", "holds no study: its summary.json is of something else"),
-    ("summary.json", '{"comparisons": []}', "was written by another version .experiment is missing"),
+    ("summary.json", "{", "summary.json is damaged .*run its experiment again"),
+    ("summary.json", "{}", "is not a study: its summary.json belongs to something else"),
+    ("summary.json", '{"comparisons": []}', "from another version .experiment is missing"),
     ("metrics.jsonl", "", "the test result of linear, seed 0, is missing"),
 ])  # fmt: skip
 def test_what_is_half_written_is_named(copy, name, content, says):
@@ -84,7 +84,7 @@ def test_what_is_half_written_is_named(copy, name, content, says):
 def test_a_damaged_summary_is_named(copy, change, says):
     path = copy / "summary.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(UserError, match=f"summary.json is damaged, or was written by another version .{says}"):
+    with pytest.raises(UserError, match=f"summary.json is damaged or from another version .{says}"):
         read_study(copy)
 
 
@@ -103,5 +103,5 @@ def test_a_training_run_is_a_section_with_its_curve_and_its_numbers(tmp_path, fi
 
 def test_a_training_run_without_its_figure_is_named(tmp_path):
     shutil.copy(RESULTS / "train_fashion_mnist" / "summary.json", tmp_path)
-    with pytest.raises(UserError, match="figure.png is missing; put back a copy of it, or train it again"):
+    with pytest.raises(UserError, match="figure.png is missing; restore it from a copy, or train it again"):
         run_section(tmp_path)

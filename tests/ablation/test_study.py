@@ -148,7 +148,7 @@ def test_an_interrupted_study_continues_with_what_is_missing(finished, copy, tin
     (copy / "summary.json").unlink()
     again = run(tiny, copy)
     assert again.runs == 3
-    assert "1 of 4 runs were finished before" in again.log
+    assert "1 of 4 runs are already finished" in again.log
     assert again.summary == finished.summary
     assert len(read_records(copy / "metrics.jsonl")) == len(lines)
 
@@ -232,7 +232,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_ends_the_same(
         for size in (12, 180, 760):
             subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
             with pytest.raises(
-                UserError, match=r"cannot be (read or )?written .*[Nn]o space .*(make room|mend that)"
+                UserError, match=r"cannot be (read or )?written .*[Nn]o space .*(make room|free some space|fix this)"
             ) as error:
                 run(tiny, disk / "out")
             assert "\n" not in str(error.value)
@@ -251,7 +251,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_ends_the_same(
 
 def test_sigterm_saves_and_the_same_command_ends_the_same(finished_folder, tiny, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="SIGTERM: saved after step 3; the same command continues from there"):
+    with pytest.raises(Preempted, match="SIGTERM: saved after step 3; run the same command to resume"):
         run(tiny, tmp_path / "out", reporter=stopping(2, terminate))
     assert signal.getsignal(signal.SIGTERM) is before
     assert not (tmp_path / "out" / "summary.json").exists()
@@ -272,8 +272,8 @@ def test_a_damaged_state_is_named_in_one_line_and_its_runs_start_from_their_begi
         if path.is_file():
             path.write_bytes(path.read_bytes()[:10])
     again = run(tiny, tmp_path / "out")
-    (line,) = [line for line in again.log.splitlines() if "these runs start from their beginning" in line]
-    assert "of steps 2) can be read" in line
+    (line,) = [line for line in again.log.splitlines() if "these runs start over" in line]
+    assert "(steps 2) can be read" in line
     assert again.summary == finished.summary
     assert measured(again.records) == measured(finished.records)
 
@@ -415,7 +415,7 @@ def test_out_that_cannot_be_written(tiny, tmp_path):
         ({"arms": (Arm("a"), Arm("b", {"bottleneck_activation": "linear"}))}, "the arms a and b are the same network"),
         (
             {"training": dataclasses.replace(STUDY.training, batch_size=71)},
-            "--batch-size 71 is more than the 70 images",
+            "--batch-size 71 exceeds the 70 images",
         ),
         (
             {

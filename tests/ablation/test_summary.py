@@ -80,7 +80,9 @@ def test_failed_runs_are_counted_and_the_verdict_is_of_the_others(finished):
     assert text.startswith(
         "2 of 10 runs of relu6 failed: nearer to chance than to the median of the arm. Inconclusive: "
     )
-    assert "relu6 scored +5.00 percentage points against linear in the median (95 % interval: -67.00 to +5.00" in text
+    assert (
+        "the median difference of relu6 from linear is +5.00 percentage points (95 % interval: -67.00 to +5.00" in text
+    )
     # Summaries of earlier versions do not have the chance value.
     before = {name: value for name, value in finished.summary.items() if name != "chance"}
     (unknown,) = with_accuracies(before, linear=linear, relu6=relu6)["comparisons"]

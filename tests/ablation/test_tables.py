@@ -115,9 +115,12 @@ def test_the_tables_of_a_page_are_made_again_between_their_markers(root, finishe
     [
         (PAGE.replace("old\n<!-- end -->", "old"), "results/a --> has no <!-- end --> before the next table"),
         (PAGE.replace("results/* -->\n<!-- end -->", "results/* -->"), "2 lines .* and 1 lines <!-- end -->"),
-        (PAGE.replace("results/a", "results/c"), "results/c holds no finished study"),
-        (PAGE.replace("results/*", "none/*"), "none/. --> names no folder that there is"),
-        (PAGE.replace("results/a", "results/a --arms 'relu6, V1'"), "has none of them; its arms are linear, relu6"),
+        (PAGE.replace("results/a", "results/c"), "results/c is not a finished study"),
+        (PAGE.replace("results/*", "none/*"), "none/. --> matches no existing folder"),
+        (
+            PAGE.replace("results/a", "results/a --arms 'relu6, V1'"),
+            "has none of these arms; choose from linear, relu6",
+        ),
     ],
 )
 def test_a_marker_that_no_table_can_be_made_for_is_named(page, says, root):

@@ -11,7 +11,7 @@ from mnv2_jax.tasks.classification import Classification
     ("difference", "verdict", "expected"),
     [(-0.05, "worse", "relu6 is worse than linear"), (-0.05, "worse", "direction is the same"),
      (0.05, "better", "direction is the opposite"), (0.001, "inconclusive", "Inconclusive"),
-     (-0.05, "worse", "over 6 pairs of runs relu6 scored -5.00 percentage points against linear")],
+     (-0.05, "worse", "over 6 pairs of runs, the mean difference of relu6 from linear is -5.00 percentage points")],
 )  # fmt: skip
 def test_plain_words(difference, verdict, expected):
     assert expected in sentence(comparison(difference, verdict), Classification.metric)
@@ -22,7 +22,7 @@ def test_failed_runs_stand_before_the_typical_difference():
     text = sentence(failed, Classification.metric)
     assert text.startswith(
         "2 of 6 runs of relu6 and 1 of 6 runs of linear failed: nearer to chance than to the median of the arm. Typically, relu6 is "
-        "worse than linear: over 6 pairs of runs relu6 scored -2.00 percentage points against linear in the median"
+        "worse than linear: over 6 pairs of runs, the median difference of relu6 from linear is -2.00 percentage points"
     )
 
 

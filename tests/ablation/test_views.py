@@ -22,7 +22,7 @@ def test_another_recorded_metric_decides(finished):
 
 def test_a_metric_that_was_not_recorded_is_refused(finished):
     with pytest.raises(
-        UserError, match="--metric speed is not recorded by test; there are accuracy, loss, top5_accuracy"
+        UserError, match="--metric speed is not recorded by test; choose from accuracy, loss, top5_accuracy"
     ):
         judged_by(finished.summary, finished.records, "speed")
 
@@ -40,7 +40,7 @@ def test_fewer_arms_keep_what_all_comparisons_were_corrected_for(finished):
     assert few["comparisons"] == [all_arms["comparisons"][1]]
     assert comparison_count(few) == 3
     assert untrained(few) == untrained(all_arms)
-    with pytest.raises(UserError, match="--arms: test has none of them; its arms are linear, b, c, d"):
+    with pytest.raises(UserError, match="--arms: test has none of these arms; choose from linear, b, c, d"):
         with_arms(all_arms, ["e"])
 
 

@@ -126,7 +126,7 @@ def test_expansions_that_can_and_cannot_be_inverted(network, counter):
 
 @pytest.mark.parametrize("block", [ExpansionShortcut, LinearInside, type("Mine", (InvertedResidual,), {})])
 def test_blocks_whose_layers_may_output_more_than_one_activation_are_refused(block):
-    with pytest.raises(UserError, match="channels are counted in InvertedResidual, NoShortcut, TwoDepthwise only"):
+    with pytest.raises(UserError, match="channels can be counted only in InvertedResidual, NoShortcut, TwoDepthwise"):
         patterns.check_network(create_model("mobilenet_v2", block=block))
 
 

@@ -44,7 +44,7 @@ def test_of_a_moving_average_the_last_parameters_can_be_taken(finished, whole, r
     """They come from the checkpoint, since a run saves the averaged network."""
     code, output, errors = run("evaluate", "--weights", finished, "--no-ema", "--json")
     assert code == 0
-    assert "this is the network after step 5, from a checkpoint of the run" in errors
+    assert "using the network after step 5, from a checkpoint of the run" in errors
     assert json.loads(output)["loss"] != pytest.approx(whole["test"]["loss"], rel=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_is_not_finished_is_evaluated_from_its_checkpoint(finished, w
     (folder / "summary.json").unlink()
     code, output, errors = run("evaluate", "--weights", folder, "--json")
     assert code == 0
-    assert "this is the network after step 5" in errors
+    assert "using the network after step 5" in errors
     assert json.loads(output)["loss"] == pytest.approx(whole["test"]["loss"], rel=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_netw
     assert code == 0
     assert "pets: 30 images of 3 classes (bird 10, cat 10, dog 10): train 24, validation 3, test 3" in errors
     assert "photographs are turned upright as their EXIF says" in errors
-    assert "scores 24 of 30 images: the part train" in errors
+    assert "evaluates 24 of 30 images: the train split" in errors
     found = json.loads(output)
     (skipped,) = found["skipped"]
     assert "000.jpg" in skipped
@@ -110,10 +110,10 @@ def test_a_run_knows_the_folder_that_it_was_trained_on(run, quick, pets_run, pet
     (pets / "cat" / "009.jpg").unlink()
     code, output, errors = run(*flags)
     assert (code, output) == (2, "")
-    assert f"error: {pets}: files were added, removed or renamed since the training, so its splits are others" in errors
+    assert f"error: {pets}: files were added, removed or renamed since training, so its splits differ" in errors
     code, output, _ = run(*flags, "--data-files", pets)
     assert code == 0
-    assert "since the training: images that it trained on may be scored" in output
+    assert "since training: images that it was trained on may be evaluated" in output
 
 
 def test_a_folder_that_is_gone_is_one_line(refused, pets_run, pets):
@@ -198,8 +198,8 @@ def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tm
     assert "does not say which folder it was trained on; name one with --data-files" in refused(*folder)
     others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)
     said = refused(*folder, "--data-files", others)
-    assert "only it has bird, cat, dog; only the data have cow, hen, pig" in said
-    assert "it has 3 and the data 10" in refused("evaluate", "--weights", saved, "--dataset", "digits")
+    assert "only in the network: bird, cat, dog; only in the data: cow, hen, pig" in said
+    assert "3 in the network, 10 in the data" in refused("evaluate", "--weights", saved, "--dataset", "digits")
 
 
 def test_a_study_is_not_one_network(refused, tmp_path):
@@ -207,4 +207,4 @@ def test_a_study_is_not_one_network(refused, tmp_path):
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"experiment": "x", "baseline": "linear"}))
     said = refused("evaluate", "--weights", folder)
-    assert f"{folder} is a study; name one of its networks, {folder / 'checkpoints'}/ARM-SEED" in said
+    assert f"{folder} is a study; choose one of its networks, {folder / 'checkpoints'}/ARM-SEED" in said

@@ -195,7 +195,7 @@ def test_sigmoids_are_each_a_probability_of_its_own(run, network, images, tmp_pa
     code, output, errors = run("predict", "--weights", tmp_path / "x", "--image", images / "a.png", "--json")
     assert code == 0
     assert errors.endswith(
-        "the outputs are a sigmoid each: every class has a probability of its own, and they need not add up to 1\n"
+        "the network has sigmoid outputs: each class has its own probability, and they need not add up to 1\n"
     )
     (entry,) = json.loads(output)["predictions"]
     expected = sorted(1 / (1 + np.exp(-np.float64(entry["logits"]))), reverse=True)

@@ -68,7 +68,7 @@ def test_tensorboard_has_every_record(finished):
 def test_a_finished_run_is_not_repeated(finished, run, two_blocks):
     code, output, _ = run("train", *FLAGS, "--out", finished)
     assert code == 0
-    assert "finished before" in output
+    assert "already finished" in output
     (metric,) = [line for line in output.splitlines() if line.startswith("test accuracy")]
     summary = json.loads((finished / "summary.json").read_text())
     assert f"test accuracy {100 * summary['test']['accuracy']:.2f} %, top5 accuracy" in metric
@@ -98,7 +98,7 @@ def flags(quick, saved, tmp_path, monkeypatch):
 def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, flags):
     code, output, errors = run(*flags)
     assert (code, errors) == (0, "")
-    assert "the classifier starts anew: three has 3 classes, the data 2" in output
+    assert "the classifier is newly initialised: three has 3 classes, the data have 2" in output
     folder = Path("runs") / "train-folder-weights-0"
     settings = json.loads((folder / "config.json").read_text())
     assert (settings["weights"], settings["freeze"], settings["width_multiplier"]) == ("three", "backbone", 0.1)
@@ -120,7 +120,7 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     assert (
         "moved: 24 images of 2 classes (cat 12, dog 12): train 16, validation 4, test 4, split by their names" in output
     )
-    assert "finished before" in output
+    assert "already finished" in output
     Path("moved").rename("pets")
     # Other weights under the same name are another run.
     save_network(Path("three"), before.replace(variables=jax.tree.map(lambda leaf: leaf + 1, before.variables)))
@@ -145,7 +145,7 @@ def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
 def test_images_to_test_on_alone_train_nothing(refused, tmp_path):
     folder = write_folder(tmp_path / "photos" / "val", images=2).parent
     said = refused("train", "--dataset", "folder", "--data-files", folder)
-    assert said == f"{folder} holds images to test on alone; expected a folder train beside them"
+    assert said == f"{folder} contains only test images; expected a train folder next to them"
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +169,11 @@ def weights(saved, tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["three", "--width-multiplier", "0.5"], "--width-multiplier 0.5 is not what {}/three has, 0.1; leave the flag out"),
-        (["three", "--convention", "pytorch"], "--convention pytorch is not what {}/three has, tensorflow; leave the flag"),
-        (["three", "--model", "mobilenet_v1"], "--model mobilenet_v1 is not what {}/three has, mobilenet_v2; leave"),
-        (["three", "--expansion", "3"], "--expansion 3.0 is not what {}/three has, 2; leave the flag out"),
-        (["torchvision.safetensors", "--convention", "tensorflow"], "--convention tensorflow is not what {}/torchvision.safe"),
+        (["three", "--width-multiplier", "0.5"], "--width-multiplier 0.5 does not match {}/three, which has 0.1"),
+        (["three", "--convention", "pytorch"], "--convention pytorch does not match {}/three, which has tensorflow"),
+        (["three", "--model", "mobilenet_v1"], "--model mobilenet_v1 does not match {}/three, which has mobilenet_v2"),
+        (["three", "--expansion", "3"], "--expansion 3.0 does not match {}/three, which has 2; remove"),
+        (["torchvision.safetensors", "--convention", "tensorflow"], "--convention tensorflow does not match {}/tor"),
         (["nowhere"], "{}/nowhere does not exist; expected a network's folder or a file of weights"),
         (["cut.safetensors"], "{}/cut.safetensors cannot be read as a safetensors file; it may be truncated"),
         (["damaged"], "the network {}/damaged cannot be read; it may be damaged"),
@@ -181,11 +181,11 @@ def weights(saved, tmp_path_factory):
         (["gs://bucket/x"], "gs://bucket/x names no weights known here; known are hf://OWNER/NAME"),
         (["hf://mobilenet"], "hf://mobilenet is no repository"),
         (["torchvision://resnet18.pth"], "torchvision://resnet18.pth is not among its MobileNets"),
-        (["three", "--freeze", "backbone", "--backbone-learning-rate", "0.1"], "leave --backbone-learning-rate out"),
+        (["three", "--freeze", "backbone", "--backbone-learning-rate", "0.1"], "remove --backbone-learning-rate"),
         (["three", "--backbone-learning-rate", "0"], "--backbone-learning-rate must be greater than 0, got 0.0"),
-        ([None, "--freeze", "backbone"], "--freeze is for a run that starts from trained weights; name them with --weights"),
-        ([None, "--backbone-learning-rate", "0.1"], "--backbone-learning-rate is for a run that starts from trained weights"),
-        ([None, "--frozen-batch-norm"], "--frozen-batch-norm is for a run that starts from trained weights"),
+        ([None, "--freeze", "backbone"], "--freeze requires trained weights; set --weights"),
+        ([None, "--backbone-learning-rate", "0.1"], "--backbone-learning-rate requires trained weights"),
+        ([None, "--frozen-batch-norm"], "--frozen-batch-norm requires trained weights"),
     ],
 )  # fmt: skip
 def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digits, arguments, says):
@@ -205,8 +205,8 @@ def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digi
         (["--recipe", "best"], "there is no --recipe best; known are small, paper, cosine"),
         (["--momentum", "1"], "--momentum must be from 0 to below 1, got 1.0"),
         (["--weight-decay", "-1"], "--weight-decay must be 0 or more"),
-        (["--batch-size", "20"], "--batch-size 20 does not divide by 8 devices; take 16"),
-        (["--batch-size", "2000"], "--batch-size 2000 is more than the 1,209 images of the training split"),
+        (["--batch-size", "20"], "--batch-size 20 is not divisible by 8 devices; use 16"),
+        (["--batch-size", "2000"], "--batch-size 2000 exceeds the 1,209 images of the training split"),
         (["--train-images", "9999"], "--train-images must be between 1 and the 1209 of digits"),
         (["--dataset", "nothing"], "unknown data set 'nothing'; known are digits"),
         (["--dataset", "a b"], "unknown data set 'a b'"),
@@ -216,8 +216,8 @@ def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digi
         (["--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--model", "mobilenet_v1", "--expansion", "3"], "mobilenet_v1 has no --expansion"),
-        (["--profile", "3"], "--profile must be FIRST:LAST, two steps, got '3'"),
-        (["--profile", "3:1000"], "--profile ends at step 1000, and the run has 90"),
+        (["--profile", "3"], "--profile must be two steps, FIRST:LAST, got '3'"),
+        (["--profile", "3:1000"], "--profile ends at step 1000, but the run has only 90 steps"),
         (["--keep", "0"], "--keep must be 1 or more"),
         (["--processes", "2"], "go together; give all three or none"),
         (["--out", "/proc/mine"], "cannot be written"),

@@ -66,7 +66,7 @@ def test_several_activations_against_linear(digits):
 
 def check_output(output):
     """Check that the output is what we print and nothing else."""
-    few = "Fewer than 6 seeds cannot reach p < 0.05 here; --seeds 6 adds to these runs."
+    few = "Fewer than 6 seeds cannot reach p < 0.05 here; use --seeds 6 to add runs."
     assert few in output.splitlines()
     known = ("ablate_bottleneck on", "linear", "relu6", "4 runs trained", "Is a linear", *"┏┃┡│└", few, "runs/")
     assert [line for line in output.splitlines() if line and not line.startswith(known)] == []
@@ -97,7 +97,7 @@ def test_from_flags_to_files_and_again(tiny, tmp_path, capsys):
 
     before = (tmp_path / FOLDER / "summary.json").read_bytes()
     assert tiny() == 0
-    assert "4 of 4 runs were finished before" in capsys.readouterr().out
+    assert "4 of 4 runs are already finished" in capsys.readouterr().out
     assert (tmp_path / FOLDER / "summary.json").read_bytes() == before
 
     assert tiny("--learning-rate", "0.5") == 2
@@ -155,7 +155,7 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
     assert "the same command resumes" in text
     assert "Traceback" not in text
     output, _ = start(*TINY, stdout=subprocess.PIPE).communicate(timeout=300)
-    assert "of 4 runs were finished before" in output
+    assert "of 4 runs are already finished" in output
     check_files(tmp_path / FOLDER)
 
 
@@ -176,8 +176,8 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
         (["--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
         (["--validation-images", "0"], "--validation-images must be between 1 and the 134 of digits, got 0"),
         (["--learning-rate", "nan"], "--learning-rate must be greater than 0, got nan"),
-        (["--batch-size", "5000"], "--batch-size 5000 is more than the 1,209 images of the training split; take 1209 or fewer"),
-        (["--freeze", "backbone"], "--freeze is for a run that starts from trained weights"),
+        (["--batch-size", "5000"], "--batch-size 5000 exceeds the 1,209 images of the training split; use 1209"),
+        (["--freeze", "backbone"], "--freeze requires trained weights"),
         (["--dataset", "fashion_mnist", "--data-files", "nowhere"], "nowhere is not a folder; expected the four IDX files"),
         (["--out", "/proc/mine"], "--out /proc/mine cannot be written"),
     ],
@@ -191,9 +191,7 @@ def test_a_process_of_bad_input_ends_the_same_way(start, digits, tmp_path):
     process = start("--batch-size", "5000", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert (
-        errors == "error: --batch-size 5000 is more than the 1,209 images of the training split; take 1209 or fewer\n"
-    )
+    assert errors == "error: --batch-size 5000 exceeds the 1,209 images of the training split; use 1209 or less\n"
     assert list(tmp_path.iterdir()) == []
 
 

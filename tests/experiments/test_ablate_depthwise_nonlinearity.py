@@ -17,5 +17,5 @@ def test_arms_seeds_and_images_by_flag():
     study = study_of("ablate_depthwise_nonlinearity", arms=("relu",), seeds=3, training=recipe)
     assert [arm.name for arm in study.arms] == ["relu6", "relu"]
     assert (study.seeds, study.training.images) == (3, 320)
-    with pytest.raises(UserError, match="there is no arm 'gelu'; this study has relu6, relu, relu6 bfloat16"):
+    with pytest.raises(UserError, match="unknown arm 'gelu' in --arms; choose from relu6, relu, relu6 bfloat16"):
         study_of("ablate_depthwise_nonlinearity", arms=("gelu",))

@@ -53,7 +53,7 @@ def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
     # Recompute from the trained network, which is kept.
     (folder / "summary.json").unlink()
     assert run("--images", "20") == 0
-    assert "This run was finished before." in capsys.readouterr().out
+    assert "This run is already finished." in capsys.readouterr().out
     again = json.loads((folder / "summary.json").read_text())
     # The commit of the source may have changed meanwhile.
     assert {**again, "environment": summary["environment"]} == summary
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, capsys):
         ),
         (
             ("--weights", checkpoint("t1", "mobilenet_v2", **{**TINY, "expansion": 1.0}), "--dataset", "digits"),
-            "has no expansions",
+            "there are no expansions",
         ),
         (
             ("--weights", checkpoint("tanh", "mobilenet_v2", **TINY, activation="tanh"), "--dataset", "digits"),

@@ -43,7 +43,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_made(refuse
 
 
 def test_what_is_no_study_is_named(refused, tmp_path):
-    assert "nowhere holds no finished study" in refused("report", "nowhere")
+    assert "nowhere is not a finished study" in refused("report", "nowhere")
 
 
 def test_another_view_is_a_page_with_its_picture_and_leaves_the_study_as_it_is(command, tmp_path, capsys, studies):

@@ -57,7 +57,7 @@ def test_metrics_are_means_over_all_examples():
     metrics = Classification(2).metrics({name: first[name] + second[name] for name in first})
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     assert metrics["loss"] == pytest.approx((9 + math.log(2)) / 3, rel=1e-3)
-    with pytest.raises(UserError, match="there is not one image that counts"):
+    with pytest.raises(UserError, match="no images to evaluate"):
         Classification(2).metrics(Classification(2).zeros())
 
 
@@ -74,5 +74,5 @@ def test_probabilities_of_a_softmax_and_of_sigmoids():
 
 
 def test_sigmoids_are_neither_evaluated_nor_trained():
-    with pytest.raises(UserError, match="outputs are a sigmoid each, .* only predict takes such a network"):
+    with pytest.raises(UserError, match="has sigmoid outputs, .* only predict supports such a network"):
         sums(jnp.zeros((1, 3)), [0], outputs="sigmoid")

@@ -51,7 +51,7 @@ def test_a_task_is_opened_as_it_was_saved():
     settings = task_settings(task)
     assert settings == {"name": "classification", "num_classes": 10, "label_smoothing": 0.1, "outputs": "softmax"}
     assert TASKS[settings.pop("name")](**settings) == task
-    with pytest.raises(ValueError, match="the task 'pointing' is none of classification"):
+    with pytest.raises(ValueError, match="the task 'pointing' is not one of classification"):
         task_settings(Pointing())
 
 

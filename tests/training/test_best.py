@@ -37,6 +37,6 @@ def test_the_best_network_is_replaced_by_a_better_one_alone(digits, tmp_path):
     assert {float(leaf.max()) for leaf in jax.tree.leaves(kept.variables)} == {3.0}
     save_network(tmp_path / "other", kept)
     with pytest.raises(
-        UserError, match="other is no best network of a run .best is missing.; move it away, and the same"
+        UserError, match="other is not the best network of a run .best is missing.; move it away and run the same"
     ):
         Best(tmp_path / "other", network)

@@ -163,7 +163,7 @@ def test_where_none_can_be_read_it_is_said_in_one_line(copy):
         for path in files(copy / step):
             path.write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"none of the checkpoints in .* \(of steps 40, 20\) can be read .*--overwrite"
+        UserError, match=r"none of the checkpoints in .* \(steps 40, 20\) can be read .*--overwrite"
     ) as error:
         restored(copy, state_of(0))
     assert "\n" not in str(error.value)

@@ -35,23 +35,23 @@ def test_sizes_must_be_positive(name, value):
         ({"ema_decay": -0.1}, "--ema-decay must be from 0 to below 1, got -0.1"),
         ({"batch_norm_momentum": 1.0}, "--batch-norm-momentum must be from 0 to below 1"),
         ({"weight_decay": -1.0}, "--weight-decay must be 0 or more"),
-        ({"smallest_crop": 0.0}, "--smallest-crop must be from above 0 to 1"),
+        ({"smallest_crop": 0.0}, "--smallest-crop must be above 0 and at most 1"),
         ({"learning_rate_images": 0}, "--learning-rate-images must be greater than 0"),
         ({"learning_rate": 1e-320}, "--learning-rate must be from 1e-30 to 1e\\+30, got 1e-320"),
-        ({"rmsprop_epsilon": 0.1}, "--rmsprop-epsilon is for --optimizer rmsprop, and this is sgd"),
-        ({"epoch_decay": 0.9}, "--epoch-decay is for --schedule exponential, and this is cosine"),
+        ({"rmsprop_epsilon": 0.1}, "--rmsprop-epsilon requires --optimizer rmsprop, got sgd"),
+        ({"epoch_decay": 0.9}, "--epoch-decay requires --schedule exponential, got cosine"),
         ({"mixup": -0.1}, "--mixup must be 0 \\(none\\) or from 1e-30 to 1e\\+30, got -0.1"),
         ({"rand_augment": 17}, "--rand-augment must be from 0 to 16, got 17"),
         (
             {"rand_augment": 2, "rand_augment_magnitude": 31.0},
             "--rand-augment-magnitude must be from 0 to 30, got 31.0",
         ),
-        ({"rand_augment_magnitude": 5.0}, "--rand-augment-magnitude is for --rand-augment 1 or more, and this is 0"),
-        ({"images": 15}, "--images 15 do not fill a batch of 16; take 16 or more"),
+        ({"rand_augment_magnitude": 5.0}, "--rand-augment-magnitude requires --rand-augment 1 or more, got 0"),
+        ({"images": 15}, "--images 15 is less than one batch of 16; use 16 or more"),
         ({"backbone_learning_rate": 0.0}, "--backbone-learning-rate must be greater than 0"),
         (
             {"freeze": "backbone", "backbone_learning_rate": 0.1},
-            "--freeze backbone trains no backbone; leave --backbone-learning-rate out",
+            "--freeze backbone does not train the backbone; remove --backbone-learning-rate",
         ),
     ],
 )
@@ -62,16 +62,16 @@ def test_values_that_no_run_has(change, says):
 
 def test_a_batch_must_fit_the_training_set():
     assert Recipe(3, 16, 0.1).steps(70) == 12
-    with pytest.raises(UserError, match="--batch-size 16 is more than the 15 images"):
+    with pytest.raises(UserError, match="--batch-size 16 exceeds the 15 images"):
         Recipe(3, 16, 0.1).steps(15)
 
 
 def test_a_run_that_never_ends_is_refused():
     with pytest.raises(
-        UserError, match="^--epochs 10000000000 are 40,000,000,000 steps, and a run has 50,000,000 at most$"
+        UserError, match="^--epochs 10000000000 is 40,000,000,000 steps, but a run has at most 50,000,000$"
     ):
         Recipe(10**10, 16, 0.1).steps(70)
-    with pytest.raises(UserError, match="^--images 10000000000000 are 625,000,000,000 steps, and a run has"):
+    with pytest.raises(UserError, match="^--images 10000000000000 is 625,000,000,000 steps, but a run has"):
         dataclasses.replace(RECIPE, images=10**13).steps(70)
 
 
@@ -104,8 +104,8 @@ def test_some_fifty_records_a_run():
         ({"keep": 0}, "--keep must be 1 or more, got 0"),
         ({"log_every": 0}, "--log-every must be 1 or more"),
         ({"checkpoint_every": -1}, "--checkpoint-every must be 1 or more"),
-        ({"profile": "3"}, "--profile must be FIRST:LAST, two steps, got '3'"),
-        ({"profile": "5:4"}, "--profile must be FIRST:LAST with steps from 1 on, got 5:4"),
+        ({"profile": "3"}, "--profile must be two steps, FIRST:LAST, got '3'"),
+        ({"profile": "5:4"}, "--profile must be FIRST:LAST with 1 <= FIRST <= LAST, got 5:4"),
     ],
 )
 def test_executions_that_there_are_none_of(options, says):
@@ -127,7 +127,7 @@ def test_runs_with_the_same_settings_are_the_same_run():
         settings.items()
     )
     assert run_of(seed=3, weights="x").settings() != settings
-    with pytest.raises(UserError, match=r"--seed must be from 0 to below 2\^31, got -1"):
+    with pytest.raises(UserError, match=r"--seed must be from 0 to 2\^31 - 1, got -1"):
         run_of(seed=-1)
 
 
@@ -142,9 +142,7 @@ def test_runs_with_the_same_settings_are_the_same_run():
 def test_what_is_done_to_trained_weights_needs_some(change, flag):
     training = dataclasses.replace(RECIPE, **change)
     assert run_of(training=training, weights="x").training == training
-    with pytest.raises(
-        UserError, match=f"{flag} is for a run that starts from trained weights; name them with --weights"
-    ):
+    with pytest.raises(UserError, match=f"{flag} requires trained weights; set --weights"):
         run_of(training=training)
 
 

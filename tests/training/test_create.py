@@ -27,9 +27,9 @@ def check(devices, resolution=12, **training):
 )
 def test_statistics_of_one_image_are_told_and_of_one_number_are_refused(devices, training):
     (note,) = check(devices, **training)
-    assert note.startswith("batch norm takes its statistics over one image at a time, and evaluation does not; ")
+    assert note.startswith("batch norm computes its statistics over one image at a time, unlike in evaluation; ")
     with pytest.raises(
-        UserError, match="over one image of one pixel, and their variance is zero; a larger --batch-size"
+        UserError, match="over one image of one pixel, so their variance is zero; use a larger --batch-size"
     ):
         check(devices, resolution=2, **training)
 

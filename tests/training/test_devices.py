@@ -151,9 +151,9 @@ def test_a_program_is_a_function_of_one_run_on_one_device(parallel):
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "says"),
     [
-        (20, 1, "--batch-size 20 does not divide by 8 devices; take 16"),
-        (24, 2, "does not divide by 8 devices with 2 microbatches each; take 32"),
-        (4, 1, "take 8"),
+        (20, 1, "--batch-size 20 is not divisible by 8 devices; use 16"),
+        (24, 2, "is not divisible by 8 devices with 2 microbatches each; use 32"),
+        (4, 1, "use 8"),
     ],
 )
 def test_a_batch_that_does_not_divide(batch_size, accumulation, says):
@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_divide(batch_size, accumulation, says):
 
 def test_mixup_takes_whole_pairs():
     Devices.create(1, 8).check_divides(32, 2, mixup=0.2)
-    with pytest.raises(UserError, match="24 does not divide by 8 devices, in pairs for --mixup; take 32"):
+    with pytest.raises(UserError, match="24 is not divisible by 8 devices, in pairs for --mixup; use 32"):
         Devices.create(1, 8).check_divides(24, 1, mixup=0.2)
 
 

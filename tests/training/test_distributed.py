@@ -148,7 +148,7 @@ def test_sigterm_is_noticed_after_a_step_and_no_longer_when_all_is_over():
     ("options", "says"),
     [
         (Processes("localhost:1"), "go together; give all three or none"),
-        (Processes("localhost:1", 2, 2), "--process-id must be from 0 to below the 2 --processes, got 2"),
+        (Processes("localhost:1", 2, 2), r"--process-id must be at least 0 and less than --processes \(2\), got 2"),
         (Processes("localhost", 2, 0), "--coordinator must be HOST:PORT, got localhost"),
         (Processes("localhost:65536", 2, 0), "--coordinator must be HOST:PORT, got localhost:65536"),
     ],
@@ -170,8 +170,8 @@ def test_processes_that_do_not_come_together_end_in_time_with_one_line():
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     done = subprocess.run([sys.executable, "-c", ALONE.format(port=port)], capture_output=True, text=True, timeout=100)
-    says = f"error: the 2 processes at the coordinator localhost:{port} did not come together in 1 seconds; "
-    assert done.stderr == f"{says}see that all are started\n"
+    says = f"error: the 2 processes at the coordinator localhost:{port} did not connect within 1 seconds; "
+    assert done.stderr == f"{says}check that all of them are running\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -88,7 +88,7 @@ def test_outputs_that_are_not_numbers_have_no_confusion_matrix(folder):
     network = network_of(Broken(2), Classification(2), class_names=("cat", "dog"))
     found = evaluate_on(network, "folder", "all", folder)
     assert found.confusion is None
-    assert "the network's outputs are not numbers" in found.said[-1]
+    assert "the network's outputs are not finite" in found.said[-1]
 
 
 def test_a_split_without_images_is_refused():
@@ -154,13 +154,13 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
     assert (
         f"{folder}: 12 images of 2 classes (cat 6, dog 6): train 8, validation 2, test 2, split by their names" in said
     )
-    assert "scores 8 of 12 images: the part train (--split all: all of them)" in said
-    assert not any("since the training" in line for line in said)
+    assert "evaluates 8 of 12 images: the train split (use --split all for all of them)" in said
+    assert not any("since training" in line for line in said)
     known = load_stream("folder", data_files=folder, resolution=20).fingerprint()
     for trained_on, warned in ((known, False), ("other", True)):
         said = evaluate_on(network, "folder", "test", folder, trained_on=trained_on).said
-        assert any("images that it trained on may be scored" in line for line in said) == warned
-    with pytest.raises(UserError, match=f"^{folder}: files were .* so its splits are others; --data-files {folder} "):
+        assert any("images that it was trained on may be evaluated" in line for line in said) == warned
+    with pytest.raises(UserError, match=f"^{folder}: files were .* so its splits differ; use --data-files {folder} "):
         evaluate_on(network, "folder", "test", folder, trained_on="other", named=False)
     assert (names, confusion.sum()) == (("cat", "dog"), 8)
     assert metrics["examples"] > 0
@@ -170,9 +170,13 @@ def test_images_are_prepared_as_the_network_wants_them(folder):
 @pytest.mark.parametrize(
     ("classes", "names", "says"),
     [
-        (3, None, "the network's classes are not those of .*pets: it has 3 and the data 2"),
-        (2, ("bird", "cat"), "the network's classes are not those of .*: only it has bird; only the data have dog"),
-        (3, ("bird", "cat", "dog"), "it has 3 and the data 2; only it has bird"),
+        (3, None, "the network's classes differ from those of .*pets: 3 in the network, 2 in the data"),
+        (
+            2,
+            ("bird", "cat"),
+            "the network's classes differ from those of .*: only in the network: bird; only in the data: dog",
+        ),
+        (3, ("bird", "cat", "dog"), "3 in the network, 2 in the data; only in the network: bird"),
     ],
 )
 def test_other_classes_are_refused(folder, classes, names, says):
@@ -192,15 +196,15 @@ def test_classes_are_matched_by_name_whatever_their_order(tmp_path):
     assert names == ("dog", "cat")
     np.testing.assert_array_equal(confusion, [[9, 0], [3, 0]])
     assert (metrics["accuracy"], metrics["examples"]) == (0.75, 12)
-    assert "the network has the classes in another order; matched by name" in said
+    assert "the network's classes are in a different order; matched by name" in said
 
 
 def test_names_in_other_words_are_matched_by_their_order_which_is_said(folder):
     network = network_of(ConstantLogits(2, 0), Classification(2), resolution=20, class_names=("tabby", "terrier"))
     metrics, _, said, *_ = evaluate_on(network._replace(source="timm"), "folder", "all", folder)
     assert metrics["accuracy"] == 0.5
-    assert "the network's classes are matched by their order: its first is 'tabby', the first here is 'cat'" in said
-    with pytest.raises(UserError, match="only it has tabby; only the data have dog"):
+    assert "the network's classes are matched by index: its first is 'tabby', the first of the data is 'cat'" in said
+    with pytest.raises(UserError, match="only in the network: tabby; only in the data: dog"):
         evaluate_on(network._replace(source="timm", class_names=("tabby", "cat")), "folder", "all", folder)
 
 

@@ -125,7 +125,7 @@ def test_a_run_s_folder_is_the_network_that_it_left(trained, network):
 def test_an_unfinished_run_s_folder_is_its_last_checkpoint(trained, network, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("network", "summary.json"))
     averaged, _, said = open_trained(folder)
-    assert said == ["this is the network after step 6, from a checkpoint of the run"]
+    assert said == ["using the network after step 6, from a checkpoint of the run"]
     assert tree_digest(averaged.variables) == tree_digest(network.variables)
     # The same for a finished run, if the average is not asked for.
     last, _, _ = open_trained(trained, averaged=False)
@@ -154,7 +154,8 @@ def test_a_classifier_of_other_class_names_starts_anew_if_they_are_ours(network,
     names = tuple(f"number {index}" for index in range(10))
     save_network(tmp_path / "renamed", network.replace(class_names=names, source=source))
     run, dataset, start, said = prepared(tmp_path / "renamed")
-    line = f"the classifier starts anew: {tmp_path / 'renamed'} has other classes, the data 10\n"
+    why = f"{tmp_path / 'renamed'} has 10 classes with different names than those of the data"
+    line = f"the classifier is newly initialised: {why}\n"
     assert said == (line if anew else "")
     state, fresh = first_state(run, dataset, start)
     assert tree_digest(backbone(state.variables())) == tree_digest(backbone(network.variables))
@@ -168,20 +169,20 @@ def test_a_classifier_of_another_number_of_classes_starts_anew(tmp_path, classes
     saved = random_network(NETWORK.clone(num_classes=classes), image_channels=1)
     save_network(tmp_path / "x", saved)
     run, dataset, start, said = prepared(tmp_path / "x")
-    assert said == f"the classifier starts anew: {tmp_path / 'x'} has {has}, the data 10\n"
+    assert said == f"the classifier is newly initialised: {tmp_path / 'x'} has {has}, the data have 10\n"
     state, fresh = first_state(run, dataset, start)
     assert tree_digest(backbone(state.variables())) == tree_digest(backbone(saved.variables))
     assert tree_digest(state.params["classifier"]) == tree_digest(fresh.params["classifier"])
 
 
-ANEW = "the classifier starts anew:"
+ANEW = "the classifier is newly initialised:"
 
 
 def test_a_classifier_of_sigmoids_starts_anew():
     model = NETWORK.clone(num_classes=3)
     start = random_network(model, source="keras").replace(task=Classification(3, outputs="sigmoid"))
     taken = Start.of(start, model, ("a", "b", "c"), "x")
-    assert taken.said == (f"{ANEW} the outputs of x are a sigmoid each, and training is of one class an image",)
+    assert taken.said == (f"{ANEW} x has sigmoid outputs, but training is for one class per image",)
     assert "classifier" not in taken.variables["params"]
 
 
@@ -189,7 +190,7 @@ def test_what_the_images_are_like_follows_the_weights(torchvision):
     """Grey digits become colour images with torchvision's normalization; the width comes from the weights too."""
     path, saved = torchvision
     run, dataset, start, said = prepared(path, model={**KERNELS, "convention": None, "width_multiplier": None})
-    assert f"the classifier starts anew: {path} has 7 classes, the data 10" in said.splitlines()
+    assert f"the classifier is newly initialised: {path} has 7 classes, the data have 10" in said.splitlines()
     assert (dataset.image_shape, dataset.preprocessing) == ((12, 12, 3), WHOLE)
     made = network_of(run, dataset)
     assert (made.model.convention, made.model.width_multiplier, made.model.num_classes) == ("pytorch", 0.25, 10)
@@ -365,15 +366,15 @@ def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ({"width_multiplier": 0.2}, "--width-multiplier 0.2 is not what .* has, 0.1; leave the flag out"),
-        ({"convention": "pytorch"}, "--convention pytorch is not what .* has, tensorflow; leave the flag out"),
-        ({"name": "mobilenet_v1"}, "--model mobilenet_v1 is not what .* has, mobilenet_v2; leave the flag out"),
-        ({"expansion": 6.0}, "--expansion 6.0 is not what .* has, 2; leave the flag out"),
-        ({"kernel_size": 5}, "--kernel-size 5 is not what .* has, 3; leave the flag out"),
-        ({"bottleneck_activation": "relu6"}, "--bottleneck-activation relu6 is not what .* has, linear"),
+        ({"width_multiplier": 0.2}, "--width-multiplier 0.2 does not match .*, which has 0.1; remove the flag"),
+        ({"convention": "pytorch"}, "--convention pytorch does not match .*, which has tensorflow; remove the flag"),
+        ({"name": "mobilenet_v1"}, "--model mobilenet_v1 does not match .*, which has mobilenet_v2; remove the flag"),
+        ({"expansion": 6.0}, "--expansion 6.0 does not match .*, which has 2; remove the flag"),
+        ({"kernel_size": 5}, "--kernel-size 5 does not match .*, which has 3; remove the flag"),
+        ({"bottleneck_activation": "relu6"}, "--bottleneck-activation relu6 does not match .*, which has linear"),
         (
             {"stages": ((2, 160, 1, 1),)},
-            r"does not fit the network: .*block_0/project.* has shape .*, the network's has",
+            r"does not fit the network: .*block_0/project.* has shape .*, expected",
         ),
     ],
 )
@@ -426,7 +427,7 @@ def test_a_damaged_run_is_refused_in_one_line(trained, tmp_path):
     assert "\n" not in str(error.value)
     shutil.rmtree(folder / "network")
     shutil.rmtree(folder / "checkpoints" / "6")
-    with pytest.raises(UserError, match="has no checkpoint yet that can be read; train it first"):
+    with pytest.raises(UserError, match="has no readable checkpoint yet; train it first"):
         run_tiny(tmp_path / "run", model=KERNELS, weights=str(folder), training=SHORT)
     assert not (tmp_path / "run").exists()
 
@@ -434,7 +435,7 @@ def test_a_damaged_run_is_refused_in_one_line(trained, tmp_path):
 def test_a_study_is_no_network(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"experiment": "x", "baseline": "linear"}))
-    with pytest.raises(UserError, match="is a study; name one of its networks, .*/checkpoints/ARM-SEED"):
+    with pytest.raises(UserError, match="is a study; choose one of its networks, .*/checkpoints/ARM-SEED"):
         open_trained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config.json is damaged"):

@@ -23,7 +23,7 @@ def test_records_survive_the_file_and_a_line_cut_short_is_left_out(tmp_path):
 def test_a_line_that_is_no_record_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(to_line(RECORD) + "{}\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is no record"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2, is not a record"):
         read_records(path)
 
 
@@ -39,13 +39,13 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
 def test_a_field_of_another_type_is_named(change, says, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({**json.loads(to_line(RECORD)), **change}) + "\n")
-    with pytest.raises(UserError, match=f"metrics.jsonl, line 1, is no record of a run .{says}"):
+    with pytest.raises(UserError, match=f"metrics.jsonl, line 1, is not a record of a run .{says}"):
         read_records(path)
 
 
 def test_a_record_without_the_metric_that_is_asked_for_is_named(tmp_path):
     write_records(tmp_path / "x", [RECORD])
-    with pytest.raises(UserError, match="line 1, is no record of a run .distance is missing"):
+    with pytest.raises(UserError, match="line 1, is not a record of a run .distance is missing"):
         read_records(tmp_path / "x", "distance")
 
 

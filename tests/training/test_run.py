@@ -141,9 +141,7 @@ def test_a_run_that_is_too_short_to_learn_is_called_a_smoke_test(steps, accuracy
     line = too_short(steps, Classification.metric, accuracy, classes)
     assert (line is not None) == said
     if line is not None:
-        assert line.startswith(
-            f"{steps:,} steps were a smoke test: test accuracy {100 * accuracy:.2f} %, where chance gives"
-        )
+        assert line.startswith(f"{steps:,} steps are only a smoke test: test accuracy {100 * accuracy:.2f} % (chance: ")
 
 
 def test_what_is_printed_is_a_line_each(whole):
@@ -161,7 +159,7 @@ def test_what_is_printed_is_a_line_each(whole):
 def test_a_finished_run_is_not_repeated(whole):
     log, before = io.StringIO(), contents(whole[0])
     assert run_tiny(whole[0], log=log) == whole[1]
-    assert "finished before" in log.getvalue()
+    assert "already finished" in log.getvalue()
     assert contents(whole[0]) == before
 
 
@@ -192,7 +190,7 @@ def terminate():
 def test_sigterm_saves_the_step_and_ends(whole, tmp_path):
     """The signal comes during training. Settings of execution for the rest change no result."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted, match="SIGTERM: saved after step 1; the same command continues from there"):
+    with pytest.raises(Preempted, match="SIGTERM: saved after step 1; run the same command to resume"):
         run_tiny(tmp_path / "run", on_start=terminate)
     assert signal.getsignal(signal.SIGTERM) == before
     log = io.StringIO()
@@ -222,7 +220,7 @@ def test_an_interrupted_run_says_where_the_same_command_resumes(copy, monkeypatc
     log = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
         run_tiny(copy, log=log)
-    assert log.getvalue().splitlines()[-1] == "interrupted; the same command resumes from step 16"
+    assert log.getvalue().splitlines()[-1] == "interrupted; run the same command to resume from step 16"
 
 
 # --- Trained longer --------------------------------------------------------------------------------------
@@ -241,7 +239,8 @@ def longer(whole, tmp_path_factory):
 def test_a_finished_run_is_trained_longer_from_its_weights(whole, longer):
     folder, summary, log = longer
     assert (
-        "trained longer: the finished run of 24 steps resumes from its weights, up to step 48; the learning rate" in log
+        "training longer: the finished run of 24 steps resumes from its weights, up to step 48; the learning rate"
+        in log
     )
     assert "resuming from step 24" in log
     (before,) = summary["shorter_runs"]
@@ -271,7 +270,7 @@ def test_a_longer_run_that_was_stopped_is_the_one_that_was_not(whole, longer, tm
     log = io.StringIO()
     found = run_tiny(folder, log=log, training=MORE)
     assert "resuming from step 25" in log.getvalue()
-    assert "trained longer" not in log.getvalue()
+    assert "training longer" not in log.getvalue()
     for name in ("parameters_sha256", "test", "best", "shorter_runs"):
         assert found[name] == longer[1][name]
 
@@ -283,7 +282,7 @@ def test_a_longer_run_never_resumes_from_before_the_end_of_the_shorter_one(longe
     for checkpoint in (folder / "checkpoints").iterdir():
         checkpoint.rename(folder / "checkpoints" / "8") if checkpoint.name == "48" else shutil.rmtree(checkpoint)
     with pytest.raises(
-        UserError, match="there is no checkpoint of step 24 or later in .*; --overwrite starts from nothing"
+        UserError, match="has no checkpoint of step 24 or later to train .*; use --overwrite to start over"
     ):
         run_tiny(folder, training=MORE)
 
@@ -297,9 +296,7 @@ def test_only_a_finished_run_is_trained_longer_and_in_nothing_else_another(copy,
     folder = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "24")
     before = contents(folder)
-    with pytest.raises(
-        UserError, match="has no checkpoint of step 24, from which its finished run would be trained longer"
-    ):
+    with pytest.raises(UserError, match="has no checkpoint of step 24 to train its finished run longer from"):
         run_tiny(folder, training=MORE)
     assert contents(folder) == before
 
@@ -330,7 +327,7 @@ def test_where_no_checkpoint_can_be_read_nothing_is_trained_anew(copy):
     for step in ("8", "16"):
         largest(copy / "checkpoints" / step).write_bytes(b"")
     before = contents(copy)
-    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(of steps 16, 8\) can be read .*--overwrite"):
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(steps 16, 8\) can be read .*--overwrite"):
         run_tiny(copy)
     assert contents(copy) == before
 
@@ -379,16 +376,16 @@ def test_another_configuration_is_refused_and_nothing_is_lost(copy):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"training": {"batch_size": 18}}, "--batch-size 18 does not divide by 2 devices with 2 microbatches each"),
-        ({"training": {"batch_size": 256}}, "--batch-size 256 is more than the 96 images of the training split"),
+        ({"training": {"batch_size": 18}}, "--batch-size 18 is not divisible by 2 devices with 2 microbatches each"),
+        ({"training": {"batch_size": 256}}, "--batch-size 256 exceeds the 96 images of the training split"),
         ({"train_images": 9999}, "--train-images must be between 1 and the 1209"),
         ({"dataset": "nothing"}, "unknown data set 'nothing'"),
         ({"training": {"batch_size": 4, "batch_norm": "replica"}, "resolution": 2}, "over one image of one pixel"),
         (
             {"training": {"epochs": 10**10}},
-            "--epochs 10000000000 are 60,000,000,000 steps, and a run has 50,000,000 at most",
+            "--epochs 10000000000 is 60,000,000,000 steps, but a run has at most 50,000,000",
         ),
-        ({"execution": {"profile": "3:25"}}, "--profile ends at step 25, and the run has 24"),
+        ({"execution": {"profile": "3:25"}}, "--profile ends at step 25, but the run has only 24 steps"),
     ],
 )
 def test_what_no_run_can_be_is_refused_before_anything_is_written(tmp_path, settings, says):

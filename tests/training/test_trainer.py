@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_number_stops_the_runs_and_names_the_step(compiled, ti
         bad = (np.asarray(state.step) >= 3) & np.array([False, True])
         return {**totals, "finite_steps": totals["finite_steps"] - bad.astype(np.float32)}
 
-    says = "the loss of step 3 is not a finite number; take a smaller --learning-rate"
+    says = "the loss of step 3 is not finite; use a smaller --learning-rate"
     with pytest.raises(Diverged, match=says) as error:
         train(wrapped(compiled(2), after=broken), tiny, RECIPE, PAIR, tmp_path, LOG, save_seconds=NEVER)
     assert error.value.runs == (1,)
@@ -211,7 +211,7 @@ def at(step):
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_group_that_was_stopped_is_the_one_that_was_not(compiled, tiny, whole, tmp_path, step):
     """If stopped at a step with an evaluation, the state is saved first, and evaluated on resume."""
-    with pytest.raises(Preempted, match=f"saved after step {step}; the same command continues from there"):
+    with pytest.raises(Preempted, match=f"saved after step {step}; run the same command to resume"):
         train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, should_stop=at(step))
     said = io.StringIO()
     found = train(compiled(2), tiny, RECIPE, PAIR, tmp_path, LOG, tested=True, said=said)
@@ -241,7 +241,7 @@ def test_runs_whose_checkpoint_cannot_be_read_start_from_their_beginning(compile
     damage(tmp_path / "runs" / "checkpoints" / "3")
     shutil.copytree(tmp_path / "runs", tmp_path / "kept")
     damage(tmp_path / "kept" / "checkpoints" / "2")
-    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(of steps 3, 2\) can be read") as error:
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(steps 3, 2\) can be read") as error:
         train(compiled(2), tiny, RECIPE, PAIR, tmp_path / "kept", LOG)
     assert "\n" not in str(error.value)
     assert {path.name for path in (tmp_path / "kept" / "checkpoints").iterdir()} == {"2", "3"}
@@ -249,7 +249,7 @@ def test_runs_whose_checkpoint_cannot_be_read_start_from_their_beginning(compile
     said = io.StringIO()
     found = train(compiled(2), tiny, RECIPE, PAIR, tmp_path / "kept", LOG, disposable=True, tested=True, said=said)
     assert "can be read" in said.getvalue()
-    assert "these runs start from their beginning" in said.getvalue()
+    assert "these runs start over" in said.getvalue()
     assert "resuming" not in said.getvalue()
     assert results(found.records) == results(whole.records)
     assert tree_digest(found.state) == tree_digest(whole.state)
@@ -459,5 +459,5 @@ def test_a_stream_continues_where_it_was(tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_traced(tiny):
-    with pytest.raises(UserError, match="--batch-size 16 does not divide by 3 devices; take 15"):
+    with pytest.raises(UserError, match="--batch-size 16 is not divisible by 3 devices; use 15"):
         compile_programs(Small(10), Watched(10), tiny, RECIPE, Devices.create(1, 3))
