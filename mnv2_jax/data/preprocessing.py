@@ -74,7 +74,7 @@ class Preprocessing:
         numbers = np.array([*self.mean, *self.std], np.float64)
         if not len(self.mean) == len(self.std) in (1, 3) or not np.isfinite(numbers).all() or 0 in self.std:
             raise ValueError(
-                f"mean and std must be 1 or 3 finite numbers each, and no std 0, got {self.mean} and {self.std}"
+                f"mean and std must be 1 or 3 finite numbers each, with no std of 0, got {self.mean} and {self.std}"
             )
 
     def describe(self, resolution: int) -> str:

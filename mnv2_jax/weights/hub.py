@@ -233,7 +233,7 @@ def _fetch_torchvision(name: str) -> Path:
     file_name = TORCHVISION_FILES.get(name, name)
     if file_name not in TORCHVISION_FILES.values():
         known = ", ".join(sorted({*TORCHVISION_FILES, *TORCHVISION_FILES.values()}))
-        raise UserError(f"torchvision://{name} is not one of its MobileNets; choose from {known}")
+        raise UserError(f"torchvision://{name} is not one of torchvision's MobileNets; choose from {known}")
     path = _torch_checkpoints() / file_name
     expected = path.stem.rpartition("-")[2]
     try:

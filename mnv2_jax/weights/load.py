@@ -237,7 +237,7 @@ def with_outputs(network: Network, outputs: Outputs) -> Network:
         UserError: for a network without a classifier.
     """
     if not network.model.num_classes:  # type: ignore[attr-defined]
-        raise UserError("there is no classifier whose outputs could be set to {outputs}")
+        raise UserError(f"there is no classifier whose outputs could be set to {outputs}")
     task: Any = network.task
     if outputs == "softmax" or task.num_classes > 1:
         return network.replace(task=dataclasses.replace(task, outputs=outputs))
