@@ -158,7 +158,7 @@ def check_images(flag: str, wanted: int, there: int, name: str) -> None:
         UserError: says how many images there are.
     """
     if not 0 < wanted <= there:
-        raise UserError(f"{flag} must be from 1 to {there}, the number of images in that split of {name}, got {wanted}")
+        raise UserError(f"{flag} must be from 1 to {there}, the number of images available in {name}, got {wanted}")
 
 
 def _existing_parent(path: Path) -> Path:

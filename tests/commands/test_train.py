@@ -209,7 +209,7 @@ def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digi
         (["--batch-size", "2000"], "--batch-size 2000 is more than the 1,209 images of the training split"),
         (
             ["--train-images", "9999"],
-            "--train-images must be from 1 to 1209, the number of images in that split of digits",
+            "--train-images must be from 1 to 1209, the number of images available in digits",
         ),
         (["--dataset", "nothing"], "unknown data set 'nothing'; choose from digits"),
         (["--dataset", "a b"], "unknown data set 'a b'"),
