@@ -256,7 +256,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     description = _restore(path, description=ocp.args.JsonRestore())["description"]
     if problem := misfit(description, DESCRIPTION):
-        raise UserError(f"the network {path} is damaged: its description does not describe a network ({problem})")
+        raise UserError(f"the network {path} is damaged: its description is invalid ({problem})")
     return description
 
 

@@ -77,7 +77,7 @@ class Block(nn.Module):
             raise ValueError(f"{block_name(type(self))} cannot be split, got split={split}")
         if split > 1 and train:
             raise ValueError(
-                f"a block cannot be split in training, which needs its batch statistics, got split={split}"
+                f"a block cannot be split in training, which needs its batch statistics; got split={split}"
             )
 
 

@@ -227,7 +227,7 @@ def test_memory_falls_with_the_split_and_the_expansion_is_never_whole():
             InvertedResidual(8),
             True,
             2,
-            "a block cannot be split in training, which needs its batch statistics, got split=2",
+            "a block cannot be split in training, which needs its batch statistics; got split=2",
         ),
         (InvertedResidual(8), False, 0, "split must be a whole number of 1 or more, got split=0"),
         (ExpansionShortcut(8), False, 2, "ExpansionShortcut cannot be split, got split=2"),
