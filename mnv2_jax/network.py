@@ -141,7 +141,7 @@ def from_description(description: Mapping[str, Any], blocks: Sequence[type[Block
         )
     except Exception as error:  # an edited description can fail in any way
         why = " ".join(str(error).split())
-        raise UserError(f"its description is not of a network known here ({why})") from error
+        raise UserError(f"its description is not of a supported network ({why})") from error
 
 
 # --- On disk ---------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def said_by(error: Exception) -> str:
     """Return the reason of an error from Orbax, or a library below it, in one line."""
     text = " ".join(str(error).split())
     if "No space left" in text:
-        return "no space is left"
+        return "no space left on device"
     return getattr(error, "strerror", None) or text[:200] or type(error).__name__
 
 
@@ -197,7 +197,7 @@ def check_room(folder: Path, tree: PyTree) -> None:
     needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + (1 << 20)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
+        raise OSError(f"it needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free")
 
 
 def save_network(path: Path, network: Network, notes: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -229,7 +229,7 @@ def save_network(path: Path, network: Network, notes: Mapping[str, Any] = Mappin
         _replace_folder(path, beside)
     except Exception as error:  # a full disk raises OSError, or another error that a library makes of it
         raise UserError(
-            f"the network {path} cannot be written ({said_by(error)}); make room, or name another place"
+            f"the network {path} cannot be written ({said_by(error)}); free some space or choose another folder"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -256,7 +256,7 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     description = _restore(path, description=ocp.args.JsonRestore())["description"]
     if problem := misfit(description, DESCRIPTION):
-        raise UserError(f"the network {path} is damaged: its description is not of a network ({problem})")
+        raise UserError(f"the network {path} is damaged: its description is invalid ({problem})")
     return description
 
 
@@ -277,7 +277,7 @@ def open_network(path: Path, blocks: Sequence[type[Block]] = ()) -> Network:
         check_agrees(network)
     except Exception as error:  # settings of wrong types can fail in any way
         raise UserError(
-            f"the network {path} is damaged: its description makes no network ({said_by(error)})"
+            f"the network {path} is damaged: no network can be built from its description ({said_by(error)})"
         ) from error
     # Version 0.1.0 stored no digest.
     return network.replace(variables=_open_variables(path, shapes, description.get(DIGEST)))
@@ -295,9 +295,11 @@ def check_agrees(network: Network) -> None:
         counts["class_names"] = len(network.class_names)
     for name, count in counts.items():
         if outputs and count != outputs:
-            raise ValueError(f"{name} has {count}, and there are {counted(outputs, 'output')}")
+            raise ValueError(
+                f"{name} specifies {counted(count, 'class')}, but the network has {counted(outputs, 'output')}"
+            )
     if not 0 < network.resolution < 1 << 15:
-        raise ValueError(f"its resolution is {network.resolution}")
+        raise ValueError(f"its resolution must be from 1 to {(1 << 15) - 1}, got {network.resolution}")
 
 
 def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str, PyTree]:
@@ -306,7 +308,7 @@ def _open_variables(path: Path, shapes: PyTree, digest: str | None) -> dict[str,
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     variables = _restore(path, variables=ocp.args.StandardRestore(target))["variables"]
     if digest is not None and tree_digest(variables) != digest:
-        raise UserError(f"the network {path} is damaged: its arrays are not those that were saved")
+        raise UserError(f"the network {path} is damaged: its arrays differ from those that were saved")
     return variables
 
 

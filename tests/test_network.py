@@ -102,7 +102,7 @@ def test_a_network_that_could_not_be_opened_is_not_saved(tmp_path):
     class OtherTask(Classification):
         name = "other"
 
-    with pytest.raises(ValueError, match="Other has no name in mnv2_jax.models.names.MODELS"):
+    with pytest.raises(ValueError, match="Other is not registered in mnv2_jax.models.names.MODELS"):
         save_network(tmp_path / "x", network_of().replace(model=Other(3)))
     with pytest.raises(ValueError, match="the task 'other' is not one of classification"):
         save_network(tmp_path / "x", network_of().replace(task=OtherTask(3)))
@@ -116,7 +116,7 @@ class Mine(InvertedResidual):
 def test_a_network_of_one_s_own_blocks_opens_with_their_classes(tmp_path):
     network = network_of(MobileNetV2(3, 0.1, stages=(Stage(1, 16, 1, 1),), block=Mine))
     save_network(tmp_path / "x", network)
-    with pytest.raises(UserError, match=f"no block '{__name__}.Mine'.*has to be handed in as a class"):
+    with pytest.raises(UserError, match=f"unknown block '{__name__}.Mine'.*pass a custom block as a class"):
         open_network(tmp_path / "x")
     assert_same(open_network(tmp_path / "x", [ExpansionShortcut, Mine]), network)
 
@@ -136,7 +136,9 @@ def test_a_folder_may_have_any_name(name, tmp_path):
 def test_where_writing_fails_what_was_there_stays(fault, tmp_path, monkeypatch):
     save_network(tmp_path / "x", network_of())
     monkeypatch.setattr(network_module, fault, mock.Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(UserError, match=r"the network .*x cannot be written \(no space is left\); make room, or"):
+    with pytest.raises(
+        UserError, match=r"the network .*x cannot be written \(no space left on device\); free some space"
+    ):
         save_network(tmp_path / "x", network_of(resolution=32))
     monkeypatch.undo()
     assert_same(open_network(tmp_path / "x"), network_of())
@@ -172,7 +174,7 @@ def test_arrays_that_are_not_those_that_were_saved_are_noticed(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(network_module, "tree_digest", lambda tree: "0")
         save_network(tmp_path / "x", network_of())
-    with pytest.raises(UserError, match="the network .*x is damaged: its arrays are not those that were saved"):
+    with pytest.raises(UserError, match="the network .*x is damaged: its arrays differ from those that were saved"):
         open_network(tmp_path / "x")
     change_description(tmp_path / "x", variables_sha256=None)
     assert_same(open_network(tmp_path / "x"), network_of())
@@ -187,9 +189,12 @@ def change_description(folder, **changes):
     ("change", "says"),
     [
         ({"resolution": "16"}, 'resolution is "16", expected a whole number'),
-        ({"resolution": -1}, "its resolution is -1"),
-        ({"class_names": ["cat"]}, "class_names has 1, and there are 3 outputs"),
-        ({"task": {"name": "classification", "num_classes": 4}}, "num_classes has 4, and there are 3 outputs"),
+        ({"resolution": -1}, "its resolution must be from 1 to 32767, got -1"),
+        ({"class_names": ["cat"]}, "class_names specifies 1 class, but the network has 3 outputs"),
+        (
+            {"task": {"name": "classification", "num_classes": 4}},
+            "num_classes specifies 4 classes, but the network has 3 outputs",
+        ),
     ],
 )
 def test_a_description_that_contradicts_itself_is_refused(change, says, tmp_path):
@@ -209,16 +214,16 @@ def test_a_network_that_was_saved_before_kernels_had_sizes_has_3x3_ones():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model": {"name": "mobilenet_v9"}}, "no model 'mobilenet_v9'"),
+        ({"model": {"name": "mobilenet_v9"}}, "unknown model 'mobilenet_v9'"),
         ({"model": {"name": "mobilenet_v1", "depth": 3}}, "mobilenet_v1 has no setting depth"),
         ({"model": {"name": "mobilenet_v1", "width_multiplier": 0.0}}, "the width multiplier must be greater than 0"),
         ({"task": {"name": "detection"}}, "detection"),
-        ({"preprocessing": "none"}, "there is no preprocessing 'none'"),
-        ({"model": None}, "its description is not of a network known here"),
+        ({"preprocessing": "none"}, "unknown preprocessing 'none'"),
+        ({"model": None}, "its description is not of a supported network"),
     ],
 )
 def test_a_description_of_something_else_is_refused_in_one_line(change, says):
-    with pytest.raises(UserError, match="its description is not of a network known here") as error:
+    with pytest.raises(UserError, match="its description is not of a supported network") as error:
         from_description({**describe(network_of()), **change})
     assert says in str(error.value)
 

@@ -73,7 +73,9 @@ def test_values_of_other_types_are_refused_where_python_hands_them_in(changes, s
 
 
 def test_widths_that_are_all_the_same_network_and_classifiers_that_no_memory_holds():
-    with pytest.raises(UserError, match="^--width-multiplier must be 0.01 or more, got 0.001: no network is narrower$"):
+    with pytest.raises(
+        UserError, match="^--width-multiplier must be 0.01 or more, got 0.001: smaller values make no network narrower$"
+    ):
         SharedSettings(width_multiplier=0.001)
     with pytest.raises(UserError, match="^--num-classes must be from 0 to 10000000, got 1000000000000$"):
         check_num_classes(10**12)

@@ -21,8 +21,8 @@ ExifOrientation = Literal["apply", "ignore"]
 def describe_orientation(how: ExifOrientation) -> str:
     """Describe the setting in words."""
     if how == "apply":
-        return "photographs are turned upright as their EXIF says (--exif-orientation ignore leaves them)"
-    return "photographs are taken as they are stored, whatever orientation their EXIF says"
+        return "photographs are rotated upright by their EXIF tag (--exif-orientation ignore keeps them as stored)"
+    return "photographs are used as stored, whatever their EXIF tag says"
 
 
 @dataclasses.dataclass(frozen=True)

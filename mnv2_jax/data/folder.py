@@ -101,13 +101,11 @@ def list_folder(folder: Path, left: LeftOut) -> tuple[list[Path], list[Path]]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 path, suffix = folder / entry.name, Path(entry.name).suffix.lower()
                 if entry.name.startswith(".") or entry.name.casefold() in CLUTTER:
-                    left.counts["hidden or the system's"] += 1
+                    left.counts["hidden or system"] += 1
                 elif entry.is_dir():
                     folders.append(path)
                 elif not entry.is_file():  # opening a pipe would block
-                    left.counts[
-                        "linking to nothing" if entry.is_symlink() else "special (a pipe, a socket, a device)"
-                    ] += 1
+                    left.counts["linking to nothing" if entry.is_symlink() else "special (pipe, socket or device)"] += 1
                 elif suffix in image_suffixes():
                     images.append(path)
                 else:
@@ -140,7 +138,7 @@ def images_below(folder: Path, left: LeftOut, around: frozenset[Path] = frozense
     yield from images
     for path in folders:
         if path.is_symlink() and any(above.is_relative_to(path.resolve()) for above in around):
-            left.counts["linking to a folder around it"] += 1
+            left.counts["linking to a parent folder"] += 1
         else:
             yield from images_below(path, left, around)
 
@@ -177,7 +175,8 @@ def read_folder(folder: Path, whole: bool = False) -> Folder:
     """
     if not folder.is_dir():
         raise UserError(
-            f"--data-files {printable(folder)} is not a folder; expected a folder with a subfolder of images a class"
+            f"--data-files {printable(folder)} is not a folder; expected a folder with one "
+            "subfolder of images per class"
         )
     left = LeftOut()
     parts = _find_parts(folder, left)
@@ -186,7 +185,7 @@ def read_folder(folder: Path, whole: bool = False) -> Folder:
     for split, (names, _) in others:
         if names != classes:
             odd = ", ".join(sorted(set(names) ^ set(classes))[:5])
-            raise UserError(f"{printable(parts[split])} and {printable(parts[first])} hold other classes: {odd}")
+            raise UserError(f"{printable(parts[split])} and {printable(parts[first])} have different classes: {odd}")
     images = {split: inside for split, (_, inside) in read.items()}
     if whole:
         merged = [list(itertools.chain(*paths)) for paths in zip(*images.values(), strict=True)]
@@ -233,11 +232,15 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
     if not named:
         if len(subfolders) == 1 and len(list_folder(subfolders[0], LeftOut())[0]) > 1:
             inner = printable(subfolders[0])
-            raise UserError(f"{printable(folder)} holds one folder, {inner}, with the classes in it; name that one")
+            raise UserError(
+                f"{printable(folder)} contains a single folder, {inner}, which contains the classes; use that one"
+            )
         return {"classes": folder}
     twice = next((paths for paths in named.values() if len(paths) > 1), None)
     if twice:
-        raise UserError(f"{printable(folder)} has {' and '.join(path.name for path in twice)}; expected one of them")
+        raise UserError(
+            f"{printable(folder)} has {' and '.join(path.name for path in twice)}; expected only one of them"
+        )
     parts = {split: named[split][0] for split in SPLITS if split in named}
     beside = {path: sum(1 for _ in images_below(path, LeftOut())) for path in others}
     odd = [path for path, count in beside.items() if count and ("train" not in parts or len(parts) == 1)]
@@ -246,8 +249,8 @@ def _find_parts(folder: Path, left: LeftOut) -> dict[str, Path]:
         stray = printable((odd or images)[0])
         known = ", ".join(printable(path.name) for path in parts.values())
         raise UserError(
-            f"{printable(folder)} has classes in {known}, and beside that images in {stray}; expected all classes in it, or "
-            "in train, val and test, each with all of them; or name the folder with the classes alone"
+            f"{printable(folder)} has classes in {known}, but also images in {stray}; expected all classes directly "
+            "in it, or all of them in each of train, val and test; or use the folder that contains only the classes"
         )
     left.add(own)
     left.folders += [f"{printable(path)} ({counted(count, 'image')})" for path, count in beside.items()]
@@ -267,20 +270,20 @@ def _read_classes(folder: Path, left: LeftOut) -> tuple[tuple[str, ...], list[li
         _check_readable(path, images, inside)
         if spelled(path.name) in found:
             raise UserError(
-                f"{printable(folder)} has two class folders {spelled(path.name)} that look alike, one of them spelled with "
-                "accents of their own (Unicode NFD): make one of the two, or rename one"
+                f"{printable(folder)} has two class folders {spelled(path.name)} that look alike, one of them spelled "
+                "with combining accents (Unicode NFD); merge the two, or rename one"
             )
         found[spelled(path.name)] = path, sorted(images, key=functools.partial(_order, inside=path))
     if len(found) < 2:
         there = f" and {counted(len(stray), 'image')}" if stray else ""
         raise UserError(
-            f"{printable(folder)} has {counted(len(found), 'subfolder')}{there}; expected one a class, two classes or "
-            "more"
+            f"{printable(folder)} has {counted(len(found), 'subfolder')}{there}; expected one per class, and two "
+            "classes or more"
         )
     if stray:
         raise UserError(
-            f"{printable(folder)} has {counted(len(stray), 'image')} beside its class folders "
-            f"({printable(stray[0].name)}); move them into a class, or away"
+            f"{printable(folder)} has {counted(len(stray), 'image')} next to its class folders "
+            f"({printable(stray[0].name)}); move them into a class folder or elsewhere"
         )
     classes = tuple(sorted(found))
     return classes, [found[name][1] for name in classes]
@@ -297,14 +300,14 @@ def _check_readable(folder: Path, images: Sequence[Path], left: LeftOut) -> None
     if sum(unreadable.values()) > len(images):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in unreadable.items())
         raise UserError(
-            f"of the class folder {printable(folder)} {kinds} cannot be read here and "
-            f"{counted(len(images), 'image')} can: convert those to JPEG or PNG, or move them away"
+            f"the class folder {printable(folder)} contains {kinds} that cannot be read here, and only "
+            f"{counted(len(images), 'image')} that can; convert them to JPEG or PNG, or move them elsewhere"
         )
     if not images:
-        there = f"but {left}" if str(left) else "and nothing else"
+        there = f"only {left}" if str(left) else "nor any other files"
         raise UserError(
-            f"the class folder {printable(folder)} holds no images, {there}; expected .jpg, .png, .webp, .tif, .bmp or "
-            "another photograph that Pillow reads"
+            f"the class folder {printable(folder)} contains no images, {there}; expected .jpg, .png, .webp, .tif, .bmp "
+            "or another photo format that Pillow reads"
         )
 
 
@@ -337,8 +340,8 @@ def _tenths(images: list[list[Path]], test: bool = True) -> dict[str, list[File]
     small = next((paths for paths in images if len(paths) < needed), None)
     if small is not None:
         raise UserError(
-            f"the class folder {printable(small[0].parent)} holds {counted(len(small), 'image')}; expected {needed} or "
-            "more, to train, validate and test on"
+            f"the class folder {printable(small[0].parent)} contains {counted(len(small), 'image')}; expected "
+            f"{needed} or more, to train, validate and test on"
         )
     first = ["test" if test else "train", "validation"]
     names = [*first, *["train"] * 8]

@@ -56,7 +56,7 @@ def open_dataset(
         how: dict[str, Any] = dict(exif_orientation=exif_orientation, convention=convention, on_bad_image=on_bad_image)
         return load_stream(name, **common, **varied, **how)
     if entry is None or entry.shift is None:
-        raise UserError(f"{name} has images of many sizes, so it is streamed; leave --input resident out")
+        raise UserError(f"{name} has images of many sizes, so it is streamed; remove --input resident")
     if rand_augment.operations:
-        raise UserError(f"--rand-augment is for streamed images, and {name} is resident; add --input stream")
+        raise UserError(f"--rand-augment is for streamed images, but {name} is resident; add --input stream")
     return load(name, **common)

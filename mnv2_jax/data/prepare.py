@@ -25,14 +25,16 @@ def find_entry(name: str, data_dir: Path | None = None) -> Entry:
     if name in CATALOG:
         return CATALOG[name]
     if name == FOLDER:
-        raise UserError("--dataset folder is streamed; it needs --data-files DIR, with a subfolder a class")
+        raise UserError(
+            "--dataset folder is streamed; it needs --data-files DIR, a folder with one subfolder of images per class"
+        )
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         known = ", ".join([*CATALOG, FOLDER])
-        raise UserError(f"unknown data set {name!r}; known are {known}, and what TFDS has prepared") from error
+        raise UserError(f"unknown data set {name!r}; choose from {known}, or any set that TFDS has prepared") from error
     except ImportError as error:
-        raise UserError(f"TFDS needs more packages for {name} ({str(error).splitlines()[-1]})") from error
+        raise UserError(f"TFDS needs additional packages for {name} ({str(error).splitlines()[-1]})") from error
     image_key(builder), label_key(builder)
     splits = set(builder.info.splits)
     test = next((split for split in ("test", "validation") if split in splits), None)
@@ -44,7 +46,7 @@ def find_entry(name: str, data_dir: Path | None = None) -> Entry:
 def _only_key(builder: tfds.core.DatasetBuilder, kind: type, what: str) -> str:
     keys = [key for key, feature in dict(builder.info.features or {}).items() if type(feature) is kind]
     if len(keys) != 1:
-        raise UserError(f"{builder.name} is no classification set: it has {len(keys)} {what} features, expected one")
+        raise UserError(f"{builder.name} is not a classification set: it has {len(keys)} {what} features, expected one")
     return keys[0]
 
 
@@ -78,7 +80,7 @@ def check_data_dir() -> None:
         UserError: if it is empty.
     """
     if os.environ.get("TFDS_DATA_DIR") == "":
-        raise UserError("TFDS_DATA_DIR is empty; unset it, or name the folder of the prepared sets")
+        raise UserError("TFDS_DATA_DIR is empty; unset it, or set it to the folder of the prepared sets")
 
 
 def make_builder(name: str, data_files: Path | None = None, data_dir: Path | None = None) -> tfds.core.DatasetBuilder:
@@ -87,7 +89,7 @@ def make_builder(name: str, data_files: Path | None = None, data_dir: Path | Non
     entry = find_entry(name, data_dir)
     options: dict[str, Any] = dict(data_dir=data_dir, file_format="array_record")
     if data_files is not None and not entry.takes_files:
-        raise UserError(f"{name} needs no files of yours; leave --data-files out")
+        raise UserError(f"{name} needs no files from you; remove --data-files")
     if entry.takes_files:
         options["data_files"] = data_files
     try:
@@ -99,8 +101,8 @@ def make_builder(name: str, data_files: Path | None = None, data_dir: Path | Non
     except ValueError as error:
         # TFDS found the set prepared in a file format without random access.
         raise UserError(
-            f"{name} is prepared in another file format than array_record ({error}); name another folder in "
-            "TFDS_DATA_DIR, where it is prepared anew"
+            f"{name} is prepared in a file format other than array_record ({error}); set TFDS_DATA_DIR to another "
+            "folder to prepare it again there"
         ) from error
 
 
@@ -131,7 +133,8 @@ def prepared_builder(
             pass
     except OSError as error:
         raise UserError(
-            f"{name} cannot be prepared: {builder.data_dir} cannot be written ({error.strerror}); set TFDS_DATA_DIR"
+            f"{name} cannot be prepared: {builder.data_dir} cannot be written ({error.strerror}); set "
+            "TFDS_DATA_DIR to another folder"
         ) from error
     # With TFDS's ten retries it takes minutes to find that there is no network, and urllib3 warns ten times.
     downloader.MAX_RETRIES = 2
@@ -155,7 +158,7 @@ def check_images(flag: str, wanted: int, there: int, name: str) -> None:
         UserError: says how many images there are.
     """
     if not 0 < wanted <= there:
-        raise UserError(f"{flag} must be between 1 and the {there} of {name}, got {wanted}")
+        raise UserError(f"{flag} must be from 1 to {there}, the number of images available in {name}, got {wanted}")
 
 
 def _existing_parent(path: Path) -> Path:
@@ -177,7 +180,7 @@ def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Excepti
     manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
     if isinstance(error, ImportError) and "tensorflow" in str(error).lower():
         return (
-            f"TFDS writes the images of {name} with TensorFlow, which is not installed; for this one step: "
+            f"TFDS writes the images of {name} with TensorFlow, which is not installed; only this step needs it: "
             "pip install tensorflow-cpu"
         )
     if manual and "manual" in str(error).lower():
@@ -193,4 +196,4 @@ def _why_unprepared(name: str, builder: tfds.core.DatasetBuilder, error: Excepti
     if remedy:
         return f"{line}; {remedy}"
     command = f"python -m mnv2_jax datasets prepare {name}"
-    return f"{line}; prepare it where the network is open ({command}), and copy the folder"
+    return f"{line}; prepare it on a machine with internet access ({command}) and copy the folder"

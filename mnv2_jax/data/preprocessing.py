@@ -70,10 +70,12 @@ class Preprocessing:
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if not 0 < self.crop <= 1:
-            raise ValueError(f"a crop leaves from 0 to 1 of a side, got {self.crop}")
+            raise ValueError(f"crop must be greater than 0 and at most 1, got {self.crop}")
         numbers = np.array([*self.mean, *self.std], np.float64)
         if not len(self.mean) == len(self.std) in (1, 3) or not np.isfinite(numbers).all() or 0 in self.std:
-            raise ValueError(f"mean and std must be of 1 or 3 numbers, got {self.mean} and {self.std}")
+            raise ValueError(
+                f"mean and std must be 1 or 3 finite numbers each, with no std of 0, got {self.mean} and {self.std}"
+            )
 
     def describe(self, resolution: int) -> str:
         """Describe the preprocessing in words."""
@@ -126,7 +128,7 @@ def find_preprocessing(preprocessing: str | Preprocessing) -> Preprocessing:
     if isinstance(preprocessing, Preprocessing):
         return preprocessing
     if preprocessing not in PREPROCESSING:
-        raise ValueError(f"there is no preprocessing {preprocessing!r}; known are {', '.join(PREPROCESSING)}")
+        raise ValueError(f"unknown preprocessing {preprocessing!r}; choose from {', '.join(PREPROCESSING)}")
     return PREPROCESSING[preprocessing]
 
 
@@ -137,7 +139,7 @@ def name_preprocessing(how: Preprocessing) -> str | Preprocessing:
 
 def describe_preprocessing(preprocessing: str | Preprocessing, resolution: int) -> str:
     """Describe a preprocessing in words, with its name."""
-    name = preprocessing if isinstance(preprocessing, str) else "its own"
+    name = preprocessing if isinstance(preprocessing, str) else "custom"
     return f"{name}: {find_preprocessing(preprocessing).describe(resolution)}"
 
 
@@ -153,7 +155,7 @@ def preprocessing_from_json(value: Any) -> str | Preprocessing:
     try:
         return Preprocessing(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{dict(value)} is no preprocessing ({error})") from error
+        raise ValueError(f"{dict(value)} is not a preprocessing ({error})") from error
 
 
 def of_convention(convention: str) -> str:
@@ -194,16 +196,19 @@ def read_image(path: Path | str, channels: int = 3, content: bytes | None = None
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content)) as file:
                 if max(file.size) > MOST_ELONGATED * min(file.size):
-                    raise UserError(f"{name} is {file.width} by {file.height} pixels: no network sees such a strip")
+                    raise UserError(
+                        f"{name} is {file.width} by {file.height} pixels; the longer side may be at most "
+                        f"{MOST_ELONGATED} times the shorter one"
+                    )
                 file.load()
                 turn = TURNS.get(orientation_of(file)) if upright else None
                 image = _as_bytes(file, name).convert("L" if channels == 1 else "RGB")
                 return image if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
         suffix = Path(path).suffix.lower()
-        why = "it is damaged, or of a kind that is not known"
+        why = "it is damaged or in an unsupported format"
         if suffix in UNREADABLE:
-            why = f"{suffix} is not read here; convert it to JPEG or PNG"
+            why = f"{suffix} is not supported; convert it to JPEG or PNG"
         raise UserError(f"{name} cannot be read as an image: {why}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name} cannot be read as an image: {printable(str(error))}") from error
@@ -217,8 +222,8 @@ def _as_bytes(image: Image.Image, name: str) -> Image.Image:
     white = 1 if image.mode == "F" else 65535
     if not ((values >= 0) & (values <= white)).all():
         raise UserError(
-            f"{name} has values from {values.min():g} to {values.max():g}; expected 0 (black) to {white} (white), or an "
-            "image of 8 bits"
+            f"{name} has values from {values.min():g} to {values.max():g}; expected 0 (black) to {white} (white), or "
+            "an 8-bit image"
         )
     return Image.fromarray((np.rint(values * 255) if white == 1 else values // 256).astype(np.uint8))
 

@@ -232,7 +232,7 @@ def convert_channels(images: UInt8[np.ndarray, "n h w _"], channels: int) -> UIn
     if (there, channels) == (3, 1):
         grey = (np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in images)
         return np.stack(list(grey))
-    raise ValueError(f"images have 1 or 3 channels; cannot make {channels} of {there}")
+    raise ValueError(f"images must have 1 or 3 channels; cannot convert {there} to {channels}")
 
 
 def batch_indices(key: Key[Array, ""], step: Int[Array, ""], count: int, batch_size: int) -> Int[Array, " n"]:

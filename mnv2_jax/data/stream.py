@@ -97,7 +97,7 @@ class Prepare:
                 return self.targets.encode(example.annotation, view)
             except UserError as error:
                 if self.skipped is None:
-                    raise UserError(f"{error}; --on-bad-image skip goes on without it") from error
+                    raise UserError(f"{error}; use --on-bad-image skip to continue without it") from error
                 self.skipped[str(error)] = None
         raise UserError("no image of the training split can be read")
 
@@ -137,7 +137,7 @@ class StreamedDataset:
     def __post_init__(self) -> None:
         if self.rand_augment.operations and not isinstance(self.targets, ClassTargets):
             raise UserError(
-                "--rand-augment moves what images show, and of the targets only classes stay the same; leave it out"
+                "--rand-augment moves the content of images, so only class targets stay valid; remove --rand-augment"
             )
 
     @property
@@ -174,7 +174,7 @@ class StreamedDataset:
             ValueError: for any other number of channels.
         """
         if channels not in (1, 3):
-            raise ValueError(f"images have 1 or 3 channels, got {channels}")
+            raise ValueError(f"images must have 1 or 3 channels, got {channels}")
         return dataclasses.replace(self, image_shape=(*self.image_shape[:2], channels))
 
     def prepared_as(self, preprocessing: str | Preprocessing, channels: int) -> "StreamedDataset":
@@ -227,7 +227,7 @@ class StreamedDataset:
             return preprocess(image, how, size), targets, 1.0
         except UserError as error:
             if self.on_bad_image == "stop":
-                raise UserError(f"{error}; --on-bad-image skip goes on without it") from error
+                raise UserError(f"{error}; use --on-bad-image skip to continue without it") from error
             self.skipped[str(error)] = None
             return self._uncounted()
 
@@ -387,7 +387,7 @@ def _folder_sources(
 ) -> tuple[tuple[str, ...], dict[str, FolderSource], tuple[str, ...]]:
     """Return (class names, sources by split, lines for the user) of the user's own images."""
     if data_files is None:
-        raise UserError("--dataset folder needs --data-files DIR, a folder with a subfolder of images a class")
+        raise UserError("--dataset folder needs --data-files DIR, a folder with one subfolder of images per class")
     class_names, files, said = read_folder(data_files, whole)
     return class_names, {split: FolderSource(data_files, inside, upright) for split, inside in files.items()}, said
 

@@ -96,7 +96,7 @@ class Backbone(nn.Module):
     def __post_init__(self) -> None:
         find_activation(self.activation)
         check_name("convention", self.convention, CONVENTIONS)
-        check_name("form of the kernels", self.kernels, get_args(Kernels))
+        check_name("value of kernels", self.kernels, get_args(Kernels))
         check_name("kernel size", self.kernel_size, get_args(KernelSize))
         find_block(self.block)
         check_scale("the width multiplier", self.width_multiplier)

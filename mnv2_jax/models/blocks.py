@@ -72,11 +72,13 @@ class Block(nn.Module):
     def check_split(self, split: int, train: bool, can_split: bool = False) -> None:
         """Check that a block can be computed with this split; see `endpoints`."""
         if not isinstance(split, int) or split < 1:
-            raise ValueError(f"a block is computed in 1 part or more, got split={split}")
+            raise ValueError(f"split must be a whole number of 1 or more, got split={split}")
         if split > 1 and not can_split:
             raise ValueError(f"{block_name(type(self))} cannot be split, got split={split}")
         if split > 1 and train:
-            raise ValueError(f"training needs a block's batch statistics, so it cannot be split, got split={split}")
+            raise ValueError(
+                f"a block cannot be split in training, which needs its batch statistics; got split={split}"
+            )
 
 
 # --- MobileNetV2 -----------------------------------------------------------------------------------------
@@ -313,5 +315,5 @@ def find_block(block: Any) -> type[Block]:
         for name, value in globals().items()
         if isinstance(value, type) and issubclass(value, Block) and value is not Block
     }
-    check_name("block", block, blocks, "; a block of one's own has to be handed in as a class, a subclass of Block")
+    check_name("block", block, blocks, "; pass a custom block as a class, a subclass of Block")
     return blocks[block]

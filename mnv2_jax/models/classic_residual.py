@@ -33,7 +33,7 @@ class ClassicResidualNet(Backbone):
         check_count("channel_divisor", self.channel_divisor, 1, 1024)
         super().__post_init__()
         if not issubclass(self.block, ClassicResidual):
-            raise ValueError(f"the block {block_name(self.block)} is no ClassicResidual")
+            raise ValueError(f"the block {block_name(self.block)} is not a subclass of ClassicResidual")
 
     def scaled(self, channels: float) -> int:
         """Return the channels of a layer that has `channels` at width 1."""

@@ -56,7 +56,7 @@ def create_model(name: str, **settings: Any) -> Any:
     known = setting_names(model)
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
-        raise ValueError(f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}; choose from {', '.join(known)}")
     return model(**{setting: _from_json(setting, value) for setting, value in settings.items()})
 
 
@@ -74,7 +74,9 @@ def model_name(model: nn.Module) -> str:
     for name in list_models():
         if find_model(name) is type(model):
             return name
-    raise ValueError(f"{type(model).__name__} has no name in mnv2_jax.models.names.MODELS, so it cannot be described")
+    raise ValueError(
+        f"{type(model).__name__} is not registered in mnv2_jax.models.names.MODELS, so it cannot be described"
+    )
 
 
 def model_settings(model: nn.Module) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def _from_json(setting: str, value: Any) -> Any:
     try:
         return jnp.dtype(value) if setting == "dtype" else value
     except TypeError:
-        raise ValueError(f"there is no dtype {value!r}") from None
+        raise ValueError(f"unknown dtype {value!r}") from None
 
 
 def _to_json(setting: str, value: Any) -> Any:
@@ -171,7 +173,7 @@ def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if "shortcut" in settings or "transformation" in settings:
         kind = settings.pop("shortcut", "bottleneck"), settings.pop("transformation", "depthwise")
         if kind not in _BLOCKS:
-            raise ValueError(f"there is no block any more with shortcut={kind[0]!r} and transformation={kind[1]!r}")
+            raise ValueError(f"no block implements shortcut={kind[0]!r} with transformation={kind[1]!r} any more")
         settings["block"] = _BLOCKS[kind]
     if "depthwise" in settings:
         settings["block"] = "ClassicResidual" if settings.pop("depthwise") else "FullClassicResidual"

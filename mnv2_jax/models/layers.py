@@ -70,7 +70,7 @@ def find_activation(activation: str | Function) -> Function:
     """
     if callable(activation):
         return activation
-    check_name("activation", activation, ACTIVATIONS, "; hand one of your own in as a function")
+    check_name("activation", activation, ACTIVATIONS, "; pass a custom activation as a function")
     return ACTIVATIONS[activation]
 
 

@@ -69,7 +69,9 @@ def check_scale(name: str, value: Any) -> None:
     if not 0 < float(value) < SCALE_LIMIT:
         raise ValueError(f"{name} must be greater than 0 and below {SCALE_LIMIT}, got {value:g}")
     if float(value) < LEAST_SCALE:
-        raise ValueError(f"{name} must be {LEAST_SCALE} or more, got {value:g}: no network is narrower")
+        raise ValueError(
+            f"{name} must be {LEAST_SCALE} or more, got {value:g}: smaller values make no network narrower"
+        )
 
 
 def check_count(name: str, value: Any, least: int, most: int) -> None:
@@ -102,4 +104,4 @@ def check_name(kind: str, name: Any, known: Iterable[Any], hint: str = "") -> No
     """
     known = tuple(known)
     if name not in known:
-        raise ValueError(f"there is no {kind} {name!r}; known are {', '.join(map(str, known))}{hint}")
+        raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(map(str, known))}{hint}")

@@ -96,7 +96,7 @@ class Fields:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
         if not isinstance(content, dict):
-            raise UserError(f"{path} holds a {type(content).__name__}, expected an object")
+            raise UserError(f"{path} contains a {type(content).__name__}, expected an object")
         return cls(path.name, content)
 
     def get(self, name: str, kind: Any, default: Any = None) -> Any:
@@ -116,7 +116,7 @@ class Fields:
     def only(self, name: str, expected: Any) -> None:
         """Raise unless a field is missing, null or equal to `expected`."""
         if self.content.get(name, expected) not in (None, expected):
-            raise self.refused(name, f"only {json.dumps(expected)} is known here")
+            raise self.refused(name, f"only {json.dumps(expected)} is supported")
 
     def refused(self, name: str, why: str) -> UserError:
         """Return the error for a value that is not supported."""
@@ -130,7 +130,7 @@ class Fields:
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise self.refused(name, "only square images are known here, of one or more pixels")
+            raise self.refused(name, "only square images of one or more pixels are supported")
         return value
 
 
@@ -163,7 +163,7 @@ def read_transformers(folder: Path, name: str) -> Said:
             config.only("finegrained_output", True)
         stride = config.get("output_stride", int, 32)
         if stride not in OUTPUT_STRIDES:
-            raise config.refused("output_stride", f"known are {', '.join(map(str, OUTPUT_STRIDES))}")
+            raise config.refused("output_stride", f"supported are {', '.join(map(str, OUTPUT_STRIDES))}")
         settings["output_stride"] = None if stride == 32 else stride
         stated["expansion"] = ("expand_ratio", config.get("expand_ratio", (int, float)))
     stated["channels"] = ("num_channels", config.get("num_channels", int))
@@ -171,7 +171,7 @@ def read_transformers(folder: Path, name: str) -> Said:
     stated["classes"] = ("id2label", len(labels) if labels else None)
     problem = config.get("problem_type", str)
     if problem not in OUTPUTS:
-        raise config.refused("problem_type", f"known are {', '.join(filter(None, OUTPUTS))}")
+        raise config.refused("problem_type", f"supported are {', '.join(filter(None, OUTPUTS))}")
     return Said(
         settings,
         stated,
@@ -186,7 +186,7 @@ def read_transformers(folder: Path, name: str) -> Said:
 def _settings(config: Fields) -> dict[str, Any]:
     activation, epsilon = config.get("hidden_act", str, "relu6"), config.get("layer_norm_eps", (int, float), 1e-3)
     if activation not in ACTIVATIONS:
-        raise config.refused("hidden_act", f"known are {', '.join(ACTIVATIONS)}")
+        raise config.refused("hidden_act", f"supported are {', '.join(ACTIVATIONS)}")
     if not epsilon > 0:
         raise config.refused("layer_norm_eps", "expected a number greater than 0")
     return numeric_settings(not config.get("tf_padding", bool, True), epsilon, ACTIVATIONS[activation])
@@ -196,7 +196,7 @@ def _in_words(settings: Mapping[str, Any]) -> str:
     convention = settings["convention"]
     epsilon = settings["batch_norm_epsilon"] or CONVENTIONS[convention].epsilon
     stride = f", output stride {settings['output_stride']}" if settings.get("output_stride") else ""
-    return f"padding of {convention}, epsilon {epsilon:g}, {settings['activation']}{stride}"
+    return f"{convention} padding, epsilon {epsilon:g}, {settings['activation']}{stride}"
 
 
 def _processor(config: Fields) -> tuple[Preprocessing | None, int | None]:
@@ -206,7 +206,7 @@ def _processor(config: Fields) -> tuple[Preprocessing | None, int | None]:
     kind = config.get("image_processor_type", str) or config.get("feature_extractor_type", str, "MobileNetV2")
     family = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if family not in ("MobileNetV1", "MobileNetV2", "ViT"):
-        raise UserError(f"{config.name} is of a {kind}: known are those of MobileNetV1, MobileNetV2 and ViT")
+        raise UserError(f"{config.name} is for a {kind}: supported are those of MobileNetV1, MobileNetV2 and ViT")
     known = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels")
     for name in config.content:
         if name.startswith("do_") and name not in known:
@@ -224,12 +224,12 @@ def _processor(config: Fields) -> tuple[Preprocessing | None, int | None]:
     if config.get("do_center_crop", bool, crops):
         resolution = config.side("crop_size") or 224
     elif shorter:
-        raise config.refused("do_center_crop", "images of all shapes are not known here, only squares")
+        raise config.refused("do_center_crop", "only square images are supported")
     if scaled is None or resolution is None or resolution > scaled:
-        raise config.refused("crop_size", f"more than the {scaled} pixels that the image is scaled to")
+        raise config.refused("crop_size", f"more than the {scaled} pixels to which images are resized")
     filter_number = config.get("resample", int, 2)
     if not 0 <= filter_number < len(FILTERS):
-        raise config.refused("resample", f"expected a filter of Pillow, from 0 to {len(FILTERS) - 1}")
+        raise config.refused("resample", f"expected one of Pillow's filters, from 0 to {len(FILTERS) - 1}")
     mean, std = _scale(config)
     how = Preprocessing(
         "resize_then_crop" if shorter else "resize",
@@ -252,7 +252,7 @@ def _scale(config: Fields) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if config.get("do_normalize", bool, True):
         mean, std = _numbers(config, "image_mean", (0.5, 0.5, 0.5)), _numbers(config, "image_std", (0.5, 0.5, 0.5))
     if factor == 0 or 0 in std:
-        raise config.refused("rescale_factor" if factor == 0 else "image_std", "every image would be the same")
+        raise config.refused("rescale_factor" if factor == 0 else "image_std", "all images would become the same")
     return tuple(value / factor for value in mean), tuple(value / factor for value in std)
 
 
@@ -288,12 +288,13 @@ def read_timm(folder: Path, name: str) -> Said:
     found = re.fullmatch(r"mobilenetv([12])_(\d{3})(\..*)?", architecture)
     if found is None or name != f"mobilenet_v{found.group(1)}":
         raise config.refused(
-            "architecture", f"the tensors are read as {name}, as mobilenetv1_100 and mobilenetv2_100 are"
+            "architecture",
+            f"the tensors are those of a {name}; expected a name such as mobilenetv1_100 or mobilenetv2_100",
         )
     config.only("global_pool", "avg")
     for argument in config.get("model_args", dict, {}):
         if argument not in HARMLESS:
-            raise config.refused("model_args", f"{argument!r} is not known here")
+            raise config.refused("model_args", f"{argument!r} is not supported")
     # Older files have the fields of "pretrained_cfg" at the top level.
     used = Fields(config.name, config.get("pretrained_cfg", dict, config.content))
     stated = {"width_multiplier": ("architecture", int(found.group(2)) / 100)}
@@ -301,7 +302,7 @@ def read_timm(folder: Path, name: str) -> Said:
     size = "test_input_size" if used.content.get("test_input_size") else "input_size"
     shape = used.get(size, list, [3, 224, 224])
     if len(shape) != 3 or shape[1] != shape[2] or not all(type(side) is int and side > 0 for side in shape):
-        raise used.refused(size, "only square images are known here, (channels, side, side)")
+        raise used.refused(size, "only square images, (channels, side, side), are supported")
     stated["channels"] = (size, shape[0])
     names = used.get("label_names", list) or config.get("label_names", list)
     return Said(
@@ -318,12 +319,12 @@ def _timm_preprocessing(used: Fields) -> Preprocessing:
     methods = {"center": "resize_then_crop", "squash": "resize"}
     mode = used.get("crop_mode", str) or "center"
     if mode not in methods:
-        raise used.refused("crop_mode", f"known are {', '.join(methods)}")
+        raise used.refused("crop_mode", f"supported are {', '.join(methods)}")
     if not 0 < crop <= 1:
-        raise used.refused("crop_pct", "expected a share from 0 to 1")
+        raise used.refused("crop_pct", "expected a fraction greater than 0 and at most 1")
     interpolation = used.get("interpolation", str) or "bicubic"
     if interpolation not in get_args(Interpolation):
-        raise used.refused("interpolation", f"known are {', '.join(FILTERS)}")
+        raise used.refused("interpolation", f"supported are {', '.join(FILTERS)}")
     mean, std = _numbers(used, "mean", IMAGENET_MEAN), _numbers(used, "std", IMAGENET_STD)
     if 0 in std:
         raise used.refused("std", "expected numbers other than 0")

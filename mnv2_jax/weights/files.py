@@ -23,7 +23,9 @@ from mnv2_jax.errors import UserError
 MOST_BYTES = 1 << 30
 """Many times the size of any network here; files that declare more are rejected unread."""
 
-KNOWN = "known are files of safetensors, PyTorch (.pth, .bin), Keras (.keras, .h5) and TensorFlow (checkpoints)"
+KNOWN = (
+    "supported are safetensors files, PyTorch files (.pth, .bin), Keras files (.keras, .h5) and TensorFlow checkpoints"
+)
 
 STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which training scripts save a network's tensors in a larger checkpoint; averaged weights first."""
@@ -60,7 +62,9 @@ def check_size(path: Path, size: int) -> None:
         UserError: if it is over `MOST_BYTES`.
     """
     if size > MOST_BYTES:
-        raise UserError(f"{path} declares {size / 2**30:.1f} GiB of tensors; no network here has a tenth of that")
+        raise UserError(
+            f"{path} declares {size / 2**30:.1f} GiB of tensors, more than ten times as much as any supported network"
+        )
 
 
 @contextlib.contextmanager
@@ -87,13 +91,14 @@ def kind_of(path: Path) -> str:
         if (path / "checkpoint").is_file():
             return "tf"
         raise UserError(
-            f"{path} is a folder, but no checkpoint of this package or of TensorFlow, nor of a run that is finished, nor has "
-            "it Hugging Face's model.safetensors or pytorch_model.bin; name a file of weights, or a checkpoint's folder"
+            f"{path} is a folder without weights: neither a network nor a finished run of this package, nor a "
+            "TensorFlow checkpoint, nor a Hugging Face folder with model.safetensors or pytorch_model.bin; choose a "
+            "weights file or the folder of a checkpoint"
         )
     if Path(f"{path}.index").is_file() or path.suffix == ".index":
         return "tf"
     if path.exists() and not path.is_file():  # opening a pipe would block
-        raise UserError(f"{path} is no file; expected a file of weights, or a network's folder")
+        raise UserError(f"{path} is not a file; expected a weights file or a network's folder")
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -108,18 +113,18 @@ def kind_of(path: Path) -> str:
             return "keras"
         if any(name.endswith("/constants.pkl") for name in names):
             raise UserError(
-                f"{path} is a TorchScript archive, which holds a program; save the network's state_dict() alone"
+                f"{path} is a TorchScript archive, which contains code; save only the network's state_dict()"
             )
         if any(name.endswith("/data.pkl") for name in names):
             return "torch"
         kind = "NumPy" if names and all(name.endswith(".npy") for name in names) else "zip"
         some = ", ".join(names[:3]) or "nothing"
-        raise UserError(f"{path} is a {kind} archive (of {some}), and holds no weights known here: {KNOWN}")
+        raise UserError(f"{path} is a {kind} archive (containing {some}), not a supported weights file; {KNOWN}")
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"\x80"):
         return "torch"
-    raise UserError(f"{path} holds no weights known here: {KNOWN}")
+    raise UserError(f"{path} is not a supported weights file; {KNOWN}")
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -140,7 +145,7 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
         import torch
     except ImportError:
         raise UserError(
-            f"{path} is PyTorch's format, which only PyTorch reads: pip install torch, or save it as .safetensors"
+            f"{path} is a PyTorch file; reading it requires PyTorch: pip install torch, or save it as .safetensors"
         ) from None
     if zipfile.is_zipfile(path):
         with readable(path, "a zip archive"), zipfile.ZipFile(path) as archive:
@@ -154,8 +159,8 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
                 raise
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise UserError(
-                f"{path} holds more than tensors{f', a {found.group(1)}' if found else ''}, and to read it could run "
-                "code; it is refused. Save the network's state_dict() alone"
+                f"{path} contains more than tensors{f', such as {found.group(1)}' if found else ''}, and reading it "
+                "could run code, so it is refused; save only the network's state_dict()"
             ) from error
     key = ""
     if isinstance(content, Mapping):
@@ -166,7 +171,7 @@ def read_torch(path: Path) -> tuple[dict[str, np.ndarray], str]:
         else:
             key = ""
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected a state dict")
+        raise UserError(f"{path} contains a {type(content).__name__}, expected a state dict")
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     # With strides of 0, a small file can declare a tensor of any size.
     check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
@@ -189,7 +194,7 @@ def read_tensorflow(path: Path) -> dict[str, np.ndarray]:
         import tensorflow as tf
     except ImportError:
         raise UserError(
-            f"{path} is a TensorFlow checkpoint, which only TensorFlow reads: pip install 'mnv2-jax[tensorflow]'"
+            f"{path} is a TensorFlow checkpoint; reading it requires TensorFlow: pip install 'mnv2-jax[tensorflow]'"
         ) from None
     with readable(path, "a TensorFlow checkpoint"):
         prefix: str | None = str(path).removesuffix(".index")
@@ -216,7 +221,9 @@ def torch_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
     try:
         import torch
     except ImportError:
-        raise UserError("only PyTorch writes its own format: pip install torch, or name a .safetensors file") from None
+        raise UserError(
+            "writing a PyTorch file requires PyTorch: pip install torch, or write a .safetensors file"
+        ) from None
     content = io.BytesIO()
     torch.save({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}, content)
     return content.getvalue()

@@ -37,7 +37,7 @@ MOST_BYTES = 256 << 20
 """Several times the size of the largest MobileNet; larger files are rejected."""
 TIMEOUT = 10.0
 """Seconds to wait for an answer from a server."""
-ELSEWHERE = "name a local file, or run this once where the network is open"
+ELSEWHERE = "use a local file, or run this once with internet access"
 
 
 def is_reference(text: str) -> bool:
@@ -64,8 +64,8 @@ def fetch(reference: str) -> Path:
     scheme, _, name = reference.partition("://")
     if not is_reference(reference) or scheme.lower() not in SCHEMES:
         raise UserError(
-            f"{reference} names no weights known here; known are hf://OWNER/NAME, hf://OWNER/NAME@REVISION, "
-            "torchvision://NAME, and paths of local files"
+            f"{reference} is not a supported reference to weights; expected hf://OWNER/NAME, hf://OWNER/NAME@REVISION, "
+            "torchvision://NAME, or the path of a local file"
         )
     return SCHEMES[scheme.lower()](name)
 
@@ -79,14 +79,14 @@ def _fetch_repository(name: str) -> Path:
     # The hub's own rules for names. The revision is checked too, since it becomes a path in the cache.
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+(?:/[\w.-]+)*))?", name, re.ASCII)
     if found is None or ".." in name or "--" in found.group(1):
-        raise UserError(f"{reference} is no repository; expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        raise UserError(f"{reference} is not a repository; expected hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     repository, revision = found.group(1), found.group(2) or "main"
     with _quiet():
         hub = _import_hub(reference)
         try:
             cached = _cached_snapshot(hub, repository, revision)
         except hub.errors.HFValidationError as error:
-            raise UserError(f"{reference} is no repository ({_reason(error)})") from error
+            raise UserError(f"{reference} is not a repository ({_reason(error)})") from error
         if cached is not None and cached.name == revision:  # a commit never changes
             return cached
         try:
@@ -105,7 +105,7 @@ def _import_hub(reference: str) -> ModuleType:
         import huggingface_hub.errors
     except ImportError:
         raise UserError(
-            f"{reference} is on the Hugging Face hub, which huggingface_hub reads: pip install 'mnv2-jax[hub]'"
+            f"{reference} is on the Hugging Face hub; reading it requires huggingface_hub: pip install 'mnv2-jax[hub]'"
         ) from None
     return huggingface_hub
 
@@ -127,7 +127,10 @@ def _download_snapshot(hub: ModuleType, reference: str, repository: str, revisio
     url = hub.hf_hub_url(repository, WEIGHTS, revision=revision)
     size = hub.get_hf_file_metadata(url, timeout=TIMEOUT).size
     if size is not None and size > MOST_BYTES:
-        raise UserError(f"{reference} holds {size / 2**20:.0f} MiB of weights; no network here takes a quarter of that")
+        raise UserError(
+            f"{reference} contains {size / 2**20:.0f} MiB of weights, more than four times as much as any "
+            "supported network"
+        )
     # Requested by the name of the revision, so that the cache records which commit it refers to.
     snapshot = Path(hub.hf_hub_download(repository, WEIGHTS, revision=revision)).parent
     hub.hf_hub_download(repository, CONFIG, revision=snapshot.name)
@@ -165,24 +168,27 @@ def _explain(hub: ModuleType, repository: str, revision: str, error: Exception) 
     page = f"{endpoint}/{repository}"
     chain = list(_causes(error))
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in chain):
-        return f"it is not in {cache}, and HF_HUB_OFFLINE forbids to download it; unset that, or {ELSEWHERE}"
+        return f"it is not in {cache}, and HF_HUB_OFFLINE forbids downloading it; unset that, {ELSEWHERE}"
     status = next(filter(None, map(_status, chain)), None)
     if isinstance(error, errors.GatedRepoError):
-        return f"its owner grants access on {page}; ask there, then log in with `hf auth login` or HF_TOKEN"
+        return f"its owner has to grant access; request it on {page}, then log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{endpoint} has no such repository, or it is private: log in with `hf auth login` or HF_TOKEN"
+        return f"{endpoint} has no such repository, or it is private: log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{page} has no revision {revision!r}; its branches, tags and commits are on {page}/commits"
     if isinstance(error, errors.EntryNotFoundError) and _status(error) is not None:
-        return f"{page} has no {WEIGHTS} beside a {CONFIG}; other formats are not taken from the hub: download the folder, and name that"
+        return (
+            f"{page} has no {WEIGHTS} next to a {CONFIG}; other formats are not read from the hub: download the folder "
+            "and use its path"
+        )
     if status in (401, 403):
-        return f"{endpoint} refuses access ({status}); log in with `hf auth login`, or set a valid HF_TOKEN"
+        return f"{endpoint} denies access ({status}); log in with `hf auth login` or set a valid HF_TOKEN"
     if status is not None:
-        return f"it is not in {cache}, and {endpoint} answers {status}; try again later, or name a local file"
+        return f"it is not in {cache}, and {endpoint} responded with {status}; try again later, or use a local file"
     if isinstance(error, OSError) and _is_local(error):
         where = error.filename or cache
-        return f"{where} cannot be read or written ({error.strerror}); HF_HOME names another folder"
-    return f"it is not in {cache}, and cannot be downloaded from {endpoint} ({_reason(chain[-1])}); {ELSEWHERE}"
+        return f"{where} cannot be read or written ({error.strerror}); set HF_HOME to another folder"
+    return f"it is not in {cache} and cannot be downloaded from {endpoint} ({_reason(chain[-1])}); {ELSEWHERE}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -227,7 +233,7 @@ def _fetch_torchvision(name: str) -> Path:
     file_name = TORCHVISION_FILES.get(name, name)
     if file_name not in TORCHVISION_FILES.values():
         known = ", ".join(sorted({*TORCHVISION_FILES, *TORCHVISION_FILES.values()}))
-        raise UserError(f"torchvision://{name} is not among its MobileNets; known are {known}")
+        raise UserError(f"torchvision://{name} is not one of torchvision's MobileNets; choose from {known}")
     path = _torch_checkpoints() / file_name
     expected = path.stem.rpartition("-")[2]
     try:
@@ -236,13 +242,13 @@ def _fetch_torchvision(name: str) -> Path:
             _download(f"{TORCHVISION_URL}/{file_name}", path, expected)
         elif not (digest := _sha256(path)).startswith(expected):
             raise UserError(
-                f"{path} is damaged: its SHA-256 begins with {digest[: len(expected)]}, not {expected}; delete it, "
-                "and it is downloaded again"
+                f"{path} is damaged: its SHA-256 begins with {digest[: len(expected)]}, not {expected}; delete it "
+                "to download it again"
             )
     except OSError as error:
         where = error.filename or path
         raise UserError(
-            f"{where} cannot be read or written ({error.strerror or error}); TORCH_HOME names another folder"
+            f"{where} cannot be read or written ({error.strerror or error}); set TORCH_HOME to another folder"
         ) from error
     return path
 
@@ -279,8 +285,8 @@ def _download(url: str, path: Path, expected: str) -> None:
                 file.write(block)
         if not digest.hexdigest().startswith(expected):
             raise UserError(
-                f"{url} came damaged: its SHA-256 begins with {digest.hexdigest()[: len(expected)]}, not {expected}; "
-                "try again"
+                f"{url} arrived damaged: its SHA-256 begins with {digest.hexdigest()[: len(expected)]}, not "
+                f"{expected}; try again"
             )
         os.replace(temporary, path)
     finally:
@@ -300,17 +306,19 @@ def _read(url: str, path: Path) -> Iterator[bytes]:
             while block := response.read(1 << 20):
                 received += len(block)
                 if max(size, received) > MOST_BYTES:
-                    raise UserError(f"{url} is larger than {MOST_BYTES >> 20} MiB, and no network here takes as much")
+                    raise UserError(f"{url} is larger than {MOST_BYTES >> 20} MiB, more than any supported network")
                 yield block
     except urllib.error.HTTPError as error:
         error.close()
-        raise UserError(f"{url} cannot be downloaded: the server answers {error.code} ({error.reason})") from error
+        raise UserError(
+            f"{url} cannot be downloaded: the server responded with {error.code} ({error.reason})"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"{path.name} is not in {path.parent}, and {url} cannot be reached ({_reason(error)}); {ELSEWHERE}"
         ) from error
     if received < size:
-        raise UserError(f"{url} was cut short, after {received} of {size} bytes; try again")
+        raise UserError(f"{url} was cut short after {received} of {size} bytes; try again")
 
 
 SCHEMES: dict[str, Callable[[str], Path]] = {"hf": _fetch_repository, "torchvision": _fetch_torchvision}

@@ -106,7 +106,7 @@ def _keras_file(
 
     def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-            raise UserError(f"{path} takes {name} from another file; it is refused")
+            raise UserError(f"{path} reads {name} from another file, which is not supported")
         parts = tuple(name.split("/"))
         if isinstance(item, h5py.Dataset) and not parts[0].startswith("optimizer"):
             datasets[parts] = item
@@ -122,7 +122,7 @@ def _keras_file(
         names = {parts: name.replace("depthwise_kernel", "kernel") for parts, name in names.items()}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
-        raise UserError(f"{path} has several layers of one name: {', '.join(twice[:5])}")
+        raise UserError(f"{path} has several layers with the same name: {', '.join(twice[:5])}")
     tensors = {names[parts]: dataset[()] for parts, dataset in datasets.items()}
     return KerasFile(tensors, tuple(list_layers(config)) if config else (), (training or {}).get("loss"))
 

@@ -32,7 +32,7 @@ POOLING = "GlobalAveragePooling2D"
 KNOWN_HEAD = "average pooling, then one dense layer or 1x1 convolution, with softmax, sigmoid or no activation"
 
 
-ASSUMED = "the file has weights only: images in -1 to 1 and, of outputs, a softmax are assumed"
+ASSUMED = "the file contains only weights: images in -1 to 1 and softmax outputs are assumed"
 
 
 class Layer(NamedTuple):
@@ -137,7 +137,7 @@ def adapt(
     notes = _left_out(behind if head is None and [layer.kind for layer in behind] != [POOLING] else [])
     if scaled:
         notes = (
-            f"the file scales images itself, by {', '.join(map(str, scaled))}: that is in the preprocessing",
+            f"the model scales images itself, by {', '.join(map(str, scaled))}: this becomes part of the preprocessing",
             *notes,
         )
     said = Said(settings, {}, preprocessing, side, None, outputs, notes)
@@ -147,7 +147,7 @@ def adapt(
 def _left_out(layers: Sequence[Layer]) -> tuple[str, ...]:
     if not layers:
         return ()
-    return (f"not taken, behind the network: {', '.join(map(str, layers))}; known there is {KNOWN_HEAD}",)
+    return (f"layers after the network that are not read: {', '.join(map(str, layers))}; supported is {KNOWN_HEAD}",)
 
 
 def _with_head(
@@ -180,7 +180,7 @@ def _image_size(layers: Sequence[Layer]) -> int | None:
         shape = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
         if shape and len(shape) == 4:
             if shape[1] != shape[2]:
-                raise UserError(f"its images are of {tuple(shape[1:])}, expected (side, side, channels)")
+                raise UserError(f"its images have shape {tuple(shape[1:])}, expected (side, side, channels)")
             return shape[1]
     return None
 
@@ -199,7 +199,10 @@ def _input_scale(layers: Sequence[Layer], tensors: Tensors) -> tuple[Preprocessi
         return None, []
     slope, offset = (np.broadcast_to(value, np.broadcast_shapes((3,), value.shape)) for value in (slope, offset))
     if slope.shape != (3,) or not np.isfinite([slope, offset]).all() or (slope == 0).any():
-        raise UserError(f"{', '.join(map(str, scaled))} in front of the network scale images by {slope} and {offset}")
+        raise UserError(
+            f"{', '.join(map(str, scaled))} before the network scale images by {slope} and shift them by {offset}; "
+            "expected finite numbers for 1 or 3 channels, and no scale of 0"
+        )
     # Rounded to float32 precision, so that 1/127.5 and -1 come out as intended.
     mean, std = (
         tuple(float(f"{value:.7g}") for value in values) for values in (-offset / slope / 255, 1 / slope / 255)
@@ -231,8 +234,8 @@ def _linear(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
         if operation in ("subtract", "sub", "add"):
             return one, constant if operation == "add" else -constant
     raise UserError(
-        f"{layer} in front of the network is not known here; known are Rescaling, Normalization, arithmetic with "
-        "numbers, and layers of training alone: build the model without it, and prepare the images before"
+        f"{layer} before the network is not supported; supported are Rescaling, Normalization, arithmetic with "
+        "constants, and training-only layers: build the model without it and preprocess the images yourself"
     )
 
 
@@ -260,10 +263,10 @@ def _settings_of(own: Sequence[Layer], body: Mapping[str, Any], model: Backbone)
     added = [layer for layer in own if not (layer.name in body or layer.idle or layer.kind in ("ZeroPadding2D", "Add"))]
     for layer in added:
         if layer.kind not in ("ReLU", "Activation"):
-            raise UserError(f"{layer} inside the network is not known here")
+            raise UserError(f"{layer} inside the network is not supported")
     epsilons = {layer.config.get("epsilon", 1e-3) for layer in own if layer.kind == "BatchNormalization"}
     if len(epsilons) > 1:
-        raise UserError(f"its batch norms have epsilons of {sorted(epsilons)}; known is one for all")
+        raise UserError(f"its batch norms have different epsilons, {sorted(epsilons)}; expected the same for all")
     activations = {layer.activation for layer in added}
     activations |= {layer.activation for layer in own if layer.name in body} - {"linear"}
     expected = sum(unit[2:] != ("project",) for unit in _units(model))
@@ -305,13 +308,13 @@ def _check_windows(own: Sequence[Layer], body: Mapping[str, Any], model: Backbon
             if list(np.broadcast_to(found, (2,))) != [expected, expected]:
                 raise UserError(f"{layer} has {name} {found}, expected {expected}")
         if layer.config.get("data_format", "channels_last") != "channels_last":
-            raise UserError(f"{layer} takes channels first; known are channels last")
+            raise UserError(f"{layer} expects channels first; only channels last is supported")
         if layer.config.get("padding", "same") == "valid" and side is not None:
             same = CONVENTIONS["tensorflow"].padding(side, 3, stride)
             if padded is None or not np.array_equal(padded, [same, same]):
                 raise UserError(
-                    f"{layer} is padded by {padded or 0} on a map of {side} by {side} pixels, and the published network "
-                    f"by {[*same]}: save the weights alone (.weights.h5) to use them at another size"
+                    f"{layer} is padded by {padded or 0} on a feature map of {side} by {side} pixels, but in the "
+                    f"published network by {[*same]}: save only the weights (.weights.h5) to use them at another size"
                 )
         padded, side = None, side and -(-side // stride)
 

@@ -66,10 +66,10 @@ def load_weights(
         UserError: with what is wrong, such as the tensor that is missing, unexpected, of the wrong shape or not finite.
     """
     if source is not None and source not in SOURCES:
-        raise UserError(f"there is no source {source!r}; known are {', '.join(SOURCES)}")
+        raise UserError(f"unknown source {source!r}; choose from {', '.join(SOURCES)}")
     path = hub.fetch(str(path)) if hub.is_reference(str(path)) else Path(path)
     if not path.exists() and not Path(f"{path}.index").exists():
-        raise UserError(f"{path} does not exist; expected a network's folder or a file of weights")
+        raise UserError(f"{path} does not exist; expected a weights file or a network's folder")
     for name in HUGGING_FACE if (path / configs.CONFIG).is_file() else ():
         if (path / name).is_file():
             path = path / name  # a Hugging Face folder
@@ -87,7 +87,7 @@ def load_weights(
 def _load_own(path: Path, source: str | None, blocks: Sequence[type[Block]]) -> Network:
     network = open_network(path, blocks)
     if source is not None:
-        raise UserError(f"a network of this package, not weights of {SOURCES[source].title}; leave --source out")
+        raise UserError(f"this is a network of this package, not weights of {SOURCES[source].title}; remove --source")
     return network
 
 
@@ -127,12 +127,12 @@ def _read(path: Path, kind: str, wanted: str | None) -> tuple[Source, str, Tenso
     if kind == "tf":
         tensors, averages = tf_slim.choose_averages(files.read_tensorflow(path))
         if averages:
-            notes.append(f"moving averages are taken for {counted(averages, 'tensor')}")
+            notes.append(f"moving averages are used for {counted(averages, 'tensor')}")
         return *_recognise(tensors, [TF_SLIM], wanted), Said(notes=tuple(notes))
     if kind == "torch":
         tensors, key = files.read_torch(path)
         if key:
-            notes.append(f"of the checkpoint's parts, {key!r} is taken")
+            notes.append(f"the checkpoint's entry {key!r} is used")
     else:
         tensors = files.read_safetensors(path)
     source, name, named = _recognise(tensors, [TORCHVISION, TIMM, TRANSFORMERS], wanted)
@@ -166,7 +166,7 @@ def _check_stated(said: Said, model: Backbone, channels: int) -> None:
         if value is not None and not agrees(setting, value):
             has = found.get(setting, model.num_classes)
             raise UserError(
-                f"{configs.CONFIG} says {setting.replace('_', ' ')} {value:g} ({field}), and the tensors are of {has:g}"
+                f"{configs.CONFIG} says {setting.replace('_', ' ')} {value:g} ({field}), but the tensors have {has:g}"
             )
 
 
@@ -184,7 +184,7 @@ def _recognise(tensors: Tensors, candidates: Sequence[Source], wanted: str | Non
     if share < ENOUGH_NAMES:
         known = ", ".join(candidate.title for candidate in candidates)
         some = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"its tensors ({some}, ...) are not those of a MobileNet of {known}")
+        raise UserError(f"its tensors ({some}, ...) are not those of a MobileNet from {known}")
     if wanted is not None and source.name != wanted:
         raise UserError(
             f"these are weights of {source.title}, not of {SOURCES[wanted].title}; use --source {source.name}"
@@ -237,7 +237,7 @@ def with_outputs(network: Network, outputs: Outputs) -> Network:
         UserError: for a network without a classifier.
     """
     if not network.model.num_classes:  # type: ignore[attr-defined]
-        raise UserError("there is no classifier, whose outputs could be named")
+        raise UserError(f"there is no classifier whose outputs could be set to {outputs}")
     task: Any = network.task
     if outputs == "softmax" or task.num_classes > 1:
         return network.replace(task=dataclasses.replace(task, outputs=outputs))
@@ -250,14 +250,19 @@ def with_outputs(network: Network, outputs: Outputs) -> Network:
         task=dataclasses.replace(task, num_classes=2, outputs="softmax"),
         variables={**network.variables, "params": params},
         class_names=None,
-        notes=(*network.notes, "the one output, a sigmoid, becomes two classes, and is the probability of class 1"),
+        notes=(
+            *network.notes,
+            "the single sigmoid output is converted to two classes: it is the probability of class 1",
+        ),
     )
 
 
 def _without_background(path: Path, network: Network) -> Network:
     classes = network.model.num_classes  # type: ignore[attr-defined]
     if classes != 1001:
-        raise UserError(f"{path} has {counted(classes, 'class')}, and only 1001 hold a background to drop")
+        raise UserError(
+            f"{path} has {counted(classes, 'class')}; only networks with 1001 classes have a background class to drop"
+        )
     classifier = jax.tree.map(lambda leaf: leaf[..., 1:], network.variables["params"]["classifier"])
     params = {**network.variables["params"], "classifier": classifier}
     return network.replace(
@@ -265,7 +270,7 @@ def _without_background(path: Path, network: Network) -> Network:
         task=dataclasses.replace(network.task, num_classes=1000),  # type: ignore[type-var]
         variables={**network.variables, "params": params},
         class_names=network.class_names[1:] if network.class_names else None,
-        notes=(*network.notes, "class 0, the background, is left out"),
+        notes=(*network.notes, "class 0, the background, is dropped"),
     )
 
 
@@ -281,28 +286,26 @@ def export_weights(path: Path, network: Network, target: str) -> None:
     """
     suffixes = {"torchvision": (".safetensors", ".pth"), "keras": (".weights.h5", ".h5")}
     if target not in suffixes:
-        raise UserError(f"there is no target {target!r}; known are {', '.join(suffixes)}")
+        raise UserError(f"unknown target {target!r}; choose from {', '.join(suffixes)}")
     if not path.name.endswith(suffixes[target]):
-        raise UserError(f"{path} should end in {' or '.join(suffixes[target])}, for {SOURCES[target].title}")
+        raise UserError(f"{path} must end in {' or '.join(suffixes[target])} for {SOURCES[target].title}")
     source, model = SOURCES[target], network.model
     if network.task.outputs != "softmax":  # type: ignore[attr-defined]
-        raise UserError(
-            f"the network's outputs are a sigmoid each, which a file for {source.title} has no place to say"
-        )
+        raise UserError(f"the network has sigmoid outputs, which a file for {source.title} cannot record")
     assert isinstance(model, Backbone)
     name = model_settings(model)["name"]
     if name not in source.tables:
         raise UserError(f"{source.title} has no {name}; it has {', '.join(source.tables)}")
     if model.convention != source.convention:
         raise UserError(
-            f"these weights are of the {model.convention} convention, and {source.title} computes with the "
-            f"{source.convention} one: the same numbers would be another function"
+            f"these weights use the {model.convention} convention, but {source.title} uses the {source.convention} "
+            "one: the same weights would compute a different function"
         )
     changed = unpublished_settings(model)
     if changed:
         raise UserError(
-            f"the network is not the published {name} but differs in {', '.join(changed)}: read by {source.title} it "
-            "would be another function"
+            f"the network is not the published {name} but differs in {', '.join(changed)}: loaded by {source.title}, "
+            "it would compute a different function"
         )
     tensors = mapping.export(source, model, network.variables)
     if target == "keras":

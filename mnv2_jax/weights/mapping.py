@@ -350,10 +350,10 @@ def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> di
         if _behind(wanted, extra):
             *_, features = output_widths(model).values()
             known = (
-                f"; known behind the network is one linear layer, with a weight of (classes, {features}) and a bias: "
-                "without any, it is read as a network whose output is the pooled features"
+                f"; supported after the network is one linear layer with a weight of shape (classes, {features}) and a "
+                "bias, or no layer: then the output is the pooled features"
             )
-        raise UserError(f"tensors are left over that belong to no layer: {_listed(extra)}{known}")
+        raise UserError(f"unexpected tensors that belong to no layer: {_listed(extra)}{known}")
     leaves = {}
     for entry in wanted:
         tensor = tensors[entry.theirs]
@@ -361,12 +361,12 @@ def fill(source: Source, model: Backbone, channels: int, tensors: Tensors) -> di
         if tensor.shape != expected:
             raise UserError(f"{entry.theirs} has shape {tensor.shape}, expected {expected}")
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise UserError(f"{entry.theirs} holds {tensor.dtype}, expected floating-point numbers")
+            raise UserError(f"{entry.theirs} has dtype {tensor.dtype}, expected floating-point numbers")
         leaf = entry.layout.to_ours(tensor).astype(np.float32)
         if not np.isfinite(leaf).all():
-            raise UserError(f"{entry.theirs} holds values that are not finite numbers")
+            raise UserError(f"{entry.theirs} contains values that are not finite")
         if entry.ours[-1] == "var" and (leaf < 0).any():
-            raise UserError(f"{entry.theirs} holds negative variances")
+            raise UserError(f"{entry.theirs} contains negative variances")
         leaves[entry.ours] = leaf
     return unflatten(leaves)
 

@@ -311,7 +311,7 @@ def test_a_study_of_ones_own_blocks_continues(own, tiny):
 
 def test_a_saved_network_says_that_its_block_has_to_be_handed_in(own):
     path = own[0] / "checkpoints" / "own-0"
-    with pytest.raises(UserError, match="HalfShortcut.*a block of one's own has to be handed in as a class"):
+    with pytest.raises(UserError, match="HalfShortcut.*pass a custom block as a class"):
         load_weights(path)
     network = load_weights(path, blocks=[HalfShortcut])
     assert network.model.block is HalfShortcut

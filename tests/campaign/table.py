@@ -14,9 +14,9 @@ RUNS = [
     ("train", "--dataset folder --data-files {world}/one_class", "one_class"),
     ("train", "--dataset folder --data-files {world}/few", "2 images"),
     ("train", "--dataset folder --data-files {world}/empty_class", "eel"),
-    ("train", "--dataset folder --data-files {world}/split", "other classes"),
+    ("train", "--dataset folder --data-files {world}/split", "different classes"),
     *[("train", f"--dataset folder --data-files {{world}}/{name}", says) for name, says in
-      (("nested", "holds one folder"), ("stray", "beside its class folders"), ("twice", "expected one of them"),
+      (("nested", "contains a single folder"), ("stray", "next to its class folders"), ("twice", "expected only one of them"),
        ("heic", "cannot be read here"), ("alike", "that look alike"), ("held_out", "only test images"))],
     ("train", "--dataset digits --data-files {world}/photos", "--data-files"),
     ("train", "--dataset fashion_mnist --data-files {world}/nothing", "ubyte"),
@@ -205,7 +205,7 @@ CONVERSIONS = [
        "letter.txt", "pipe.jpg", "config_of_another", "network_cut", "network_arrays_cut", "network_arrays_zeroed")],
     *[("convert", f"! --output out --input {{world}}/{name}", says) for name, says in
       (("several.npz", "is a NumPy archive"), ("archive.zip", "is a zip archive"), ("hf_gelu", 'says hidden_act "gelu"'),
-       ("hf_stride", "says output_stride 4"), ("hf_wider", "and the tensors are of"), ("hf_garbage", "cannot be read"))],
+       ("hf_stride", "says output_stride 4"), ("hf_wider", "but the tensors have"), ("hf_garbage", "cannot be read"))],
     ("convert", "--outputs foo", "--outputs"),
     ("convert", "! --output out --outputs sigmoid --input {world}/headless", "no classifier"),
     ("convert", "--class-names {world}/pipe.jpg", "is no file"),

@@ -129,13 +129,13 @@ def test_a_setting_of_one_s_own_is_a_difference_too(refused, tmp_path, monkeypat
     monkeypatch.setitem(names.MODELS, "mobilenet_v2", Gained)
     save_network(tmp_path / "x", random_network(Gained(3, 0.1, stages=STAGES, convention="pytorch", gain=2.0)))
     said = refused("convert", "--input", tmp_path / "x", "--output", "x.safetensors", "--target", "torchvision")
-    assert "differs in stages, gain: read by torchvision it would be another function" in said
+    assert "differs in stages, gain: loaded by torchvision, it would compute a different function" in said
 
 
 def test_a_network_of_one_s_own_blocks_is_named(refused, tmp_path):
     save_network(tmp_path / "x", random_network(MobileNetV2(3, 0.1, stages=STAGES, block=Mine)))
     said = refused("convert", "--input", tmp_path / "x", "--output", "x.h5", "--target", "keras")
-    assert f"there is no block '{__name__}.Mine'" in said
+    assert f"unknown block '{__name__}.Mine'" in said
 
 
 def test_overwrite_replaces_networks_and_nothing_else(run, saved, tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
     [
         (["--input", "x"], "--output must be given"),
         (["--input", "nowhere", "--output", "y"], "nowhere does not exist; expected a network's folder"),
-        (["--input", "gs://bucket/x", "--output", "y"], "gs://bucket/x names no weights known here"),
+        (["--input", "gs://bucket/x", "--output", "y"], "gs://bucket/x is not a supported reference to weights"),
         (["--input", "x", "--output", "y", "--source", "caffe"], "there is no --source caffe; known are"),
         (["--input", "x", "--output", "y", "--preprocessing", "z"], "no preprocessing 'z'; known are tensorflow"),
         (["--input", "x", "--output", "y", "--resolution", "0"], "--resolution must be from 1 to 4096 pixels"),

@@ -22,8 +22,8 @@ def test_sets_are_listed_and_prepared(run, data_dir):
     ("arguments", "says"),
     [
         (["prepare"], "datasets prepare NAME"),
-        (["prepare", "nothing"], "unknown data set 'nothing'; known are digits"),
-        (["prepare", "digits", "--data-files", "x"], "digits needs no files of yours; leave --data-files out"),
+        (["prepare", "nothing"], "unknown data set 'nothing'; choose from digits"),
+        (["prepare", "digits", "--data-files", "x"], "digits needs no files from you; remove --data-files"),
         (["list", "digits"], "datasets list takes nothing else"),
         (["list", "--data-files", "x"], "datasets list takes nothing else"),
     ],

@@ -77,7 +77,7 @@ def test_published_weights_by_reference_on_one_s_own_images(run, quick, hub_netw
     code, output, errors = run(*flags, "--on-bad-image", "skip", "--json")
     assert code == 0
     assert "pets: 30 images of 3 classes (bird 10, cat 10, dog 10): train 24, validation 3, test 3" in errors
-    assert "photographs are turned upright as their EXIF says" in errors
+    assert "photographs are rotated upright by their EXIF tag" in errors
     assert "evaluates 24 of 30 images: the train split" in errors
     found = json.loads(output)
     (skipped,) = found["skipped"]
@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(refused, tmp
     ("arguments", "says"),
     [
         (["--weights", "nowhere"], "nowhere does not exist"),
-        (["--weights", "gs://bucket/x"], "gs://bucket/x names no weights known here"),
+        (["--weights", "gs://bucket/x"], "gs://bucket/x is not a supported reference to weights"),
         (["--weights", "x", "--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
     ],
 )

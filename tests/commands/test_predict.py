@@ -90,7 +90,7 @@ def test_a_folder_of_folders_is_walked_in_the_order_of_names(run, saved, images,
     assert [entry["input"] for entry in json.loads(output)["predictions"]] == [
         f"images/{name}" for name in ("a.png", "b.jpg", "c.webp", "cat/1.png", "cat/big/2.png")
     ]
-    assert errors.startswith("left out of images: 1 .txt, 2 hidden or the system's\n")
+    assert errors.startswith("left out of images: 1 .txt, 2 hidden or system\n")
     code, output, errors = run("predict", "--weights", saved, "--image", "images/empty")
     assert (code, output) == (2, "")
     assert errors == "error: --image images/empty holds no images, in it or in folders below; left out: 1 .txt\n"
@@ -129,7 +129,7 @@ def test_published_weights_by_reference(run, hub_network, images):
     reference, network = hub_network
     code, output, errors = run("predict", "--weights", reference, "--image", images / "a.png", "--json")
     assert code == 0
-    assert errors.startswith("preprocessing its own: shorter side bilinear to 64, central 32 pixels")
+    assert errors.startswith("preprocessing custom: shorter side bilinear to 64, central 32 pixels")
     (entry,) = json.loads(output)["predictions"]
     batch = preprocess(read_image(images / "a.png"), network.preprocessing, 32)[None]
     expected = np.asarray(jax.jit(network.model.apply)(network.variables, batch))
@@ -156,8 +156,8 @@ def test_images_that_are_not_named_or_not_there(refused, arguments, says):
     ("weights", "says"),
     [
         ("nowhere", "nowhere does not exist"),
-        ("gs://bucket/x", "gs://bucket/x names no weights known here; known are hf://OWNER/NAME"),
-        ("hf://mobilenet", "hf://mobilenet is no repository"),
+        ("gs://bucket/x", "gs://bucket/x is not a supported reference to weights; expected hf://OWNER/NAME"),
+        ("hf://mobilenet", "hf://mobilenet is not a repository"),
     ],
 )
 def test_weights_that_are_not_there(refused, weights, says, images):
@@ -212,7 +212,7 @@ def test_one_output_needs_a_meaning(run, images, tmp_path):
     code, output, _ = run("convert", "--input", tmp_path / "x", *converted)
     assert code == 0
     assert "2 classes" in output
-    assert "the one output, a sigmoid, becomes two classes, and is the probability of class 1" in output
+    assert "the single sigmoid output is converted to two classes: it is the probability of class 1" in output
     code, output, _ = run("predict", "--weights", tmp_path / "y", *arguments)
     assert code == 0
     assert output.count("%") == 2

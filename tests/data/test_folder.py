@@ -46,17 +46,17 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(UserError, match="nowhere is not a folder"):
         read_folder(tmp_path / "nowhere")
     (tmp_path / "flat").mkdir()
-    with pytest.raises(UserError, match="has 0 subfolders; expected one a class, two classes or more"):
+    with pytest.raises(UserError, match="has 0 subfolders; expected one per class, and two classes or more"):
         read_folder(tmp_path / "flat")
     folder = write_folder(tmp_path / "empty")
     (folder / "bird").mkdir()
-    with pytest.raises(UserError, match="the class folder .*bird holds no images"):
+    with pytest.raises(UserError, match="the class folder .*bird contains no images"):
         read_folder(folder)
-    with pytest.raises(UserError, match="the class folder .*cat holds 2 images; expected 3 or more"):
+    with pytest.raises(UserError, match="the class folder .*cat contains 2 images; expected 3 or more"):
         read_folder(write_folder(tmp_path / "few", images=2))
     for name, classes in (("train", ("cat", "dog")), ("val", ("cat", "cow"))):
         write_folder(tmp_path / "odd" / name, classes)
-    with pytest.raises(UserError, match="hold other classes: cow, dog"):
+    with pytest.raises(UserError, match="have different classes: cow, dog"):
         read_folder(tmp_path / "odd")
 
 
@@ -124,12 +124,12 @@ def test_whatever_is_left_out_is_said_with_its_number(tmp_path):
         "2 .heic",
         "1 .txt",
         "1 without a suffix",
-        "6 hidden or the system's",
-        "1 special (a pipe, a socket, a device)",
+        "6 hidden or system",
+        "1 special (pipe, socket or device)",
     ):
         assert what in left
     assert "1 linking to nothing" in left
-    assert "2 linking to a folder around it" in left
+    assert "2 linking to a parent folder" in left
 
 
 def test_results_inside_the_data_are_no_class(tmp_path):
@@ -172,23 +172,26 @@ def test_what_is_surely_a_mistake_is_refused(tmp_path):
             read_folder(folder)
 
     nested = write_folder(tmp_path / "a" / "pets", images=3).parent
-    refused(nested, "a holds one folder, .*/a/pets, with the classes in it; name that one")
+    refused(nested, "a contains a single folder, .*/a/pets, which contains the classes; use that one")
     stray = write_folder(tmp_path / "b", images=3)
     (stray / "x.png").write_bytes(b"")
-    refused(stray, r"b has 1 image beside its class folders \(x.png\)")
+    refused(stray, r"b has 1 image next to its class folders \(x.png\)")
     for part, classes in (("train", ("cat", "dog", "cow")), ("test", ("cat", "dog"))):
         write_folder(tmp_path / "c" / part, classes, images=3)
-    refused(tmp_path / "c", "test and .*train hold other classes: cow")
+    refused(tmp_path / "c", "test and .*train have different classes: cow")
     for part in ("val", "Valid", "train"):
         write_folder(tmp_path / "d" / part, images=3)
-    refused(tmp_path / "d", "d has Valid and val; expected one of them")
+    refused(tmp_path / "d", "d has Valid and val; expected only one of them")
     write_folder(tmp_path / "e" / "train", images=3)
     write_folder(tmp_path / "e", ("cow",), images=3)
-    refused(tmp_path / "e", "e has classes in train, and beside that images in .*/cow")
+    refused(tmp_path / "e", "e has classes in train, but also images in .*/cow")
     heic = write_folder(tmp_path / "f", images=3)
     for index in range(4):
         (heic / "cat" / f"{index}.heic").write_bytes(b"")
-    refused(heic, "of the class folder .*cat 4 .heic cannot be read here and 3 images can: convert those to JPEG")
+    refused(
+        heic,
+        "the class folder .*cat contains 4 .heic that cannot be read here, and only 3 images that can; convert them to JPEG",
+    )
     write_folder(tmp_path / "g" / "train", images=3)
     write_folder(tmp_path / "g", ("test",), images=3)
-    refused(tmp_path / "g", "g has classes in train, and beside that images in .*/test")
+    refused(tmp_path / "g", "g has classes in train, but also images in .*/test")

@@ -31,7 +31,7 @@ def test_a_folder_is_streamed_and_varied_as_asked(tmp_path):
 
 def test_images_of_many_sizes_cannot_be_resident():
     for name in ("imagenet2012", "folder", "something"):
-        line = f"{name} has images of many sizes, so it is streamed; leave --input resident out"
+        line = f"{name} has images of many sizes, so it is streamed; remove --input resident"
         with pytest.raises(UserError, match=line):
             open_dataset(name, streamed=False)
     with pytest.raises(UserError, match="--dataset folder needs --data-files DIR"):
@@ -42,10 +42,12 @@ def test_rand_augment_is_of_streams():
     how = RandAugment(2)
     assert open_dataset("digits", streamed=True, rand_augment=how).rand_augment == how
     with pytest.raises(
-        UserError, match="^--rand-augment is for streamed images, and digits is resident; add --input st"
+        UserError, match="^--rand-augment is for streamed images, but digits is resident; add --input st"
     ):
         open_dataset("digits", rand_augment=how)
-    with pytest.raises(UserError, match="^--rand-augment moves what images show, and of the targets only classes stay"):
+    with pytest.raises(
+        UserError, match="^--rand-augment moves the content of images, so only class targets stay valid"
+    ):
         open_dataset("digits", streamed=True, rand_augment=how, targets=PointTargets())
 
 

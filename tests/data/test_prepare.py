@@ -7,19 +7,19 @@ from mnv2_jax.errors import UserError
 
 
 def test_unknown_data_set(data_dir):
-    with pytest.raises(UserError, match="unknown data set 'nothing'; known are digits, fashion_mnist"):
+    with pytest.raises(UserError, match="unknown data set 'nothing'; choose from digits, fashion_mnist"):
         load("nothing", data_dir=data_dir)
 
 
 def test_digits_take_no_files(data_dir, tmp_path):
-    with pytest.raises(UserError, match="leave --data-files out"):
+    with pytest.raises(UserError, match="remove --data-files"):
         load("digits", data_files=tmp_path, data_dir=data_dir)
 
 
 def test_a_set_that_tfds_knows_has_to_be_prepared_first(data_dir):
     with pytest.raises(UserError, match=r"mnist is not prepared in .*; prepare it once: .* datasets prepare mnist"):
         load("mnist", data_dir=data_dir)
-    with pytest.raises(UserError, match="lfw is no classification set: it has 0 class features, expected one"):
+    with pytest.raises(UserError, match="lfw is not a classification set: it has 0 class features, expected one"):
         load("lfw", data_dir=data_dir)
 
 

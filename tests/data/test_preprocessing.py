@@ -149,7 +149,7 @@ def test_what_is_no_image(tmp_path, monkeypatch):
         read_image(tmp_path / "x.png")
     (tmp_path / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
     with pytest.raises(
-        UserError, match="x.heic cannot be read as an image: .heic is not read here; convert it to JPEG"
+        UserError, match="x.heic cannot be read as an image: .heic is not supported; convert it to JPEG"
     ):
         read_image(tmp_path / "x.heic")
     RGB.save(tmp_path / "y.png")
@@ -157,7 +157,7 @@ def test_what_is_no_image(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="y.png cannot be read as an image"):
         read_image(tmp_path / "y.png")
     RGB.resize((500, 2)).save(tmp_path / "strip.png")
-    with pytest.raises(UserError, match="strip.png is 500 by 2 pixels"):
+    with pytest.raises(UserError, match="strip.png is 500 by 2 pixels; the longer side may be at most"):
         read_image(tmp_path / "strip.png")
     RGB.save(tmp_path / "z.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -178,13 +178,13 @@ def test_a_preprocessing_of_its_own_survives_json():
         {**dataclasses.asdict(OWN), "more": 1},
         {**dataclasses.asdict(OWN), "crop": 2},
     ):
-        with pytest.raises(ValueError, match="no preprocessing|a crop leaves"):
+        with pytest.raises(ValueError, match="unknown preprocessing|is not a preprocessing|crop must be"):
             preprocessing_from_json(value)
 
 
 def test_a_preprocessing_says_what_it_does():
     said = "whole image lanczos to 64 by 64 pixels, central 32 pixels, mean (0.25, 0.25, 0.25), std (1.0, 1.0, 1.0)"
-    assert describe_preprocessing(OWN, 32) == f"its own: {said}"
+    assert describe_preprocessing(OWN, 32) == f"custom: {said}"
     assert describe_preprocessing("transformers", 224).startswith(
         "transformers: shorter side bilinear to 256, central 224"
     )
@@ -195,7 +195,7 @@ def test_a_preprocessing_says_what_it_does():
     [{"crop": 0}, {"std": (0, 1, 1)}, {"mean": (1,)}],
 )
 def test_values_that_no_images_are_prepared_with_are_refused(changes):
-    with pytest.raises(ValueError, match="must be|a crop leaves"):
+    with pytest.raises(ValueError, match="must be"):
         dataclasses.replace(OWN, **changes)
 
 

@@ -79,7 +79,7 @@ def test_train_images_takes_the_first(digits, data_dir):
     fewer = load("digits", data_dir=data_dir, train_images=100)
     np.testing.assert_array_equal(fewer.train.images, digits.train.images[:100])
     for wrong in (0, -1, 1210):
-        with pytest.raises(UserError, match=r"--train-images must be between 1 and the 1209"):
+        with pytest.raises(UserError, match=r"--train-images must be from 1 to 1209, the number of images"):
             load("digits", data_dir=data_dir, train_images=wrong)
 
 
@@ -111,7 +111,7 @@ def test_grey_images_become_rgb_and_rgb_grey(digits):
     for channel in range(3):
         np.testing.assert_array_equal(color.test.images[..., channel], digits.test.images[..., 0])
     np.testing.assert_array_equal(color.with_channels(1).train.images, digits.train.images)
-    with pytest.raises(ValueError, match="images have 1 or 3 channels; cannot make 2 of 1"):
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels; cannot convert 1 to 2"):
         digits.with_channels(2)
 
 

@@ -184,9 +184,10 @@ def test_the_orientation_in_exif_is_applied_or_ignored_in_every_split(folder):
         load_stream("folder", folder, resolution=16, exif_orientation=how) for how in ("apply", "ignore")
     )
     assert (
-        applied.said[-1] == "photographs are turned upright as their EXIF says (--exif-orientation ignore leaves them)"
+        applied.said[-1]
+        == "photographs are rotated upright by their EXIF tag (--exif-orientation ignore keeps them as stored)"
     )
-    assert ignored.said[-1] == "photographs are taken as they are stored, whatever orientation their EXIF says"
+    assert ignored.said[-1] == "photographs are used as stored, whatever their EXIF tag says"
     for split in ("train", "validation", "test"):
         assert applied.sources[split][0].upright
         assert not ignored.sources[split].first(1)[0].upright
@@ -195,14 +196,14 @@ def test_the_orientation_in_exif_is_applied_or_ignored_in_every_split(folder):
 def test_train_images_limits_the_stream(folder, data_dir, imagenet_like):
     assert load_stream("folder", folder, train_images=10).train_images == 10
     assert load_stream("imagenet2012", data_dir=data_dir, train_images=10).train_images == 10
-    with pytest.raises(UserError, match="--train-images must be between 1 and the 32 of"):
+    with pytest.raises(UserError, match="--train-images must be from 1 to 32, the"):
         load_stream("folder", folder, train_images=33)
 
 
 def test_validation_images_limits_the_validation_split(folder):
     dataset = load_stream("folder", folder, validation_images=3)
     assert {split: len(source) for split, source in dataset.sources.items()} == dict(train=32, validation=3, test=4)
-    with pytest.raises(UserError, match="--validation-images must be between 1 and the 4 of"):
+    with pytest.raises(UserError, match="--validation-images must be from 1 to 4, the"):
         load_stream("folder", folder, validation_images=5)
 
 
@@ -315,7 +316,7 @@ def test_images_are_prepared_as_another_network_takes_them(pets):
     expected = preprocess(read_image("x", 1, example.content), PREPROCESSING["timm"], 32)
     np.testing.assert_array_equal(next(grey.evaluation("test", 4)).images[0], expected)
     assert first_batches(grey, 1)[0][0].images.shape == (8, 32, 32, 1)
-    with pytest.raises(ValueError, match="images have 1 or 3 channels, got 2"):
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels, got 2"):
         pets.with_channels(2)
 
 

@@ -174,7 +174,7 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
         (["--expansion", "-1"], "--expansion must be greater than 0 and below 100, got -1"),
         (["--unit-strides", "6"], "--unit-strides must be from 0 to 5, got 6"),
         (["--resolution", "0"], "--resolution must be from 1 to 4096 pixels, got 0"),
-        (["--validation-images", "0"], "--validation-images must be between 1 and the 134 of digits, got 0"),
+        (["--validation-images", "0"], "--validation-images must be from 1 to 134, the number of images available in digits, got 0"),
         (["--learning-rate", "nan"], "--learning-rate must be greater than 0, got nan"),
         (["--batch-size", "5000"], "--batch-size 5000 exceeds the 1,209 images of the training split; use 1209"),
         (["--freeze", "backbone"], "--freeze requires trained weights"),

@@ -101,7 +101,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, capsys):
         (("--weights", "empty", "--dataset", "digits"), "empty"),
         (("--weights", "nowhere", "--dataset", "digits"), "nowhere does not exist"),
         (("--weights", v2), "v2 does not say what it was trained on"),
-        (("--weights", v2, "--dataset", "digits", "--images", "500"), "--images must be between 1 and the 454"),
+        (
+            ("--weights", v2, "--dataset", "digits", "--images", "500"),
+            "--images must be from 1 to 454, the number of images",
+        ),
         (
             ("--weights", checkpoint("v1", "mobilenet_v1", width_multiplier=0.1), "--dataset", "digits"),
             "the network is a MobileNetV1",

@@ -223,8 +223,13 @@ def test_memory_falls_with_the_split_and_the_expansion_is_never_whole():
 @pytest.mark.parametrize(
     ("block", "train", "split", "says"),
     [
-        (InvertedResidual(8), True, 2, "training needs a block's batch statistics, so it cannot be split, got split=2"),
-        (InvertedResidual(8), False, 0, "in 1 part or more, got split=0"),
+        (
+            InvertedResidual(8),
+            True,
+            2,
+            "a block cannot be split in training, which needs its batch statistics; got split=2",
+        ),
+        (InvertedResidual(8), False, 0, "split must be a whole number of 1 or more, got split=0"),
         (ExpansionShortcut(8), False, 2, "ExpansionShortcut cannot be split, got split=2"),
         (DepthwiseSeparable(8), False, 3, "DepthwiseSeparable cannot be split, got split=3"),
         (ClassicResidual(8, narrow=2), False, 2, "ClassicResidual cannot be split, got split=2"),
@@ -297,7 +302,7 @@ def test_a_block_of_one_s_own_is_handed_in_as_a_class():
     assert block_name(OnlyDense) == f"{__name__}.OnlyDense"
     known = "InvertedResidual, NoShortcut, ExpansionShortcut, LinearInside, TwoDepthwise, ClassicResidual, .*"
     for name in ("Bottleneck", block_name(OnlyDense), "Block"):
-        with pytest.raises(ValueError, match=f"no block '{name}'; known are {known}; a block of one's own has to be"):
+        with pytest.raises(ValueError, match=f"unknown block '{name}'; choose from {known}; pass a custom block as"):
             find_block(name)
     with pytest.raises(ValueError, match="a subclass of Block"):
         find_block(nn.Dense)

@@ -23,5 +23,5 @@ def test_the_classic_network_is_mobilenet_v2_inside_out(block, kind):
 def test_the_reduction_and_the_block_have_to_be_those_of_a_classic_network(without_type_checks):
     with pytest.raises(ValueError, match="reduction must be greater than 0 and below 100, got -1"):
         ClassicResidualNet(reduction=-1)
-    with pytest.raises(ValueError, match="the block InvertedResidual is no ClassicResidual"):
+    with pytest.raises(ValueError, match="the block InvertedResidual is not a subclass of ClassicResidual"):
         ClassicResidualNet(block=InvertedResidual)

@@ -92,7 +92,7 @@ def test_an_activation_is_a_name_or_a_function():
     assert find_activation("relu6") is find_activation(relu6) is relu6
     assert find_activation("linear")(jnp.float32(-7.0)) == -7
     with pytest.raises(
-        ValueError, match="no activation 'relu7'; known are linear, relu6, .*, tanh; hand one of your own"
+        ValueError, match="unknown activation 'relu7'; choose from linear, relu6, .*, tanh; pass a custom activation"
     ):
         find_activation("relu7")
 

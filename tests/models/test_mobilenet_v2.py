@@ -104,5 +104,5 @@ def test_an_expansion_that_no_network_has_is_refused(value):
 def test_an_activation_of_the_bottleneck_needs_a_block_that_has_one(without_type_checks):
     with pytest.raises(ValueError, match="the block DepthwiseSeparable has no bottleneck_activation"):
         MobileNetV2(block=DepthwiseSeparable, bottleneck_activation="relu6")
-    with pytest.raises(ValueError, match="no activation 'relu7'"):
+    with pytest.raises(ValueError, match="unknown activation 'relu7'"):
         MobileNetV2(bottleneck_activation="relu7")

@@ -28,5 +28,5 @@ def test_an_entry_is_a_dotted_path_or_the_thing_itself():
 
 
 def test_what_is_unknown_is_named_with_what_there_is():
-    with pytest.raises(ValueError, match="^there is no colour 'red'; known are blue, green, and no other$"):
+    with pytest.raises(ValueError, match="^unknown colour 'red'; choose from blue, green, and no other$"):
         names.check_name("colour", "red", ("blue", "green"), ", and no other")

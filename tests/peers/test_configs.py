@@ -127,7 +127,7 @@ def test_checkpoints_of_training_scripts_are_read(tmp_path):
     torch.save({"state_dict": theirs.state_dict(), **beside}, tmp_path / "y.pth", _use_new_zipfile_serialization=False)
     for name in ("x.pth.tar", "y.pth"):
         network = load_weights(tmp_path / name)
-        assert "of the checkpoint's parts, 'state_dict' is taken" in network.notes
+        assert "the checkpoint's entry 'state_dict' is used" in network.notes
         np.testing.assert_array_equal(
             network.variables["params"]["classifier"]["bias"], theirs.classifier.bias.detach().numpy()
         )
@@ -145,7 +145,7 @@ def test_another_linear_layer_is_the_classifier(images, tmp_path):
     np.testing.assert_allclose(apply(network, images(64)), expected, atol=1e-4 * expected.std())
     torch.save({**state, "fc.bias": linear.bias, "fc2.weight": torch.ones(3, 5)}, tmp_path / "y.pth")
     with pytest.raises(
-        UserError, match=r"fc.bias, fc.weight, fc2.weight; known behind the network is one linear layer"
+        UserError, match=r"fc.bias, fc.weight, fc2.weight; supported after the network is one linear layer"
     ):
         load_weights(tmp_path / "y.pth")
 
@@ -198,8 +198,8 @@ def test_predictions_are_those_of_keras(scale, head, loss, name, tmp_path):
 @pytest.mark.parametrize(
     ("layer", "says"),
     [
-        (LAYERS.Resizing(64, 64, name="mine"), "Resizing 'mine' in front of the network is not known here"),
-        (LAYERS.Conv2D(3, 1, name="mine"), "Conv2D 'mine' in front of the network is not known here"),
+        (LAYERS.Resizing(64, 64, name="mine"), "Resizing 'mine' before the network is not supported"),
+        (LAYERS.Conv2D(3, 1, name="mine"), "Conv2D 'mine' before the network is not supported"),
     ],
 )
 def test_layers_in_front_of_the_network_that_are_not_understood_are_refused(layer, says, tmp_path):

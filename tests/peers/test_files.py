@@ -69,7 +69,7 @@ def test_a_training_checkpoint_and_a_wrapper_s_prefix(torch_network, tmp_path):
     state = {f"module.{name}": value for name, value in torch_network.state_dict().items()}
     torch.save({"model": state, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "x.pth")
     weights = load_weights(tmp_path / "x.pth")
-    assert "of the checkpoint's parts, 'model' is taken" in weights.notes
+    assert "the checkpoint's entry 'model' is used" in weights.notes
     averaged = {name: value + 1 if name.endswith("classifier.1.bias") else value for name, value in state.items()}
     torch.save({"model": state, "model_ema": {"n_averaged": torch.tensor(3), **averaged}}, tmp_path / "y.pth")
     bias = load_weights(tmp_path / "y.pth").variables["params"]["classifier"]["bias"]
@@ -91,7 +91,7 @@ def test_half_precision_is_read(dtype, torch_network, tmp_path):
 
 def test_networks_of_timm_that_are_no_width_of_ours(tmp_path):
     save_file(timm.create_model("mobilenetv2_110d").state_dict(), tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="tensors are left over that belong to no layer: blocks"):
+    with pytest.raises(UserError, match="unexpected tensors that belong to no layer: blocks"):
         load_weights(tmp_path / "x.safetensors")
 
 
@@ -105,7 +105,7 @@ def test_a_pickle_with_code_is_refused_unrun(wrap, tmp_path):
     torch.save(wrap(Evil()), tmp_path / "x.pth")
     (tmp_path / "y.pth").write_bytes(pickle.dumps(wrap(Evil())))
     for name in ("x.pth", "y.pth"):
-        with pytest.raises(UserError, match=f"{name} holds more than tensors.*refused"):
+        with pytest.raises(UserError, match=f"{name} contains more than tensors.*refused"):
             load_weights(tmp_path / name)
 
 
@@ -285,7 +285,7 @@ def test_a_network_out_of_a_larger_model_is_the_same_function(transferred, tmp_p
 def test_two_layers_of_one_name_are_not_mixed_up(tmp_path):
     inner = keras.Sequential([keras.Input((1280,)), LAYERS.Dense(5, name="mine")])
     larger_model([LAYERS.GlobalAveragePooling2D(), inner, LAYERS.Dense(5, name="mine")]).save(tmp_path / "x.keras")
-    with pytest.raises(UserError, match="several layers of one name: mine/kernel, mine/bias"):
+    with pytest.raises(UserError, match="several layers with the same name: mine/kernel, mine/bias"):
         load_weights(tmp_path / "x.keras")
 
 
@@ -295,7 +295,7 @@ def test_another_head_is_listed_and_the_backbone_taken(pooling, tmp_path):
     larger_model(head, pooling=pooling).save(tmp_path / "x.keras")
     weights = load_weights(tmp_path / "x.keras")
     assert weights.model.num_classes == 0
-    assert any("not taken, behind the network: " in note and "'hidden'" in note and "'mine'" in note
+    assert any("layers after the network that are not read: " in note and "'hidden'" in note and "'mine'" in note
                for note in weights.notes)  # fmt: skip
 
 
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_the_paper_s_code(averages, slim_variables, tmp_path):
         assert weights.resolution == (224 if path == "." else 96)
         assert weights.model == model
         assert_equal(weights.variables, variables)
-        assert any("moving averages are taken" in note for note in weights.notes) is averages
+        assert any("moving averages are used" in note for note in weights.notes) is averages
     assert weights.class_names[0] == "background"
     dropped = load_weights(tmp_path / "mobilenet_v2_0.35_96.ckpt", drop_background=True)
     assert dropped.model.num_classes == 1000

@@ -378,7 +378,7 @@ def test_another_configuration_is_refused_and_nothing_is_lost(copy):
     [
         ({"training": {"batch_size": 18}}, "--batch-size 18 is not divisible by 2 devices with 2 microbatches each"),
         ({"training": {"batch_size": 256}}, "--batch-size 256 exceeds the 96 images of the training split"),
-        ({"train_images": 9999}, "--train-images must be between 1 and the 1209"),
+        ({"train_images": 9999}, "--train-images must be from 1 to 1209, the number of images"),
         ({"dataset": "nothing"}, "unknown data set 'nothing'"),
         ({"training": {"batch_size": 4, "batch_norm": "replica"}, "resolution": 2}, "over one image of one pixel"),
         (

@@ -45,7 +45,7 @@ def test_what_transformers_network_computes(said):
     }  # fmt: skip
     assert (found.resolution, found.class_names, found.outputs) == (96, ("cat", "dog"), None)
     assert found.stated["width_multiplier"] == ("depth_multiplier", 0.5)
-    assert found.notes == ("config.json says padding of tensorflow, epsilon 0.001, relu6",)
+    assert found.notes == ("config.json says tensorflow padding, epsilon 0.001, relu6",)
     other = {"tf_padding": False, "hidden_act": "silu", "layer_norm_eps": 1e-3, "output_stride": 16}
     found = transformers(said, {**other, "problem_type": "multi_label_classification"})
     assert found.settings == {
@@ -58,15 +58,15 @@ def test_what_transformers_network_computes(said):
     ("config", "says"),
     [
         ({"model_type": "vit"}, 'config.json says model_type "vit": the tensors are those of a mobilenet_v2'),
-        ({"hidden_act": "gelu"}, 'says hidden_act "gelu": known are relu6, relu, silu'),
-        ({"output_stride": 4}, "says output_stride 4: known are 8, 16, 32"),
-        ({"depth_divisible_by": 4}, "says depth_divisible_by 4: only 8 is known here"),
-        ({"first_layer_is_expansion": False}, "says first_layer_is_expansion false: only true is known here"),
+        ({"hidden_act": "gelu"}, 'says hidden_act "gelu": supported are relu6, relu, silu'),
+        ({"output_stride": 4}, "says output_stride 4: supported are 8, 16, 32"),
+        ({"depth_divisible_by": 4}, "says depth_divisible_by 4: only 8 is supported"),
+        ({"first_layer_is_expansion": False}, "says first_layer_is_expansion false: only true is supported"),
         ({"finegrained_output": False, "depth_multiplier": 0.5}, "says finegrained_output false"),
         ({"tf_padding": "no"}, 'says tf_padding "no": expected bool'),
         ({"layer_norm_eps": 0}, "says layer_norm_eps 0: expected a number greater than 0"),
         ({"image_size": [96, 128]}, r"says image_size \[96, 128\]: only square images"),
-        ({"problem_type": "regression"}, 'says problem_type "regression": known are single_label_classification'),
+        ({"problem_type": "regression"}, 'says problem_type "regression": supported are single_label_classification'),
     ],
     ids=str,
 )
@@ -106,16 +106,16 @@ def test_how_transformers_prepares_images(processor, expected, resolution, said)
     ("processor", "says"),
     [
         ("{", "preprocessor_config.json cannot be read"),
-        ("[1]", "holds a list, expected an object"),
-        ({"image_processor_type": "ConvNextImageProcessor"}, "is of a ConvNextImageProcessor: known are"),
-        ({"do_resize": False}, "says do_resize false: only true is known here"),
-        ({"do_pad": True}, "says do_pad true: only false is known here"),
-        ({"do_center_crop": False}, "says do_center_crop false: images of all shapes"),
+        ("[1]", "contains a list, expected an object"),
+        ({"image_processor_type": "ConvNextImageProcessor"}, "is for a ConvNextImageProcessor: supported are"),
+        ({"do_resize": False}, "says do_resize false: only true is supported"),
+        ({"do_pad": True}, "says do_pad true: only false is supported"),
+        ({"do_center_crop": False}, "says do_center_crop false: only square images"),
         ({"size": {"longest_edge": 256}}, "says size .*: only square images"),
         ({"size": 96, "crop_size": 128}, "says crop_size 128: more than the 96 pixels"),
         ({"crop_size": [96, 128]}, "says crop_size .*: only square images"),
-        ({"resample": 9}, "says resample 9: expected a filter of Pillow"),
-        ({"image_std": [0.5, 0, 0.5]}, "says image_std .*: every image would be the same"),
+        ({"resample": 9}, "says resample 9: expected one of Pillow's filters"),
+        ({"image_std": [0.5, 0, 0.5]}, "says image_std .*: all images would become the same"),
         ({"image_mean": [0.5, "x", 0.5]}, "says image_mean .*: expected a number for each"),
     ],
     ids=str,
@@ -145,16 +145,16 @@ def test_how_timm_validates(said):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"architecture": "mobilenetv2_110d"}, 'says architecture "mobilenetv2_110d": the tensors are read as'),
+        ({"architecture": "mobilenetv2_110d"}, 'says architecture "mobilenetv2_110d": the tensors are those of'),
         (
             {"architecture": "mobilenetv1_100"},
-            'says architecture "mobilenetv1_100": the tensors are read as mobilenet_v2',
+            'says architecture "mobilenetv1_100": the tensors are those of a mobilenet_v2',
         ),
-        ({"global_pool": "max"}, 'says global_pool "max": only "avg" is known here'),
-        ({"model_args": {"act_layer": "silu"}}, "says model_args .*: 'act_layer' is not known here"),
-        ({"pretrained": {"crop_mode": "border"}}, 'says crop_mode "border": known are center, squash'),
-        ({"pretrained": {"crop_pct": 1.5}}, "says crop_pct 1.5: expected a share"),
-        ({"pretrained": {"interpolation": "random"}}, 'says interpolation "random": known are'),
+        ({"global_pool": "max"}, 'says global_pool "max": only "avg" is supported'),
+        ({"model_args": {"act_layer": "silu"}}, "says model_args .*: 'act_layer' is not supported"),
+        ({"pretrained": {"crop_mode": "border"}}, 'says crop_mode "border": supported are center, squash'),
+        ({"pretrained": {"crop_pct": 1.5}}, "says crop_pct 1.5: expected a fraction"),
+        ({"pretrained": {"interpolation": "random"}}, 'says interpolation "random": supported are'),
         ({"pretrained": {"input_size": [3, 160, 192]}}, "says input_size .*: only square images"),
         ({"pretrained": {"std": [0, 1, 1]}}, "says std .*: expected numbers other than 0"),
     ],

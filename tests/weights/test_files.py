@@ -29,7 +29,7 @@ def contents(tmp_path_factory):
 @pytest.mark.parametrize("name", ["x.safetensors", "x.weights.h5", "x.h5"])
 def test_a_truncated_file(name, length, contents, tmp_path):
     (tmp_path / name).write_bytes(contents[name][:length])
-    with pytest.raises(UserError, match="cannot be read as|holds no weights known here") as error:
+    with pytest.raises(UserError, match="cannot be read as|is not a supported weights file") as error:
         load_weights(tmp_path / name)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -58,7 +58,7 @@ def test_files_that_declare_more_than_they_hold(tmp_path, monkeypatch):
     (tmp_path / "secret").write_bytes(bytes(12))
     with h5py.File(tmp_path / "y.h5", "w") as file:
         file.create_dataset("Conv1/Conv1/kernel:0", (3,), "f4", external=[(str(tmp_path / "secret"), 0, 12)])
-    with pytest.raises(UserError, match="y.h5 takes Conv1/Conv1/kernel:0 from another file"):
+    with pytest.raises(UserError, match="y.h5 reads Conv1/Conv1/kernel:0 from another file"):
         load_weights(tmp_path / "y.h5")
     monkeypatch.setattr(files, "MOST_BYTES", 100 << 20)
     with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -70,12 +70,12 @@ def test_files_that_declare_more_than_they_hold(tmp_path, monkeypatch):
 
 
 def test_what_is_nothing(tmp_path):
-    with pytest.raises(UserError, match="nowhere does not exist; expected a network's folder or a file of weights"):
+    with pytest.raises(UserError, match="nowhere does not exist; expected a weights file or a network's folder"):
         load_weights(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("to do")
-    with pytest.raises(UserError, match=r"notes.txt holds no weights known here"):
+    with pytest.raises(UserError, match=r"notes.txt is not a supported weights file"):
         load_weights(tmp_path / "notes.txt")
-    with pytest.raises(UserError, match="is a folder, but no checkpoint"):
+    with pytest.raises(UserError, match="is a folder without weights"):
         load_weights(tmp_path)
 
 
@@ -84,11 +84,11 @@ def test_what_is_nothing(tmp_path):
     [
         (
             ["a.npy", "b.npy"],
-            r"is a NumPy archive \(of a.npy, b.npy\), and holds no weights known here: known are files",
+            r"is a NumPy archive \(containing a.npy, b.npy\), not a supported weights file; supported are",
         ),
-        (["notes.txt"], r"is a zip archive \(of notes.txt\), and holds no weights known here"),
-        (["x/data.pkl", "x/constants.pkl", "x/code/a.py"], "is a TorchScript archive, which holds a program"),
-        ([], r"is a zip archive \(of nothing\)"),
+        (["notes.txt"], r"is a zip archive \(containing notes.txt\), not a supported weights file"),
+        (["x/data.pkl", "x/constants.pkl", "x/code/a.py"], "is a TorchScript archive, which contains code"),
+        ([], r"is a zip archive \(containing nothing\)"),
     ],
 )
 def test_an_archive_of_another_kind_is_named(members, says, tmp_path):

@@ -90,7 +90,7 @@ def test_a_head_of_another_kind_is_left_out_and_named_with_what_is_known(behind,
     tensors, said = adapted(behind=behind)
     assert "predictions/kernel" not in tensors
     listed = ", ".join(f"{each.kind} {each.name!r}" for each in behind)
-    assert said.notes == (f"not taken, behind the network: {listed}; known there is {KNOWN_HEAD}",)
+    assert said.notes == (f"layers after the network that are not read: {listed}; supported is {KNOWN_HEAD}",)
 
 
 def keras_3(kind, value, first=False):
@@ -128,7 +128,7 @@ def test_layers_that_scale_images_are_in_the_preprocessing(front, mean, std, ada
     ids=str,
 )
 def test_layers_in_front_that_are_not_understood_are_refused(front, adapted):
-    with pytest.raises(UserError, match=f"{front} in front of the network"):
+    with pytest.raises(UserError, match=f"{front} before the network"):
         adapted(front=[front], behind=[POOL, layer("Dense")])
 
 
@@ -145,14 +145,18 @@ def test_epsilon_and_activation_are_the_file_s(adapted):
     ("index", "changed", "says"),
     [
         (1, layer("Conv2D", "Conv1", kernel_size=[3, 3], strides=[1, 1]), r"strides \[1, 1\], expected 2"),
-        (1, layer("Conv2D", "Conv1", kernel_size=[3, 3], data_format="channels_first"), "takes channels first"),
-        (2, layer("BatchNormalization", "bn_Conv1", epsilon=1.0), r"epsilons of \[0.001, 1.0\]; known is one for all"),
-        (3, layer("Multiply", "gate"), "Multiply 'gate' inside the network is not known here"),
-        (0, layer("InputLayer", "input", batch_shape=[None, 96, 64, 3]), r"images are of \(96, 64, 3\), expected"),
+        (1, layer("Conv2D", "Conv1", kernel_size=[3, 3], data_format="channels_first"), "expects channels first"),
+        (
+            2,
+            layer("BatchNormalization", "bn_Conv1", epsilon=1.0),
+            r"different epsilons, \[0.001, 1.0\]; expected the same for all",
+        ),
+        (3, layer("Multiply", "gate"), "Multiply 'gate' inside the network is not supported"),
+        (0, layer("InputLayer", "input", batch_shape=[None, 96, 64, 3]), r"images have shape \(96, 64, 3\), expected"),
         (
             1,
             layer("Conv2D", "Conv1", kernel_size=[3, 3], padding="valid"),
-            r"is padded by 0 on a map of 96 by 96 .* \[0, 1\]",
+            r"is padded by 0 on a feature map of 96 by 96 .* \[0, 1\]",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_network_or_a_run_s_folder_is_weights(network, tmp_path):
         restored = load_weights(path)
         assert restored.replace(variables={}) == network.replace(variables={})
     assert_equal(restored.variables, network.variables)
-    with pytest.raises(UserError, match="a network of this package, not weights of timm; leave --source out"):
+    with pytest.raises(UserError, match="this is a network of this package, not weights of timm; remove --source"):
         load_weights(tmp_path / "run", "timm")
 
 
@@ -52,7 +52,7 @@ class Mine(InvertedResidual):
 def test_a_network_of_one_s_own_blocks_needs_their_classes(tmp_path):
     network = random_network("torchvision", block=Mine, stages=(Stage(1, 16, 1, 1),))
     save_network(tmp_path / "x", network)
-    with pytest.raises(UserError, match="x: .*has to be handed in as a class"):
+    with pytest.raises(UserError, match="x: .*pass a custom block as a class"):
         load_weights(tmp_path / "x")
     assert load_weights(tmp_path / "x", blocks=[Mine]).model == network.model
 
@@ -73,10 +73,10 @@ def test_a_folder_of_hugging_face_s_has_labels_and_size(tmp_path):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"depth_multiplier": 0.5}, r"width multiplier 0.5 \(depth_multiplier\), and the tensors are of 0.25"),
-        ({"expand_ratio": 3}, r"expansion 3 \(expand_ratio\), and the tensors are of 6"),
-        ({"num_channels": 1}, r"channels 1 \(num_channels\), and the tensors are of 3"),
-        ({"id2label": {"0": "cat"}}, r"classes 1 \(id2label\), and the tensors are of 7"),
+        ({"depth_multiplier": 0.5}, r"width multiplier 0.5 \(depth_multiplier\), but the tensors have 0.25"),
+        ({"expand_ratio": 3}, r"expansion 3 \(expand_ratio\), but the tensors have 6"),
+        ({"num_channels": 1}, r"channels 1 \(num_channels\), but the tensors have 3"),
+        ({"id2label": {"0": "cat"}}, r"classes 1 \(id2label\), but the tensors have 7"),
         ({"hidden_act": "gelu"}, 'config.json says hidden_act "gelu"'),
     ],
 )
@@ -100,7 +100,9 @@ def test_what_the_files_beside_the_weights_say_is_done(tmp_path):
     changes = {"convention": "pytorch", "batch_norm_epsilon": 1e-3, "activation": "relu", "num_classes": 2}
     assert restored.model == network.model.clone(**changes)
     assert (restored.resolution, restored.preprocessing.interpolation) == (96, "bicubic")
-    assert restored.notes[-1] == "the one output, a sigmoid, becomes two classes, and is the probability of class 1"
+    assert (
+        restored.notes[-1] == "the single sigmoid output is converted to two classes: it is the probability of class 1"
+    )
     save_network(tmp_path / "ours", restored)
     assert load_weights(tmp_path / "ours").preprocessing == restored.preprocessing
 
@@ -117,9 +119,9 @@ def test_one_sigmoid_is_a_softmax_of_two_classes(network):
     )
     np.testing.assert_allclose(two.task.probabilities(np.asarray(logits))[1], 1 / (1 + np.exp(-logit[0])), rtol=1e-5)
     assert with_outputs(network, "sigmoid").task == Classification(7, outputs="sigmoid")
-    with pytest.raises(UserError, match="there is no classifier"):
+    with pytest.raises(UserError, match="there is no classifier whose outputs could be set to sigmoid"):
         with_outputs(network.replace(model=network.model.clone(num_classes=0)), "sigmoid")
-    with pytest.raises(UserError, match="outputs are a sigmoid each, which a file for torchvision has no place to say"):
+    with pytest.raises(UserError, match="the network has sigmoid outputs, which a file for torchvision cannot record"):
         export_weights(Path("x.safetensors"), with_outputs(network, "sigmoid"), "torchvision")
 
 
@@ -132,7 +134,7 @@ def test_what_a_file_is_read_as_is_said(tensors, tmp_path):
 
 
 def test_only_a_network_with_a_background_loses_it(network, tensors, tmp_path):
-    with pytest.raises(UserError, match="has 7 classes, and only 1001 hold a background"):
+    with pytest.raises(UserError, match="has 7 classes; only networks with 1001 classes have a background"):
         load_weights(write(tmp_path / "x.safetensors", tensors), drop_background=True)
     larger = random_network("torchvision", num_classes=1001)
     tensors = mapping.export(TORCHVISION, larger.model, larger.variables)
@@ -159,15 +161,15 @@ def renamed(tensors):
     [
         (lambda t: {n: v for n, v in t.items() if n != KERNEL}, f"tensors are missing: {KERNEL}$"),
         (lambda t: {n: v for n, v in t.items() if not n.startswith("features.3.")}, r"missing: features\.3\..* and 10 more"),
-        (lambda t: {**t, "extra.weight": np.ones(3, np.float32)}, "left over that belong to no layer: extra.weight"),
+        (lambda t: {**t, "extra.weight": np.ones(3, np.float32)}, "unexpected tensors that belong to no layer: extra.weight"),
         (renamed, f"tensors are missing: {KERNEL}"),
         (lambda t: {**t, KERNEL: t[KERNEL][:, :, :2]}, rf"{KERNEL} has shape \(48, 1, 2, 3\), expected \(48, 1, 3, 3\)"),
         (lambda t: {**t, EXPAND: t[EXPAND][:9]}, rf"{EXPAND} has shape \(9, 8, 1, 1\), expected \(48, 8, 1, 1\)"),
         (lambda t: {**t, "classifier.1.bias": t["classifier.1.bias"][:3]}, r"classifier.1.bias has shape \(3,\), expected \(7,\)"),
-        (lambda t: {**t, KERNEL: t[KERNEL] * np.nan}, f"{KERNEL} holds values that are not finite"),
-        (lambda t: {**t, KERNEL: (9 * t[KERNEL]).astype(np.int32)}, f"{KERNEL} holds int32, expected floating-point"),
-        (lambda t: {**t, "features.0.1.running_var": -t["features.0.1.running_var"]}, "running_var holds negative variances"),
-        (lambda t: {"a": np.ones(1, np.float32)}, r"its tensors \(a, ...\) are not those of a MobileNet of torchvision, timm"),
+        (lambda t: {**t, KERNEL: t[KERNEL] * np.nan}, f"{KERNEL} contains values that are not finite"),
+        (lambda t: {**t, KERNEL: (9 * t[KERNEL]).astype(np.int32)}, f"{KERNEL} has dtype int32, expected floating-point"),
+        (lambda t: {**t, "features.0.1.running_var": -t["features.0.1.running_var"]}, "running_var contains negative variances"),
+        (lambda t: {"a": np.ones(1, np.float32)}, r"its tensors \(a, ...\) are not those of a MobileNet from torchvision, timm"),
     ],
 )  # fmt: skip
 def test_a_wrong_tensor_is_named(change, says, tensors, tmp_path):
@@ -181,7 +183,9 @@ def test_the_wrong_source_is_corrected(tensors, tmp_path):
     path = write(tmp_path / "x.safetensors", tensors)
     with pytest.raises(UserError, match="weights of torchvision, not of timm; use --source torchvision"):
         load_weights(path, "timm")
-    with pytest.raises(UserError, match="no source 'caffe'; known are torchvision, timm, transformers, keras, tf_slim"):
+    with pytest.raises(
+        UserError, match="unknown source 'caffe'; choose from torchvision, timm, transformers, keras, tf_slim"
+    ):
         load_weights(path, "caffe")
 
 
@@ -242,7 +246,7 @@ def test_what_would_be_another_function_is_not_written(target, settings, named, 
     with pytest.raises(UserError, match=f"not the published mobilenet_v2 but differs in {named}: ") as error:
         export_weights(tmp_path / FILES[target], network, target)
     assert "\n" not in str(error.value)
-    assert f"read by {SOURCES[target].title} it would be another function" in str(error.value)
+    assert f"loaded by {SOURCES[target].title}, it would compute a different function" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,10 +279,10 @@ def test_a_network_that_others_have_not_is_not_theirs(network, monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("source", "name", "target", "says"),
     [
-        ("torchvision", "x.pkl", "torchvision", "x.pkl should end in .safetensors or .pth"),
-        ("torchvision", "x.safetensors", "timm", "no target 'timm'; known are torchvision, keras"),
-        ("keras", "x.safetensors", "torchvision", "of the tensorflow convention, and torchvision computes with the"),
-        ("torchvision", "x.h5", "keras", "of the pytorch convention, and Keras computes with the tensorflow one"),
+        ("torchvision", "x.pkl", "torchvision", "x.pkl must end in .safetensors or .pth"),
+        ("torchvision", "x.safetensors", "timm", "unknown target 'timm'; choose from torchvision, keras"),
+        ("keras", "x.safetensors", "torchvision", "use the tensorflow convention, but torchvision uses the"),
+        ("torchvision", "x.h5", "keras", "use the pytorch convention, but Keras uses the tensorflow one"),
     ],
 )
 def test_targets_that_a_network_has_no_place_in(source, name, target, says, tmp_path):

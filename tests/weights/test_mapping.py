@@ -113,6 +113,6 @@ def test_a_head_of_several_layers_is_named_with_what_is_known():
     found, said = mapping.find_classifier(TORCHVISION, "mobilenet_v2", tensors)
     assert (found, said) == (tensors, [])
     model, channels = mapping.infer_model(TORCHVISION, "mobilenet_v2", found)
-    says = r"no layer: classifier.3.weight; known behind the network is one linear layer, with a weight of \(classes, 1280\) and a bias: without"
+    says = r"no layer: classifier.3.weight; supported after the network is one linear layer with a weight of shape \(classes, 1280\) and a bias, or no layer"
     with pytest.raises(UserError, match=says):
         mapping.fill(TORCHVISION, model, channels, found)

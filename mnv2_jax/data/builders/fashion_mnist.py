@@ -70,12 +70,12 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read or is truncated ({error}); {expected}") from error
     if content[: len(header)] != header:
-        raise UserError(f"{path} is another kind of file: its header is {content[:16].hex(' ')}; {expected}")
+        raise UserError(f"{path} is a different kind of file: its header is {content[:16].hex(' ')}; {expected}")
     if len(content) != size:
         there = f"{len(content):,} bytes" if len(content) < size else "more bytes"
-        raise UserError(f"{path} holds {there} instead of {size:,}; {expected}")
+        raise UserError(f"{path} contains {there} instead of {size:,}; {expected}")
     if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise UserError(f"{path} holds other data, its SHA-256 differs; {expected}, SHA-256 {file.sha256}")
+        raise UserError(f"{path} contains different data: its SHA-256 differs; {expected}, SHA-256 {file.sha256}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)
 
 
@@ -110,7 +110,7 @@ class FashionMNIST(tfds.image_classification.FashionMNIST, skip_registration=Tru
 
     name = "fashion_mnist"
     data_files_instructions = (
-        f"give the folder with its files ({', '.join(f'{file.name}.gz' for file in FILES.values())}) as --data-files "
+        f"pass the folder with its files ({', '.join(f'{file.name}.gz' for file in FILES.values())}) as --data-files "
         "DIR; Debian's package dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist"
     )
 

@@ -83,9 +83,9 @@ def take_text(path):
         (truncate, "cannot be read or is truncated"),
         (shorten, r"bytes instead of"),
         (alter, "SHA-256 differs"),
-        (inflate, "holds more bytes instead of 23,536"),
-        (take_labels, "another kind of file"),
-        (take_text, "another kind of file"),
+        (inflate, "contains more bytes instead of 23,536"),
+        (take_labels, "a different kind of file"),
+        (take_text, "a different kind of file"),
     ],
 )
 def test_damaged_idx_file_is_named_and_nothing_is_written(idx_folder, tmp_path, damage, says):
