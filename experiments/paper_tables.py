@@ -237,9 +237,9 @@ def table_3() -> Table:
         ),
         rows=tuple(rows),
         remarks=(
-            "V1 and V2 are MobileNets; the recomputed entries are the tensors between their blocks and, at 1 pixel, the "
-            f"pooled features. As in the paper, the first and the last convolution of V2 are left out ({stem[-1]} channels at "
-            f"{stem[0]} pixels, {tensor_bytes(stem[0], stem[-1]) / 1000:.1f} KB; {head[-1]} at {head[0]}, "
+            "V1 and V2 are MobileNets; the recomputed entries are the tensors between their blocks and, at 1 pixel, "
+            "the pooled features. As in the paper, the first and the last convolution of V2 are left out "
+            f"({stem[-1]} channels at {stem[0]} pixels, {tensor_bytes(stem[0], stem[-1]) / 1000:.1f} KB; {head[-1]} at {head[0]}, "
             f"{tensor_bytes(head[0], head[-1]) / 1000:.1f} KB): each can be one operator with its neighbour.",
             "SN is ShuffleNet (2x, g = 3), which is not recomputed; only its last row is, from the published entries "
             "above it.",

@@ -305,8 +305,9 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         )
     return [
         *lines,
-        f"Lemma 2: x was recovered in {lemma['recovered']:,} of {lemma['determined']:,} examples where it is determined; a second "
-        f"x with the same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where one should exist.",
+        f"Lemma 2: x was recovered in {lemma['recovered']:,} of {lemma['determined']:,} examples where it is determined; "
+        f"a second x with the same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where one "
+        "should exist.",
     ]
 
 

@@ -156,7 +156,8 @@ def _absent_platform(error: Exception) -> UserError | None:
     reason = " ".join(str(error).partition(" (set JAX")[0].split())[:200].rstrip(".") or type(error).__name__
     asked = os.environ.get("JAX_PLATFORMS") or "its devices"
     return UserError(
-        f"JAX cannot start {asked} on this machine ({reason}); set JAX_PLATFORMS to an available platform, for example cpu"
+        f"JAX cannot start {asked} on this machine ({reason}); set JAX_PLATFORMS to an available platform, "
+        "for example cpu"
     )
 
 

@@ -233,8 +233,8 @@ def check_folder(
     ]
     if differences and not overwrite:
         raise UserError(
-            f"--out {folder} contains another {kind}: {'; '.join(differences)}; choose another --out or use --overwrite to "
-            "start over"
+            f"--out {folder} contains another {kind}: {'; '.join(differences)}; choose another --out or use "
+            "--overwrite to start over"
         )
 
 

@@ -235,7 +235,8 @@ def find_study(path: Path) -> Study:
     """
     if not path.is_file():
         raise UserError(
-            f"--study {path} is not a script; use one of yours or one in experiments/, which is in the source, not in the wheel"
+            f"--study {path} is not a script; use one of yours or one in experiments/, which is in the source, not in "
+            "the wheel"
         )
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as when it is run: it may import modules beside it
@@ -257,9 +258,9 @@ def advice(plan: "Plan") -> str:
     """Describe by how much a program does not fit, and what would help."""
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
-        f"{plan.title} does not fit: it needs at least {needed:.2f} GiB, {needed - room:.2f} GiB more than the {room:.2f} GiB "
-        f"available on a {plan.chip.name}. Fewer images per chip help in proportion (plan --sweep-batch finds how many fit); "
-        "so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
+        f"{plan.title} does not fit: it needs at least {needed:.2f} GiB, {needed - room:.2f} GiB more than the "
+        f"{room:.2f} GiB available on a {plan.chip.name}. Fewer images per chip help in proportion (plan --sweep-batch finds "
+        "how many fit); so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
     )
 
 

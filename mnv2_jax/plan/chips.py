@@ -171,12 +171,12 @@ def find_slice(name: str) -> tuple[Chip, str]:
     chips = [chip for chip in CHIPS.values() if start in (chip.name, chip.rented) and start != name]
     if not chips:
         raise UserError(
-            "--topology must be a slice by its rented name (v4-8, v5litepod-8, v5p-8, v6e-8) or as CHIP:SHAPE (v5e:2x4), "
-            f"where CHIP is one of {', '.join(CHIPS)}; got {name!r}"
+            "--topology must be an accelerator type (v4-8, v5litepod-8, v5p-8, v6e-8) or CHIP:SHAPE (v5e:2x4), where CHIP "
+            f"is one of {', '.join(CHIPS)}; got {name!r}"
         )
     (chip,) = chips
     offered = ", ".join(f"{chip.rented_name(shape)} ({chip.name}:{shape})" for shape in chip.slices)
-    counted_in = f"; rented names count cores, {chip.cores} per chip" if chip.cores > 1 else ""
+    counted_in = f"; accelerator types count cores, {chip.cores} per chip" if chip.cores > 1 else ""
     raise UserError(f"--topology {name} is not an available slice; choose from {offered}{counted_in}")
 
 

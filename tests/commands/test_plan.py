@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--topology", "v9:2x4"], "--topology must be a slice by its rented name (v4-8, v5litepod-8, "),
+        (["--topology", "v9:2x4"], "--topology must be an accelerator type (v4-8, v5litepod-8, "),
         (
             ["--topology", "v5e:3x3"],
             "is not an available slice; choose from v5litepod-1 (v5e:1x1), v5litepod-4 (v5e:2x2)",
@@ -40,7 +40,7 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
         (["--compare", "dtype=float32", "--sweep-batch"], "cannot be combined"),
         (["--compare", "study=ablate_bottleneck"], "--compare changes settings of a plan; --study is not one"),
         (["--compare", "=3"], "--compare takes FLAG=VALUE"),
-        (["--topology", "v5e"], "or as CHIP:SHAPE (v5e:2x4), where CHIP is one of v4, v5e, v5p, v6e; got 'v5e'"),
+        (["--topology", "v5e"], "or CHIP:SHAPE (v5e:2x4), where CHIP is one of v4, v5e, v5p, v6e; got 'v5e'"),
         (
             ["--sweep-batch", "--batch-size", "48", "--accumulation", "3"],
             "none of which is divisible by --accumulation 3",

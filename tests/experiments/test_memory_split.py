@@ -77,8 +77,8 @@ def test_the_title_tells_what_the_largest_recommended_split_saves(script):
         ({"resolution": 0}, "--resolution must be from 1"),
         ({"width_multiplier": 0.0}, "--width-multiplier must be greater than 0"),
         ({"rounds": 0}, "--rounds must be 1 or more, got 0"),
-        ({"topology": "v9"}, "--topology must be a slice by its rented name .* got 'v9'"),
-        ({"topology": ""}, "--topology must be a slice by its rented name"),
+        ({"topology": "v9"}, "--topology must be an accelerator type .* got 'v9'"),
+        ({"topology": ""}, "--topology must be an accelerator type"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(script, tmp_path, flags, says):
