@@ -46,7 +46,7 @@ class Options:
     num_classes: int = 1000
     """Number of classes."""
     topology: str = "v5litepod-8"
-    """TPU slice by its rented name (v4-8, v5litepod-8, v5p-8, v6e-8), or as CHIP:SHAPE, such as v5e:2x4."""
+    """TPU slice by accelerator type (v4-8, v5litepod-8, v5p-8, v6e-8), or as CHIP:SHAPE, such as v5e:2x4."""
     step: Step = "train"
     """Training step or evaluation step."""
     batch_size: int | None = None
