@@ -36,7 +36,9 @@ def main(options: Options) -> None:
 
     if options.action == "prepare":
         if options.name is None:
-            raise UserError(f"datasets prepare needs a NAME: one of {', '.join(CATALOG)}, or another TFDS data set")
+            raise UserError(
+                f"datasets prepare NAME: NAME is missing; choose from {', '.join(CATALOG)}, or another TFDS data set"
+            )
         builder = prepared_builder(options.name, options.data_files, progress=True)
         sizes = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
         print(f"{options.name} is prepared in {builder.data_dir}: {sizes}")
