@@ -196,7 +196,7 @@ def test_weights_that_are_not_there(refused, arguments, says):
 
 
 def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tmp_path):
-    assert "name the images with --dataset" in refused("evaluate", "--weights", saved)
+    assert "specify --dataset" in refused("evaluate", "--weights", saved)
     folder = ["evaluate", "--weights", saved, "--dataset", "folder"]
     assert "does not record which folder it was trained on; specify --data-files" in refused(*folder)
     others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)

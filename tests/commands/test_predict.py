@@ -140,7 +140,7 @@ def test_published_weights_by_reference(run, hub_network, images):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "name the images with --image, or a preprocessed batch with --array"),
+        ([], "specify either images (--image) or a preprocessed batch (--array)"),
         (["--image", "a.png", "--array", "a.npy"], "specify either images (--image) or a preprocessed batch (--array)"),
         (["--image", "nowhere.png"], "--image nowhere.png does not exist"),
         (["--image", "."], "--image . contains no images, directly or in subfolders"),
