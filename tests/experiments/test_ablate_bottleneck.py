@@ -162,8 +162,8 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--activation", "relu7"], "there is no --activation relu7; known are relu6, relu, "),
-        (["--activation", "linear"], "there is no --activation linear; known are"),
+        (["--activation", "relu7"], "unknown --activation relu7; choose from relu6, relu, "),
+        (["--activation", "linear"], "unknown --activation linear; choose from"),
         (["--dataset", "mnist"], "mnist is not prepared in"),
         (["--colour", "red"], "unrecognized option --colour; see --help"),
         (["--seeds", "many"], "--seeds takes whole numbers, got many"),
