@@ -121,8 +121,8 @@ def open_images(options: Options, dataset: str, given: "Network | None") -> "Str
     entry = CATALOG.get(dataset)
     if given is not None and entry is not None and entry.source_size and entry.image_size != given.resolution:
         raise UserError(
-            f"the images of {dataset} have {entry.image_size} pixels a side and the network's {given.resolution}; "
-            "name the data set that it was trained on"
+            f"the images of {dataset} are {entry.image_size} pixels wide, but the network expects {given.resolution}; "
+            "specify the data set that it was trained on"
         )
     data = load_stream(dataset, options.data_files, resolution=given.resolution if given else None)
     check_images("--images", options.images, len(data.sources["test"]), f"{dataset} test")
@@ -349,7 +349,7 @@ def _said(finding: Mapping[str, Any]) -> str:
             if isinstance(value, float)
             else f"{name.replace('_', ' ')}: {value}"
         )
-    verdict = "agrees" if finding["agrees"] else "does not agree"
+    verdict = "agrees" if finding["agrees"] else "disagrees"
     return f"{verdict}: {finding['statement']} ({'; '.join(parts)})"
 
 
@@ -365,7 +365,7 @@ def check(options: Options) -> None:
     if options.images < 1:
         raise UserError(f"--images must be 1 or more, got {options.images}")
     if not 0 <= options.seed < 2**31:
-        raise UserError(f"--seed must be from 0 to below 2^31, got {options.seed}")
+        raise UserError(f"--seed must be from 0 to 2^31 - 1, got {options.seed}")
     check_size("width_multiplier", options.width_multiplier)
 
 
@@ -387,12 +387,14 @@ def open_given(options: Options, console: "Console") -> "tuple[Network | None, s
         patterns.check_network(given.model)
         dataset = options.dataset or known.get("dataset")
         if dataset is None:
-            raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
+            raise UserError(f"{options.weights} does not record what it was trained on; specify --dataset")
         return given, dataset, {**settings, "dataset": dataset, "weights_sha256": tree_digest(given.variables)}
     dataset = options.dataset or "digits"
     if dataset not in get_args(ResidentName):
         known_sets = ", ".join(get_args(ResidentName))
-        raise UserError(f"a network is trained here on one of {known_sets}, not on {dataset}; or name --weights")
+        raise UserError(
+            f"this script cannot train a network on {dataset}; choose from {known_sets} or specify --weights"
+        )
     trained = {"dataset": dataset, "width_multiplier": options.width_multiplier, "epochs": options.epochs}
     return None, dataset, {**settings, **trained}
 

@@ -147,7 +147,7 @@ def main(options: Options) -> None:
     if options.peer_python is not None:
         check = [options.peer_python, "-c", "import tensorflow"]
         if not options.peer_python.is_file() or subprocess.run(check, capture_output=True).returncode:
-            raise UserError(f"--peer-python {options.peer_python} is no Python with TensorFlow")
+            raise UserError(f"--peer-python {options.peer_python} is not a Python interpreter with TensorFlow")
         pythons |= {WHOLE: options.peer_python, FUSED: options.peer_python}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -193,15 +193,15 @@ def report(options: Options, measured: dict[str, list[dict[str, float]]], size: 
     if options.json:
         print(json.dumps({"bytes_a_file": size, "images_per_second": measured, "ratio_a_core": ratios}))
         return
-    print(f"{options.files} JPEGs of {size / 1000:.0f} KB, {options.images} images a round, {options.rounds} rounds")
+    print(f"{options.files} JPEGs of {size / 1000:.0f} KB, {options.images} images per round, {options.rounds} rounds")
     for name, rounds in measured.items():
         core, every = ([entry[kind] for entry in rounds] for kind in ("a_core", "all_cores"))
         print(
-            f"{name:14} {median(core):6.0f} images/s a core ({min(core):.0f} to {max(core):.0f}), "
+            f"{name:14} {median(core):6.0f} images/s per core ({min(core):.0f} to {max(core):.0f}), "
             f"{median(every):6.0f} on {os.cpu_count()} cores"
         )
     for name, each in ratios.items():
-        print(f"ours to {name}, a core: {median(each):.2f} ({min(each):.2f} to {max(each):.2f})")
+        print(f"ours / {name}, per core: {median(each):.2f} ({min(each):.2f} to {max(each):.2f})")
 
 
 if __name__ == "__main__":

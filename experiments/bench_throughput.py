@@ -121,7 +121,7 @@ def failure(name: str, log: Path) -> Exception:
     from mnv2_jax.errors import UserError
 
     lines = log.read_text(errors="replace").strip().splitlines()
-    return UserError(f"{name} failed: {lines[-1] if lines else 'something killed it, for its memory perhaps'}")
+    return UserError(f"{name} failed: {lines[-1] if lines else 'it was killed, possibly for lack of memory'}")
 
 
 def environment() -> dict[str, str]:
@@ -148,11 +148,11 @@ def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
     for flag, names, known in (("--peers", peers, PEERS), ("--tasks", tasks, TASKS)):
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise UserError(f"{flag} {unknown[0]} is not known; known are {' and '.join(known)}")
+            raise UserError(f"unknown {flag} {unknown[0]}; choose from {', '.join(known)}")
     if not tasks:
-        raise UserError("--tasks must name one at least")
+        raise UserError("--tasks must name at least one task")
     if options.batch_size < 2:
-        raise UserError(f"--batch-size must be 2 or more, which statistics need, got {options.batch_size}")
+        raise UserError(f"--batch-size must be 2 or more for batch statistics, got {options.batch_size}")
     if not 0 < options.width_multiplier < float("inf"):
         raise UserError(f"--width-multiplier must be greater than 0, got {options.width_multiplier}")
     for flag, value in (("rounds", options.rounds), ("steps", options.steps), ("resolution", options.resolution)):
@@ -161,19 +161,19 @@ def check(options: Options) -> tuple[tuple[str, ...], dict[str, Path]]:
     most = 1 if peers else STRIDED_LAYERS
     if not 0 <= options.unit_strides <= most:
         raise UserError(
-            f"--unit-strides must be 0 to {most}{' beside peers' if peers else ''}, got {options.unit_strides}"
+            f"--unit-strides must be 0 to {most}{' with --peers' if peers else ''}, got {options.unit_strides}"
         )
     if "keras" in peers and options.resolution < 32:
-        raise UserError(f"--resolution must be 32 or more beside keras, got {options.resolution}")
+        raise UserError(f"--resolution must be 32 or more with --peers keras, got {options.resolution}")
 
     python = options.peer_python or Path(sys.executable)
     for peer in peers:
         code = "\n".join(f"import {package}" for package in PACKAGES[peer])
         command = [str(python), "-c", code]
         if not python.is_file() or subprocess.run(command, capture_output=True, env=environment()).returncode:
-            raise UserError(f"--peer-python {python} is no Python with {' and '.join(PACKAGES[peer])}")
+            raise UserError(f"--peer-python {python} is not a Python interpreter with {' and '.join(PACKAGES[peer])}")
     if options.out.exists() and not options.out.is_dir():
-        raise UserError(f"--out {options.out} is a file; name a folder")
+        raise UserError(f"--out {options.out} is a file, not a folder")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,7 +190,7 @@ def check_loss(name: str, task: str, theirs: float, mine: float) -> None:
     from mnv2_jax.errors import UserError
 
     if not abs(theirs - mine) <= TOLERANCE * abs(mine):
-        raise UserError(f"{name} computes something else in {task}: its loss is {theirs:.5f}, and ours {mine:.5f}")
+        raise UserError(f"{name} does not compute the same in {task}: its loss is {theirs:.5f}, ours is {mine:.5f}")
 
 
 def measure(
@@ -284,7 +284,7 @@ def main(options: Options) -> None:
         with (folder / "inputs.log").open("w") as log:
             code = subprocess.run(command, stdout=log, stderr=log, env=environment()).returncode
         if code:
-            raise failure("making the weights", folder / "inputs.log")
+            raise failure("creating the weights", folder / "inputs.log")
         measured = [measure(task, pythons, options, settings, folder) for task in tasks]
     about = measured[0][1]
     found = {
@@ -315,7 +315,7 @@ def setting(result: dict[str, Any]) -> str:
 def report(found: dict[str, Any]) -> None:
     """Print the rate of each network, and our ratio to each peer."""
     if found["load_average"] > 0.5:
-        print(f"load average {found['load_average']:.1f} before the start: others use these cores too")
+        print(f"load average {found['load_average']:.1f} before the start: other processes use these cores too")
     for result in found["results"]:
         print(f"{result['task']}: {setting(result)}, {result['rounds']} rounds, {found['threads']} threads")
         for name, rate in result["images_per_second"].items():
@@ -324,7 +324,7 @@ def report(found: dict[str, Any]) -> None:
             print(f"  {name:6} {rate:8.1f} images/s ({low:.1f} to {high:.1f}){memory}, on {found['device'][name]}")
         for name, ratio in result["ratio"].items():
             low, high = result["ratio_spread"][name]
-            print(f"  ours to {name}: {ratio:.2f} ({low:.2f} to {high:.2f})")
+            print(f"  ours / {name}: {ratio:.2f} ({low:.2f} to {high:.2f})")
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:

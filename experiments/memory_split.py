@@ -111,7 +111,7 @@ def measure(options: Options, chip: Any, say: Any) -> dict[str, Any]:
 
     largest = max(blocks, key=lambda unit: part_bytes(unit, 1))
     splits = sorted({1, *(min(split, inner(largest)) for split in options.splits)})
-    say(f"{largest.name}: {inner(largest)} channels inside, in {', '.join(map(str, splits))} parts")
+    say(f"{largest.name}: {inner(largest)} inner channels, in {', '.join(map(str, splits))} parts")
     programs = [block_program(largest, split) for split in splits]
     seconds: list[list[float]] = [[] for _ in splits]
     for _ in range(options.rounds + 1):
@@ -335,7 +335,7 @@ def main(options: Options) -> None:
     check_size("width_multiplier", options.width_multiplier)
     for flag, splits in (("--splits", options.splits), ("--network-splits", options.network_splits)):
         if not splits or min(splits) < 1:
-            raise UserError(f"{flag} must be numbers of parts from 1 on, got {' '.join(map(str, splits)) or 'none'}")
+            raise UserError(f"{flag} must be numbers of parts, 1 or more, got {' '.join(map(str, splits)) or 'none'}")
     if options.rounds < 1:
         raise UserError(f"--rounds must be 1 or more, got {options.rounds}")
     from mnv2_jax.plan.chips import open_topology
@@ -348,7 +348,9 @@ def main(options: Options) -> None:
         found = measure(options, chip, lambda line: console.print(line, markup=False))
         summary = {"experiment": "memory_split", "findings": findings(found), **found}
     write_results(options.out, summary, draw(summary, options))
-    table = Table("parts", "memory, MB", "formula, MB", "between, of whole", "ms", "time, of whole", box=SIMPLE_HEAD)
+    table = Table(
+        "parts", "memory, MB", "formula, MB", "inner tensors, of whole", "ms", "time, of whole", box=SIMPLE_HEAD
+    )
     for row in summary["sweep"]:
         table.add_row(
             str(row["split"]),

@@ -146,7 +146,7 @@ def check(options: Options) -> None:
         values = getattr(options, name)
         if not values or list(values) != sorted(set(values)) or not low <= values[0] <= values[-1] <= high:
             raise UserError(
-                f"--{name} must be numbers from {low} to {high}, rising, got {' '.join(map(str, values)) or 'none'}"
+                f"--{name} must be increasing numbers from {low} to {high}, got {' '.join(map(str, values)) or 'none'}"
             )
     if not 10 <= options.studies <= 100_000:
         raise UserError(f"--studies must be from 10 to 100000, got {options.studies}")

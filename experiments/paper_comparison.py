@@ -18,11 +18,11 @@ from rich.text import Text
 
 NOT_RECOMPUTED = "not recomputed"
 READING = (
-    "≠ marks a recomputed entry that gives the published one neither rounded nor cut off to the digits published "
-    "(memory: two digits). The paper cuts parameters off to 3.4 million, the slim table multiply-adds to whole "
+    "≠ marks a recomputed entry that equals the published one neither rounded nor truncated to the published digits "
+    "(memory: two digits). The paper truncates parameters to 3.4 million, the slim table multiply-adds to whole "
     "millions.",
-    "Parameters are without batch norm, as the paper and the slim table count them; multiply-adds are the kernels' "
-    "alone. Networks have 1000 classes and, where nothing else is said, width 1.0 and 224 pixels.",
+    "Parameters exclude batch norm, as in the paper and the slim table; multiply-adds are those of the kernels only. "
+    "Networks have 1000 classes and, unless stated otherwise, width 1.0 and 224 pixels.",
     "Memory is that of activations in fp16, for one image; 1 KB is 1000 B.",
 )
 

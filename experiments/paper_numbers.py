@@ -59,7 +59,7 @@ max | –    | 1600 | –    | 400 | –    | 600
 """Largest tensors to be kept between operators (Table 3): pixels; then channels and KB of MobileNetV1, MobileNetV2 and
 ShuffleNet (2x, g = 3)."""
 
-PEAK_MEMORY = {"largest tensor between blocks": ("1600", "400"), "each block an operator": ("1600", "400")}
+PEAK_MEMORY = {"largest tensor between blocks": ("1600", "400"), "each block as one operator": ("1600", "400")}
 """Peak KB of MobileNetV1 and MobileNetV2 at inference (Sec. 5.1; last row of Table 3), by definition of an operator."""
 
 
@@ -135,16 +135,18 @@ class Entry(NamedTuple):
 
 MOST_PARAMETERS = (
     "The checkpoint released at width 1.4 is listed with 6.06 (6.11 with batch norm); the paper does not say where 6.9 "
-    "is from."
+    "comes from."
 )
 MOST_MULTIPLY_ADDS = (
-    "The checkpoint released at width 1.4 is listed with 582; the paper does not say where 585 is from."
+    "The checkpoint released at width 1.4 is listed with 582; the paper does not say where 585 comes from."
 )
 ONE_STRIDE_EARLY = (
-    "Published is what leaves the stride-2 block that this resolution enters, and exists only at half of it: in "
-    "Table 2, 56² × 24 goes in and 28² × 32 comes out."
+    "The published entry is the output of the stride-2 block that this resolution enters, which exists only at half "
+    "that resolution: in Table 2, 56² × 24 goes in and 28² × 32 comes out."
 )
-INPUT_AND_OUTPUT = "Published is the largest single tensor between blocks; eq. 2 counts an operator's input and output."
+INPUT_AND_OUTPUT = (
+    "The published entry is the largest single tensor between blocks; eq. 2 counts an operator's input and output."
+)
 
 EXPLANATIONS: dict[Entry, str] = {
     Entry("text", "residual bottleneck layers", "size"): (
@@ -160,14 +162,14 @@ EXPLANATIONS: dict[Entry, str] = {
         for pixels in ("56", "28", "14")
         for what in ("ch.", "KB")
     },
-    Entry("table3", "7", "V1 KB"): "Published is about twice what 1024 channels take.",
-    Entry("table3", "7", "V2 KB"): "Published is more than 320 channels take (30.6 if 1 KB is 1024 B).",
-    Entry("table3", "max", "SN KB"): "Published is the largest entry but for the first row, which is larger.",
-    Entry("memory", "each block an operator", "V1 KB"): INPUT_AND_OUTPUT,
-    Entry("memory", "each block an operator", "V2 KB"): INPUT_AND_OUTPUT,
+    Entry("table3", "7", "V1 KB"): "The published entry is about twice what 1024 channels take.",
+    Entry("table3", "7", "V2 KB"): "The published entry is more than 320 channels take (30.6 if 1 KB is 1024 B).",
+    Entry("table3", "max", "SN KB"): "The published entry is the largest except for the first row, which is larger.",
+    Entry("memory", "each block as one operator", "V1 KB"): INPUT_AND_OUTPUT,
+    Entry("memory", "each block as one operator", "V2 KB"): INPUT_AND_OUTPUT,
     Entry("table4", "MobileNetV1", "multiply-adds, M"): (
         "The checkpoint of MobileNetV1 is listed with 569 (research/slim/nets/mobilenet_v1.md); the paper does not say "
-        "where 575 is from."
+        "where 575 comes from."
     ),
     Entry("table4", "MobileNetV2 (1.4)", "params, M"): MOST_PARAMETERS,
     Entry("table4", "MobileNetV2 (1.4)", "multiply-adds, M"): MOST_MULTIPLY_ADDS,

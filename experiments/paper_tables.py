@@ -205,7 +205,7 @@ def text() -> Table:
         row_title="what",
         columns=(Column("size"),),
         rows=tuple(Row(name, (number(published, *ours[name]),)) for name, published in paper.TEXT.items()),
-        remarks=("Fewest and most: widths from 0.35 to 1.4 and resolutions from 96 to 224, as they were released.",),
+        remarks=("Fewest and most: widths from 0.35 to 1.4 and resolutions from 96 to 224, as released.",),
     )
 
 
@@ -228,7 +228,7 @@ def table_3() -> Table:
     stem, head = layers(V2)[0].output_shape, layers(V2)[-2].output_shape
     return Table(
         name="table3",
-        title="Table 3: the most channels and KB to be kept at each resolution",
+        title="Table 3: maximum channels and KB to be kept at each resolution",
         source=f"{paper.PAPER}, Table 3 (earlier versions differ in the first and the last row)",
         row_title="pixels",
         columns=(
@@ -237,9 +237,9 @@ def table_3() -> Table:
         ),
         rows=tuple(rows),
         remarks=(
-            "V1 and V2 are MobileNets: recomputed are the tensors between their blocks, and at 1 pixel the pooled "
-            f"features. As in the paper, the first and the last convolution of V2 are left out ({stem[-1]} channels at "
-            f"{stem[0]} pixels, {tensor_bytes(stem[0], stem[-1]) / 1000:.1f} KB; {head[-1]} at {head[0]}, "
+            "V1 and V2 are MobileNets; the recomputed entries are the tensors between their blocks and, at 1 pixel, "
+            "the pooled features. As in the paper, the first and the last convolution of V2 are left out "
+            f"({stem[-1]} channels at {stem[0]} pixels, {tensor_bytes(stem[0], stem[-1]) / 1000:.1f} KB; {head[-1]} at {head[0]}, "
             f"{tensor_bytes(head[0], head[-1]) / 1000:.1f} KB): each can be one operator with its neighbour.",
             "SN is ShuffleNet (2x, g = 3), which is not recomputed; only its last row is, from the published entries "
             "above it.",
@@ -262,9 +262,9 @@ def memory() -> Table:
 
     ways: dict[str, Callable[[str], list[tuple[str, int]]]] = {
         "largest tensor between blocks": tensors,
-        "each block an operator": lambda name: held(units(layers(name))),
+        "each block as one operator": lambda name: held(units(layers(name))),
         "the same, stem in the first block": lambda name: held(stem_joined(name)),
-        "each layer an operator": lambda name: held(layers(name)),
+        "each layer as one operator": lambda name: held(layers(name)),
     }
     rows = []
     for way, measure in ways.items():
@@ -284,9 +284,9 @@ def memory() -> Table:
         ),
         rows=tuple(rows),
         remarks=(
-            "An operator holds its input and its output (eq. 2); weights are left out. A block that is one operator "
-            "never holds its inner tensors whole, but a part of their channels at a time.",
-            "Shortcuts do not raise these peaks: no layer inside a block that has one comes near them.",
+            "An operator holds its input and its output (eq. 2); weights are not counted. A block that is one operator "
+            "never holds whole inner tensors, only some of their channels at a time.",
+            "Shortcuts do not raise these peaks: no layer inside a block with a shortcut comes near them.",
         ),
     )
 
@@ -309,7 +309,7 @@ def table_4() -> Table:
         columns=(*map(_quoted, ("top 1, %", "Pixel 1, ms")), Column("params, M"), Column("multiply-adds, M")),
         rows=tuple(rows),
         remarks=(
-            "Accuracies and times are quotes. The checkpoints that were released have other accuracies (slim README): "
+            "Accuracies and times are quoted. The released checkpoints have different accuracies (slim README): "
             f"{top1[1.0]} % at width 1.0 and {top1[1.4]} % at 1.4.",
         ),
     )
@@ -344,8 +344,8 @@ def released() -> Table:
             for checkpoint in paper.RELEASED
         ),
         remarks=(
-            "Accuracies and times are quotes. The checkpoints have a 1001st class (background), which changes nothing "
-            "at the digits published.",
+            "Accuracies and times are quoted. The checkpoints have a 1001st class (background), which changes nothing "
+            "at the published digits.",
         ),
     )
 
@@ -366,7 +366,7 @@ def main(options: Options) -> None:
     """Print every table, then write the files."""
     folder = options.out
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
+        raise UserError(f"--out {folder} is a file, not a folder")
     console = create_console()
     tables = []
     try:

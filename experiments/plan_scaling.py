@@ -117,7 +117,7 @@ def draw(plans: Sequence[dict[str, Any]]) -> Figure:
 def main(options: Options) -> None:
     """Compile for each slice, and show the work per chip."""
     if not options.topologies:
-        raise UserError("--topologies must name one slice at least")
+        raise UserError("--topologies must name at least one slice")
     if options.batch_per_device < 1:
         raise UserError(f"--batch-per-device must be 1 or more, got {options.batch_per_device}")
     wanted = [
@@ -145,11 +145,11 @@ def main(options: Options) -> None:
             figures(found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is damaged, or of another version ({error!r}); --overwrite starts from nothing"
+            f"{file} is damaged or from another version ({error!r}); use --overwrite to start over"
         ) from error
     for each, topology in zip(wanted, topologies, strict=True):
         if topology.name not in done:
-            with timed(console, f"compiling for {topology.name}, one to four minutes"):
+            with timed(console, f"compiling for {topology.name} (one to four minutes)"):
                 found = plan.plan(each, topology)
             if not found.fits:
                 raise UserError(plan.advice(found))

@@ -49,7 +49,7 @@ PHI: tuple[Activation, ...] = ("relu", "relu6", "leaky_relu", "linear")
 MEASURES = {
     "inverse_error": "pseudo-inverse,\nerror, % (median)",
     "one_to_one": "points kept\none to one, %",
-    "merged": "pairs\nmade one, %",
+    "merged": "pairs\nmerged, %",
     "affine_share": "affine decoder\nrecovers, %",
     "decoder_share": "trained decoder\nrecovers, %",
 }
@@ -101,13 +101,13 @@ def check(options: Options) -> None:
     channels = options.channels
     if len(channels) < 2 or list(channels) != sorted(set(channels)) or not 1 <= channels[0] <= channels[-1] <= 256:
         raise UserError(
-            f"--channels must be two or more numbers from 1 to 256, rising, got {' '.join(map(str, channels))}"
+            f"--channels must be two or more increasing numbers from 1 to 256, got {' '.join(map(str, channels))}"
         )
     for name, low, high in (("embeddings", 6, 10_000), ("decoder_steps", 1, 100_000), ("points", 16, 1024)):
         if not low <= getattr(options, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} must be from {low} to {high}, got {getattr(options, name)}")
     if not 2 <= options.decoders <= options.embeddings:
-        raise UserError(f"--decoders must be from 2 to --embeddings, {options.embeddings}, got {options.decoders}")
+        raise UserError(f"--decoders must be from 2 to --embeddings ({options.embeddings}), got {options.decoders}")
     for name in ("turns", "radius"):
         if not 0 < getattr(options, name) < 100:
             raise UserError(f"--{name} must be greater than 0 and below 100, got {getattr(options, name):g}")

@@ -77,7 +77,7 @@ def check(options: Options) -> None:
         values = getattr(options, name)
         if not values or list(values) != sorted(set(values)) or not 1 <= values[0] <= values[-1] <= most:
             raise UserError(
-                f"--{name} must be numbers from 1 to {most}, rising, got {' '.join(map(str, values)) or 'none'}"
+                f"--{name} must be increasing numbers from 1 to {most}, got {' '.join(map(str, values)) or 'none'}"
             )
     for name, low, high in (("samples", 100, 1_000_000), ("examples", 10, 100_000)):
         if not low <= getattr(options, name) <= high:
@@ -292,19 +292,22 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     lemma = summary["lemma_2"]
     lines = [
         f"Theorem 1: N / 2^m, which is the preserved fraction, agrees with the samples at {summary['points_that_agree']} "
-        f"of {summary['points']} points; with n + 1 in place of n it would be refuted at "
+        f"of {summary['points']} points; with n + 1 instead of n it would be refuted at "
         f"{summary['points_that_refute_n_plus_1']}."
     ]
     for row in summary["bounds"]:
-        texts = {name: f"from m = {m} on" if m else f"not by m = {LARGEST}" for name, m in row["holds_from_m"].items()}
+        texts = {
+            name: f"from m = {m} on" if m else f"nowhere up to m = {LARGEST}" for name, m in row["holds_from_m"].items()
+        }
         lines.append(
             f"n = {row['n']}: the first bound holds {texts['first']}, the second {texts['second']}, the third "
             f"{texts['third']}; it follows from the second {texts['third_follows_from_second']}."
         )
     return [
         *lines,
-        f"Lemma 2: x came back in {lemma['recovered']:,} of {lemma['determined']:,} examples where it should; a second x with the "
-        f"same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where there should be one.",
+        f"Lemma 2: x was recovered in {lemma['recovered']:,} of {lemma['determined']:,} examples where it is determined; "
+        f"a second x with the same image was found in {lemma['second_x_found']:,} of {lemma['undetermined']:,} where one "
+        "should exist.",
     ]
 
 

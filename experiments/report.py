@@ -54,10 +54,10 @@ def main(options: Options) -> None:
         refresh_pages(options)
         return
     if not options.folders:
-        raise UserError("name the folder of a finished study or training run, or several")
+        raise UserError("specify one or more folders of finished studies or training runs")
     for flag, path in (("out", options.out), ("markdown", options.markdown)):
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"--{flag} {path} must be a file, in a folder that there is")
+            raise UserError(f"--{flag} {path} must be a file in an existing folder")
     from mnv2_jax.ablation.report import is_run
 
     runs = [folder for folder in options.folders if is_run(folder)]
@@ -65,7 +65,7 @@ def main(options: Options) -> None:
         write_markdown(options, runs)
         return
     if options.out is not None and len(options.folders) == 1 and not runs and not options.view:
-        raise UserError("--out is the page of several studies; that of one is in its folder")
+        raise UserError("--out is for the page of several studies; that of a single study is in its folder")
     write_pages(options, runs)
 
 
@@ -80,11 +80,11 @@ def open_studies(options: Options, runs: list[Path]) -> dict[Path, tuple[dict[st
 
     studies = {folder: read_study(folder, options.metric) for folder in options.folders if folder not in runs}
     if not studies and (options.arms or options.metric is not None):
-        raise UserError("--arms and --metric are of studies, and there are only training runs")
+        raise UserError("--arms and --metric are for studies, but there are only training runs")
     known = list(dict.fromkeys(name for summary, _ in studies.values() for name in summary["arms"]))
     unknown = [name for name in options.arms if name not in known]
     if unknown:
-        raise UserError(f"--arms: there is no arm {unknown[0]!r}; there are {', '.join(known)}")
+        raise UserError(f"unknown arm {unknown[0]!r} in --arms; choose from {', '.join(known)}")
     if options.arms:
         studies = {folder: (with_arms(summary, options.arms), found) for folder, (summary, found) in studies.items()}
     if options.title is not None and len(options.folders) == 1:
@@ -129,7 +129,7 @@ def write_markdown(options: Options, runs: list[Path]) -> None:
     from mnv2_jax.results import write_atomically
 
     if runs:
-        raise UserError(f"--markdown writes tables of studies, and {runs[0]} holds a training run")
+        raise UserError(f"--markdown writes tables of studies, but {runs[0]} contains a training run")
     table = markdown([summary for summary, _ in open_studies(options, runs).values()])
     if str(options.markdown) == "-":
         print(table, end="")
@@ -143,7 +143,7 @@ def refresh_pages(options: Options) -> None:
     from mnv2_jax.results import read_text, write_atomically
 
     if options != Options(refresh=options.refresh):
-        raise UserError("--refresh takes pages alone: their markers name the folders")
+        raise UserError("--refresh takes only pages; their markers name the folders")
     pages = {page: read_text(page) for page in options.refresh}
     made = {page: refresh(text, ROOT) for page, text in pages.items()}
     for page, text in made.items():

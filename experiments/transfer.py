@@ -63,8 +63,8 @@ def main(options: Options) -> None:
     """Run the study."""
     if "://" not in options.weights and not Path(options.weights).exists():
         raise UserError(
-            f"--weights {options.weights} is not there; train it first: {SOURCE} (and --data-files DIR, where the data cannot "
-            "be downloaded)"
+            f"--weights {options.weights} does not exist; train it first: {SOURCE} (with --data-files DIR if the data "
+            "cannot be downloaded)"
         )
     from mnv2_jax.ablation.study import study_command
 

@@ -7,13 +7,13 @@ from mnv2_jax import cli
 from mnv2_jax.errors import UserError
 
 COMMANDS = {
-    "train": "train a network, on all devices of this host or of several",
-    "evaluate": "score a trained network on a split of a data set, class by class",
-    "datasets": "list the data sets that are known and prepared; prepare one",
+    "train": "train a network on all devices of one or several hosts",
+    "evaluate": "evaluate a trained network on a split of a data set, with per-class accuracy",
+    "datasets": "list the known data sets and where they are prepared, or prepare one",
     "summary": "list a network's layers, parameters, multiply-adds and memory",
-    "convert": "convert weights of another code base into a network, or back",
+    "convert": "convert weights from another code base, or back",
     "predict": "predict the classes of images",
-    "plan": "compile a run for TPUs that are not here: memory, time, the largest batch",
+    "plan": "compile a run for TPUs that you do not have: memory, time, largest batch",
 }
 
 
@@ -27,7 +27,7 @@ def main() -> None:
                 print(f"  {known:10}{purpose}")
         return
     if name not in COMMANDS:
-        cli.fail(UserError(f"there is no command {name!r}; known are {', '.join(COMMANDS)}"))
+        cli.fail(UserError(f"unknown command {name!r}; choose from {', '.join(COMMANDS)}"))
     command = importlib.import_module(f"mnv2_jax.commands.{name}")
     default = getattr(command, "default", None)
     cli.run(command.main, command.Options, command.__doc__ or "", arguments, f"python -m mnv2_jax {name}", default)

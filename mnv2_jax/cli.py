@@ -65,7 +65,7 @@ def use_compilation_cache() -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except (OSError, RuntimeError) as error:  # no home folder, or one that is not the user's
             print(
-                f"compiled programs are not cached ({error}); set JAX_COMPILATION_CACHE_DIR to a folder of yours",
+                f"compiled programs are not cached ({error}); set JAX_COMPILATION_CACHE_DIR to a writable folder",
                 file=sys.stderr,
             )
             return
@@ -85,7 +85,7 @@ def find_home() -> None:
     home = Path(tempfile.gettempdir()) / f"mnv2_jax-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
     if home.stat().st_uid != os.getuid():
-        raise UserError(f"there is no home folder, and {home} is another user's; set HOME")
+        raise UserError(f"there is no home folder, and {home} belongs to another user; set HOME")
     print(f"there is no home folder: data and caches go to {home}; set HOME to choose another", file=sys.stderr)
     os.environ["HOME"] = str(home)
 
@@ -156,7 +156,8 @@ def _absent_platform(error: Exception) -> UserError | None:
     reason = " ".join(str(error).partition(" (set JAX")[0].split())[:200].rstrip(".") or type(error).__name__
     asked = os.environ.get("JAX_PLATFORMS") or "its devices"
     return UserError(
-        f"JAX cannot start {asked} here ({reason}); set JAX_PLATFORMS to one that is here, cpu for instance"
+        f"JAX cannot start {asked} on this machine ({reason}); set JAX_PLATFORMS to an available platform, "
+        "for example cpu"
     )
 
 
@@ -195,7 +196,7 @@ def _lack_of_memory(error: Exception, options: type | None) -> UserError | None:
     flags = {} if options is None else flag_types(options)
     smaller = " or ".join(flag for flag in LARGE if flag in flags)
     why = f" ({reason})" if reason else ""
-    return UserError(f"there is not enough memory{why}" + (f"; lower {smaller}" if smaller else ""))
+    return UserError(f"not enough memory{why}" + (f"; reduce {smaller}" if smaller else ""))
 
 
 @contextlib.contextmanager
@@ -224,7 +225,7 @@ def exit_codes(options: type | None = None) -> Iterator[None]:
             raise
         fail(known)
     except KeyboardInterrupt:
-        print("\nInterrupted. What is finished is kept; the same command resumes.", file=sys.stderr)
+        print("\nInterrupted. Finished work is kept; run the same command to resume.", file=sys.stderr)
         sys.exit(130)
     finally:
         close_output()

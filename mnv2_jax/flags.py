@@ -18,6 +18,9 @@ from mnv2_jax.errors import UserError
 
 Options = TypeVar("Options")
 
+HEADER_LINE = re.compile(r"(?<!\n)\n(?=(?:Command|Cost|Expect):)")
+"""Line break before a header in a script's docstring. tyro joins lines; it keeps them apart at blank lines."""
+
 
 def parse(
     options: type[Options],
@@ -40,6 +43,7 @@ def parse(
         SystemExit: after --help.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    description = HEADER_LINE.sub("\n\n", description)
     start = None if default is None else default(arguments)
     extra: dict[str, Any] = {} if start is None else {"default": start}
     output = io.StringIO()
@@ -52,7 +56,7 @@ def parse(
         fields = () if extra else dataclasses.fields(options)  # type: ignore[arg-type]
         required = [_flag(each.name) for each in fields if _is_required(each)]
         sentence = _sentence(output.getvalue(), arguments, flag_types(options), required)
-        raise UserError(f"{sentence}; --help lists what is known") from None
+        raise UserError(f"{sentence}; see --help") from None
 
 
 def _flag(name: str) -> str:
@@ -89,7 +93,7 @@ def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required
     unknown = next((flag for flag in given if flag not in flags), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, flags, 1, cutoff=0.7)
-        return f"unrecognized option {unknown}" + "".join(f"; did you mean {flag}?" for flag in near)
+        return f"unrecognized option {unknown}" + "".join(f" (did you mean {flag}?)" for flag in near)
     missing = [flag for flag in required if flag not in given]
     if missing:
         return f"{' and '.join(missing)} must be given"
@@ -108,7 +112,7 @@ def _sentence(box: str, arguments: list[str], flags: Mapping[str, Any], required
     if flag and not got:
         return f"{flag} needs a value"
     if choices:
-        return f"there is no {flag} {got}; known are {', '.join(map(str, choices))}"
+        return f"unknown {flag} {got}; choose from {', '.join(map(str, choices))}"
     if int in types or float in types:
         return f"{flag} takes {'numbers' if float in types else 'whole numbers'}, got {got}"
     return said
@@ -145,10 +149,10 @@ def expand_paths(options: Options) -> Options:
 def _expanded(path: Path) -> Path:
     if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
         url = str(path).replace(":/", "://", 1)
-        raise UserError(f"{url} is not a path on this machine; mount it, and name the folder where it is mounted")
+        raise UserError(f"{url} is not a local path; mount it and use the folder where it is mounted")
     found = os.path.expandvars(os.path.expanduser(path))
     if found.startswith("~"):
-        raise UserError(f"{path}: there is no home folder of that name here; write the whole path")
+        raise UserError(f"{path}: there is no home folder of that name; write the full path")
     if unset := re.search(r"\$\{?([A-Za-z_]\w*)", found):
-        raise UserError(f"{path}: the environment variable {unset[1]} is not set; set it, or write the whole path")
+        raise UserError(f"{path}: the environment variable {unset[1]} is not set; set it, or write the full path")
     return Path(found)

@@ -35,17 +35,17 @@ FIGURES = ("figure.png", "figure.svg")
 LOCK = ".lock"
 """Lock file of the process that writes to a folder, whose PID and host it holds; removed when that process ends."""
 
-ANEW = "put back a copy of it, or --overwrite starts anew"
+ANEW = "restore it from a copy, or use --overwrite to start over"
 """The default remedy for a damaged file."""
 
 CHANGED = {
-    "data_sha256": "the images are not those that it was made with",
-    "weights_sha256": "the trained weights that it starts from are not those that it was made with",
+    "data_sha256": "the images differ from those it was made with",
+    "weights_sha256": "the trained weights it starts from differ from those it was made with",
 }
 """Messages for settings that are digests, if they differ."""
 
 NAMES: dict[type, str] = {
-    **{dict: "an object", list: "a list", str: "a text", type(None): "null"},
+    **{dict: "an object", list: "a list", str: "a string", type(None): "null"},
     **{int: "a whole number", float: "a number", bool: "true or false"},
 }
 """Names of the JSON types in messages."""
@@ -119,7 +119,7 @@ def read_text(path: Path, remedy: str = ANEW) -> str:
     """
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file; move it away, or name another folder")
+            raise UserError(f"{path} is not a file; move it away, or choose another folder")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
@@ -202,14 +202,14 @@ def check_folder(
         UserError: says what differs, or what is in the way.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
+        raise UserError(f"--out {folder} is a file, not a folder")
     config_file = folder / CONFIG
     if not config_file.exists():
         # A lock, and a settings file that an interruption left unfinished, are ours.
         ours = (LOCK, f".{CONFIG}.new")
         foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
         if foreign:
-            raise UserError(f"--out {folder} holds files of something else ({foreign[0]}); name a new or empty folder")
+            raise UserError(f"--out {folder} contains other files ({foreign[0]}); choose a new or empty folder")
         return
     try:
         known = read_json(config_file, object)
@@ -218,7 +218,9 @@ def check_folder(
             return
         raise
     if kind_of(known) != kind:
-        raise UserError(f"--out {folder} holds no {kind}: its {CONFIG} is of something else; name another folder")
+        raise UserError(
+            f"--out {folder} contains no {kind}: its {CONFIG} belongs to something else; choose another folder"
+        )
     wanted = plain(settings)
     differences = [
         CHANGED[name]
@@ -231,7 +233,8 @@ def check_folder(
     ]
     if differences and not overwrite:
         raise UserError(
-            f"--out {folder} holds another {kind}: {'; '.join(differences)}; name another --out, or --overwrite it"
+            f"--out {folder} contains another {kind}: {'; '.join(differences)}; choose another --out or use "
+            "--overwrite to start over"
         )
 
 
@@ -249,7 +252,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise UserError(
-            f"--out {folder} is in use by {holder}; wait until that has ended, stop it, or name another folder"
+            f"--out {folder} is in use by {holder}; wait for it to end, stop it, or choose another folder"
         ) from None
     try:
         mine = f"{os.getpid()}\n{socket.gethostname()}\n"
@@ -316,7 +319,7 @@ def claim_folder(
             if overwrite or not config_file.exists() or read_json(config_file, {}) != content:
                 write_json(config_file, content)
         except OSError as error:
-            raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+            raise UserError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
         yield
 
 
@@ -385,7 +388,7 @@ def write_results(folder: Path, found: Mapping[str, Any], figure: "Figure") -> N
 def name_results(console: "Console", folder: Path, known: object = None) -> None:
     """Print the paths of the results, and whether the summary was `known` before."""
     if known is not None:
-        console.print("Computed before: only the figure is drawn again. --overwrite computes it anew.", markup=False)
+        console.print("Already computed: only the figure is redrawn. Use --overwrite to start over.", markup=False)
     for name in (FIGURES[0], SUMMARY):
         console.print(str(folder / name), markup=False)
 

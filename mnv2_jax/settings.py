@@ -135,7 +135,7 @@ class NetworkSettings(SharedSettings):
         of_v2 = {"expansion": self.expansion, "bottleneck_activation": self.bottleneck_activation}
         given = [name for name, value in of_v2.items() if value is not None]
         if given and self.model not in (None, "mobilenet_v2"):
-            raise UserError(f"{self.model} has no --{given[0].replace('_', '-')}; mobilenet_v2 has")
+            raise UserError(f"{self.model} has no --{given[0].replace('_', '-')}; only mobilenet_v2 has one")
 
     def settings(self, from_weights: bool = False) -> dict[str, Any]:
         """Return the arguments of `create_model`, "name" included; None means that the data or the weights decide.

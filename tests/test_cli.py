@@ -67,7 +67,7 @@ def test_a_default_is_made_from_the_arguments(run):
 
 
 def test_flags_that_are_not_known_end_with_code_2(run):
-    says = "error: unrecognized option --color; --help lists what is known\n"
+    says = "error: unrecognized option --color; see --help\n"
     assert run(lambda options: print("ran"), "--color", "red") == (2, "", says)
 
 
@@ -104,15 +104,15 @@ def test_reads_that_orbax_drops_are_no_news(monkeypatch):
         (Preempted("saved at\nstep 3"), 75, "saved at step 3\n"),
         (OSError(28, "No space left", "/x/y"), 2, "error: /x/y cannot be read or written: No space left\n"),
         (OSError("broken"), 2, "error: reading or writing failed: broken\n"),
-        (MemoryError(), 2, "error: there is not enough memory; lower --batch-size or --resolution\n"),
+        (MemoryError(), 2, "error: not enough memory; reduce --batch-size or --resolution\n"),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
             2,
-            "error: there is not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); "
-            "lower --batch-size or --resolution\n",
+            "error: not enough memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); "
+            "reduce --batch-size or --resolution\n",
         ),
         (SystemExit(1), 141, ""),  # rich's, when a pipe is closed
-        (KeyboardInterrupt(), 130, "\nInterrupted. What is finished is kept; the same command resumes.\n"),
+        (KeyboardInterrupt(), 130, "\nInterrupted. Finished work is kept; run the same command to resume.\n"),
     ],
 )
 def test_how_a_command_ends_is_told_by_its_exit_code(run, error, code, says):
@@ -133,8 +133,8 @@ def test_a_platform_that_is_not_there_is_named(run, monkeypatch, said):
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     says = (
-        f"JAX cannot start cuda here ({said or 'AssertionError'}); "
-        "set JAX_PLATFORMS to one that is here, cpu for instance"
+        f"JAX cannot start cuda on this machine ({said or 'AssertionError'}); "
+        "set JAX_PLATFORMS to an available platform, for example cpu"
     )
     assert run(main) == (2, "", f"error: {says}\n")
 
@@ -227,7 +227,7 @@ def test_without_a_home_folder_a_temporary_one_is_used(monkeypatch, tmp_path, ca
     assert capsys.readouterr().err == says
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     (tmp_path / f"mnv2_jax-{os.getuid()}").mkdir()
-    with pytest.raises(UserError, match="is another user's; set HOME$"):
+    with pytest.raises(UserError, match="belongs to another user; set HOME$"):
         cli.find_home()
 
 
@@ -243,7 +243,7 @@ def test_programs_are_not_kept_where_no_folder_can_be_made_and_it_is_said(monkey
         jax.config.update("jax_compilation_cache_dir", before)
     errors = capsys.readouterr().err
     assert errors.startswith("compiled programs are not cached (")
-    assert errors.endswith("; set JAX_COMPILATION_CACHE_DIR to a folder of yours\n")
+    assert errors.endswith("; set JAX_COMPILATION_CACHE_DIR to a writable folder\n")
 
 
 @pytest.mark.parametrize(("setting", "starts"), [("always [madvise] never", 1), ("[always] madvise never", 0), ("", 0)])

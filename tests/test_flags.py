@@ -50,11 +50,11 @@ class Nested:
         ("--width wide", "--width takes numbers, got wide"),
         ("--count 1.5", "--count takes whole numbers, got 1.5"),
         ("--sizes 1 two 3", "--sizes takes whole numbers, got 1 two 3"),
-        ("--color blue", "there is no --color blue; known are red, green"),
-        ("--color=blue", "there is no --color blue; known are red, green"),
+        ("--color blue", "unknown --color blue; choose from red, green"),
+        ("--color=blue", "unknown --color blue; choose from red, green"),
         ("--count", "--count needs a value"),
-        ("--widht 2", "unrecognized option --widht; did you mean --width?"),
-        ("--sorce_file=a", "unrecognized option --sorce-file; did you mean --source-file?"),
+        ("--widht 2", "unrecognized option --widht (did you mean --width?)"),
+        ("--sorce_file=a", "unrecognized option --sorce-file (did you mean --source-file?)"),
         ("--nothing-like-it", "unrecognized option --nothing-like-it"),
         ("red", "unrecognized argument red"),
         ("--no-is-open red", "unrecognized argument red"),
@@ -65,12 +65,37 @@ def test_what_is_wrong_with_flags_is_one_sentence(monkeypatch, arguments, says, 
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
     with pytest.raises(UserError) as error:
         parse(Nested, "A command.", ["--source-file", "a", "--target", "b", *arguments.split()], "command")
-    assert str(error.value) == f"{says}; --help lists what is known"
+    assert str(error.value) == f"{says}; see --help"
 
 
 def test_flags_that_must_be_given_are_named():
-    with pytest.raises(UserError, match="^--source-file and --target must be given; --help lists what is known$"):
+    with pytest.raises(UserError, match="^--source-file and --target must be given; see --help$"):
         parse(Nested, "A command.", ["--is-open"], "command")
+
+
+DESCRIPTION = """Which shape is best?
+
+Question: is red
+          better than green?
+Command:  python shapes.py
+          with --width for other shapes
+Cost:     2 s.
+Expect:   about the same.
+
+Shapes are drawn
+with care.
+"""
+
+
+def test_the_header_lines_of_a_description_are_kept_apart(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(Shape, DESCRIPTION, ["--help"], "shapes")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    starts = ("Question: is red", "Command:  python shapes.py", "Cost:     2 s.", "Expect:   about the same.")
+    assert [line for line in lines if line.startswith(("Question", "Command", "Cost", "Expect"))] == list(starts)
+    assert "          with --width for other shapes" in lines
+    assert "Shapes are drawn with care." in lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +131,8 @@ def test_home_and_variables_are_replaced_in_every_path(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("gs://bucket/run", "gs://bucket/run is not a path on this machine; mount it, and name the folder"),
-        ("~nobody-here/run", "there is no home folder of that name here"),
+        ("gs://bucket/run", "gs://bucket/run is not a local path; mount it and use the folder"),
+        ("~nobody-here/run", "there is no home folder of that name; write"),
         ("$NOT_SET_HERE/run", "the environment variable NOT_SET_HERE is not set"),
         ("a/${NOT_SET_HERE}", "the environment variable NOT_SET_HERE is not set"),
     ],

@@ -21,7 +21,7 @@ def test_another_command_is_refused_with_those_there_are(monkeypatch, capsys):
         main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: there is no command 'train-everything'; known are train, evaluate, datasets")
+    assert error.startswith("error: unknown command 'train-everything'; choose from train, evaluate, datasets")
     assert error.count("\n") == 1
 
 

@@ -82,14 +82,19 @@ def test_results_of_another_kind_are_never_replaced(kind, there, overwrite, tmp_
     if kind == there:
         check_folder(KINDS[kind], folder, overwrite, kind)
     else:
-        assert f"holds no {kind}: its config.json is of something else" in refusal(KINDS[kind], folder, overwrite, kind)
+        assert f"contains no {kind}: its config.json belongs to something else" in refusal(
+            KINDS[kind], folder, overwrite, kind
+        )
 
 
 def test_other_settings_are_named_and_replaced_if_asked(tmp_path):
     folder = claimed(tmp_path / "x", "run")
     other = {**RUN, "seed": 1, "weights": "x"}
     message = refusal(other, folder, False, "run")
-    assert "holds another run: seed is 0 there and 1 here; weights is None there and 'x' here; name another" in message
+    assert (
+        "contains another run: seed is 0 there and 1 here; weights is None there and 'x' here; choose another"
+        in message
+    )
     assert "seed is 1 there" not in message
     check_folder(other, folder, True, "run")
 
@@ -98,7 +103,7 @@ def test_images_that_changed_are_said_in_words_and_not_by_their_digest(tmp_path)
     folder = claimed(tmp_path / "x", "run")
     claim({**RUN, "data_sha256": "1"}, folder, True, ())
     message = refusal({**RUN, "data_sha256": "2"}, folder, False, "run")
-    assert "holds another run: the images are not those that it was made with; name another --out" in message
+    assert "contains another run: the images differ from those it was made with; choose another --out" in message
 
 
 def test_settings_that_may_change_take_the_place_of_those_that_are_there(tmp_path):
@@ -112,7 +117,7 @@ def test_settings_that_may_change_take_the_place_of_those_that_are_there(tmp_pat
 def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
     folder = claimed(tmp_path / "x", "study")
     both = {**STUDY, "arm relu6": {"seeds": 2}}
-    assert "holds another study: arm relu6 is None there" in refusal(both, folder, False, "study")
+    assert "contains another study: arm relu6 is None there" in refusal(both, folder, False, "study")
     check_folder(both, folder, False, "study", extends="arm ")
     claim(both, folder, False, (), extends="arm ")
     # The arm that this study leaves out stays.
@@ -129,7 +134,7 @@ def test_arms_of_a_study_may_be_there_or_here_alone(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_of_something_else_are_left_alone(overwrite, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    assert "holds files of something else (thesis.tex)" in refusal(RUN, tmp_path, overwrite, "run")
+    assert "contains other files (thesis.tex)" in refusal(RUN, tmp_path, overwrite, "run")
     assert f"--out {tmp_path / 'thesis.tex'} is a file" in refusal(RUN, tmp_path / "thesis.tex", overwrite, "run")
 
 
@@ -184,7 +189,8 @@ def test_a_folder_is_one_process_s_until_that_ends_however_it_ends(tmp_path):
         # The message names the other process every time, not only the first.
         for _ in range(2):
             with pytest.raises(
-                UserError, match=f"--out .* is in use by process {other.pid} on .*; wait until"
+                UserError,
+                match=f"--out .* is in use by process {other.pid} on .*; wait for it to end, stop it, or choose another",
             ) as error:
                 claim(RUN, tmp_path, False, ())
             assert "\n" not in str(error.value)
@@ -200,7 +206,7 @@ def test_a_folder_is_one_process_s_until_that_ends_however_it_ends(tmp_path):
 def test_what_another_process_made_since_the_check_is_not_replaced(tmp_path):
     check_folder(RUN, tmp_path, False, "run")
     claim(STUDY, tmp_path, False, ())
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="contains no run"):
         claim(RUN, tmp_path, True, ())
 
 
@@ -229,7 +235,7 @@ def test_lines_survive_one_that_was_cut_short(tmp_path):
     append_line(path, {"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     path.write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"x.jsonl is damaged \(line 1: .* --overwrite starts anew"):
+    with pytest.raises(UserError, match=r"x.jsonl is damaged \(line 1: .* use --overwrite to start over"):
         read_lines(path, {"step": int})
 
 
@@ -242,7 +248,7 @@ def test_lines_survive_one_that_was_cut_short(tmp_path):
         ({"a": True, "b": {"c": []}}, "a is true, expected a number"),
         ({"a": "1", "b": {"c": []}}, 'a is "1", expected a number'),
         ({"a": None, "b": {"c": [1, 2.5]}}, "c[1] is 2.5, expected a whole number"),
-        ({"a": 2, "b": {"c": [1]}, "d": 3}, "d is 3, expected a text"),
+        ({"a": 2, "b": {"c": [1]}, "d": 3}, "d is 3, expected a string"),
         ({"a": float("nan"), "b": {"c": []}, "d": "x"}, None),
     ],
 )
@@ -256,7 +262,7 @@ def test_a_damaged_file_is_one_line_that_names_it(content, tmp_path):
     path = tmp_path / "x.json"
     path.mkdir() if content is None else path.write_bytes(content)
     for read in (lambda: read_json(path, {}), lambda: read_json(path, {"a": int}, "remove it")):
-        with pytest.raises(UserError, match=r"x\.json is (damaged|no file)") as error:
+        with pytest.raises(UserError, match=r"x\.json is (damaged|not a file)") as error:
             read()
         assert "\n" not in str(error.value)
 
@@ -299,7 +305,7 @@ def test_a_computation_leaves_its_settings_summary_and_figure(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["layers"] == 3
     assert {"command", "environment"} < summary.keys()
-    with pytest.raises(UserError, match="holds another computation: resolution is 32 there and 64 here"):
+    with pytest.raises(UserError, match="contains another computation: resolution is 32 there and 64 here"):
         open_results(settings_of(Options(64), "count"), folder, False)
     (folder / "plans.json").write_text("{}")
     open_results(settings_of(Options(64), "count"), folder, True, ["plans.json"])
@@ -319,7 +325,9 @@ def test_a_finished_computation_is_handed_back_and_keeps_its_summary_to_the_byte
     assert known["layers"] == 3
     assert (tmp_path / "summary.json").read_bytes() == before
     assert (tmp_path / "figure.png").exists()
-    with pytest.raises(UserError, match="summary.json is damaged \\(width is missing\\); .*--overwrite starts anew"):
+    with pytest.raises(
+        UserError, match="summary.json is damaged \\(width is missing\\); .*use --overwrite to start over"
+    ):
         open_results(settings, tmp_path, False, shape={"width": int})
     assert open_results(settings, tmp_path, True, shape={"width": int}) is None
 

@@ -91,7 +91,7 @@ def test_unit_strides_are_at_most_the_strided_layers(unit_strides):
 @pytest.mark.parametrize(("name", "value"), [("expansion", 3.0), ("bottleneck_activation", "relu6")])
 def test_what_only_mobilenet_v2_has_is_refused_for_others(name, value):
     flag = name.replace("_", "-")
-    with pytest.raises(UserError, match=f"^mobilenet_v1 has no --{flag}; mobilenet_v2 has$"):
+    with pytest.raises(UserError, match=f"^mobilenet_v1 has no --{flag}; only mobilenet_v2 has one$"):
         NetworkSettings(model="mobilenet_v1", **{name: value})
     for model in (None, "mobilenet_v2"):
         assert NetworkSettings(model=model, **{name: value}).settings()[name] == value

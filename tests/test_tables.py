@@ -79,4 +79,4 @@ def test_what_is_in_a_table_is_a_flag_and_a_setting(extended, digits, data_dir):
     assert any(line.startswith("small_digits") and "digits at 14 pixels" in line for line in listed)
     # The flags were parsed without JAX.
     assert found["loaded"] is False
-    assert "known are halved, linear" in found["refused"]
+    assert "choose from halved, linear" in found["refused"]

@@ -54,15 +54,15 @@ def main(options: Options) -> None:
 
     output = options.output
     if options.preprocessing is not None and options.preprocessing not in PREPROCESSING:
-        raise UserError(f"there is no preprocessing {options.preprocessing!r}; known are {', '.join(PREPROCESSING)}")
+        raise UserError(f"unknown preprocessing {options.preprocessing!r}; choose from {', '.join(PREPROCESSING)}")
     check_resolution(options.resolution)
     if output.exists() and not options.overwrite:
-        raise UserError(f"--output {output} exists; name another, or --overwrite it")
+        raise UserError(f"--output {output} already exists; choose another or use --overwrite to replace it")
     if output.exists() and output.is_dir() != (options.target == "checkpoint"):
-        raise UserError(f"--output {output} is a {'folder' if output.is_dir() else 'file'}; name another")
+        raise UserError(f"--output {output} is a {'folder' if output.is_dir() else 'file'}; choose another")
 
     if output.is_dir() and not is_replaceable(output):
-        raise UserError(f"--output {output} is a folder that holds more than a network; name another")
+        raise UserError(f"--output {output} is a folder that contains more than a network; choose another")
 
     network = load_weights(options.input, options.source, options.drop_background)
     if options.preprocessing:
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
 
     model = network.model
     name = type(model).__name__
-    print(f"{name}, width {model.width_multiplier:g}, {counted(model.num_classes, 'class')}, of {network.source}")
+    print(f"{name}, width {model.width_multiplier:g}, {counted(model.num_classes, 'class')}, from {network.source}")
     print(f"preprocessing {describe_preprocessing(network.preprocessing, network.resolution)}")
     sigmoids = [SIGMOIDS] if network.task.outputs == "sigmoid" else []  # type: ignore[attr-defined]
     for note in (*network.notes, *sigmoids):
@@ -107,14 +107,14 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
         UserError: if the file cannot be read, its number of names is not `classes`, or a name is empty.
     """
     if path.exists() and not path.is_file():  # opening a pipe would block
-        raise UserError(f"--class-names {path} is no file; expected a text file with a name a line")
+        raise UserError(f"--class-names {path} is not a file; expected a text file with one name per line")
     try:
         content = path.read_bytes()
         text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except OSError as error:
         raise UserError(f"--class-names {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"--class-names {path} is no text in UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise UserError(f"--class-names {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     # Line ends of Unix, Windows and old Macs; str.splitlines would also split at other characters.
     lines = re.split("\r\n|\r|\n", text.rstrip())
     names = tuple(unicodedata.normalize("NFC", line.strip()) for line in lines)
@@ -124,5 +124,5 @@ def read_class_names(path: Path, classes: int) -> tuple[str, ...]:
             f"{counted(classes, 'class')}"
         )
     if "" in names:
-        raise UserError(f"--class-names {path} has no name in line {names.index('') + 1}")
+        raise UserError(f"--class-names {path} has no name on line {names.index('') + 1}")
     return names

@@ -36,26 +36,28 @@ def main(options: Options) -> None:
 
     if options.action == "prepare":
         if options.name is None:
-            raise UserError(f"prepare what? datasets prepare NAME, with one of {', '.join(CATALOG)} or a set of TFDS")
+            raise UserError(
+                f"datasets prepare NAME: NAME is missing; choose from {', '.join(CATALOG)}, or another TFDS data set"
+            )
         builder = prepared_builder(options.name, options.data_files, progress=True)
         sizes = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
         print(f"{options.name} is prepared in {builder.data_dir}: {sizes}")
         return
     if options.name is not None or options.data_files is not None:
-        raise UserError("datasets list takes nothing else; datasets prepare NAME prepares a set")
+        raise UserError("datasets list takes no other arguments; use datasets prepare NAME to prepare a data set")
     check_data_dir()
     table = Table(
-        "name", "what it is", "pixels", "read", "prepared in", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
+        "name", "description", "pixels", "loading", "prepared in", box=SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
     for name, entry in CATALOG.items():
         try:
             builder = make_builder(name)
             where = str(builder.data_dir) if builder.is_prepared() else "not prepared"
         except UserError:
-            where = "in another file format than array_record"
+            where = "in a file format other than array_record"
         how = "resident" if entry.resident else "streamed"
         table.add_row(name, entry.title, str(entry.image_size), how, where)
-    table.add_row(FOLDER, "your images: --data-files DIR, a subfolder a class", "224", "streamed", "")
+    table.add_row(FOLDER, "your own images: --data-files DIR, one subfolder per class", "224", "streamed", "")
     console = Console(highlight=False, width=max(160, Console().width))
     console.print(table)
-    console.print("\nAny other classification set of TFDS that is prepared there can be named as well.")
+    console.print("\nAny other TFDS classification data set that is prepared there can be used as well.")

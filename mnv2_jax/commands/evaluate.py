@@ -117,16 +117,16 @@ def find_images(options: Options, settings: Mapping[str, Any]) -> tuple[str, Pat
     """
     name = options.dataset or settings.get("dataset")
     if name is None:
-        raise UserError(f"{options.weights} does not say what it was trained on; name the images with --dataset")
+        raise UserError(f"{options.weights} does not record what it was trained on; specify --dataset")
     if name != FOLDER or options.data_files is not None:
         return name, options.data_files
     if "data_files" not in settings:
-        raise UserError(f"{options.weights} does not say which folder it was trained on; name one with --data-files")
+        raise UserError(f"{options.weights} does not record which folder it was trained on; specify --data-files")
     data_files = Path(settings["data_files"])
     if not data_files.is_dir():
         raise UserError(
-            f"{options.weights} was trained on the images in {printable(data_files)}, which is no folder any more; say "
-            "where they are with --data-files"
+            f"{options.weights} was trained on the images in {printable(data_files)}, a folder that no longer "
+            "exists; specify its location with --data-files"
         )
     return name, data_files
 
@@ -154,7 +154,7 @@ def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], n
             print(f"the {WORST} of {len(with_images)} classes with the lowest accuracy:")
         Console(highlight=False, width=max(120, Console().width)).print(class_table(shown))
         if len(with_images) < len(classes):
-            print(f"without an image here: {counted(len(classes) - len(with_images), 'class')}")
+            print(f"{counted(len(classes) - len(with_images), 'class')} without images in this split")
 
 
 def class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
@@ -166,7 +166,7 @@ def class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
     table = Table("class", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")
-    table.add_column("most often taken for")
+    table.add_column("most often mistaken for")
     for each in classes:
         other = f"{each['taken_for']} ({each['taken_for_images']:,})" if each["taken_for"] else ""
         table.add_row(Text(each["name"]), f"{each['images']:,}", f"{each['accuracy']:.2%}", Text(other))
@@ -180,16 +180,18 @@ def check_out(folder: Path, overwrite: bool) -> None:
         UserError: if not; says why.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file; name a folder")
+        raise UserError(f"--out {folder} is a file, not a folder")
     there = [name for name in FILES if (folder / name).exists()]
     if there and not overwrite:
-        raise UserError(f"--out {folder} holds {', '.join(there)} already; name another, or --overwrite it")
+        raise UserError(
+            f"--out {folder} already contains {', '.join(there)}; choose another or use --overwrite to replace them"
+        )
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryDirectory(dir=existing):
             pass
     except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error.strerror}); name another folder") from error
+        raise UserError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
 
 
 def write_evaluation(folder: Path, content: Mapping[str, Any], found: "Evaluation") -> list[Path]:

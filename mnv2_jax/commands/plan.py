@@ -46,7 +46,7 @@ class Options:
     num_classes: int = 1000
     """Number of classes."""
     topology: str = "v5litepod-8"
-    """TPU slice by its rented name (v4-8, v5litepod-8, v5p-8, v6e-8), or as CHIP:SHAPE, such as v5e:2x4."""
+    """TPU slice by accelerator type (v4-8, v5litepod-8, v5p-8, v6e-8), or as CHIP:SHAPE, such as v5e:2x4."""
     step: Step = "train"
     """Training step or evaluation step."""
     batch_size: int | None = None
@@ -76,12 +76,12 @@ def main(options: Options) -> None:
         given = [name for name, value in _flat(own).items() if value != _flat(options)[name]]
         if given:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise UserError(f"--study plans a study's own settings; leave {flags} out")
+            raise UserError(f"--study uses the study's own settings; remove {flags}")
     if options.compare and options.sweep_batch:
-        raise UserError("--compare and --sweep-batch do not go together; take one after the other")
+        raise UserError("--compare and --sweep-batch cannot be combined; use one at a time")
     if options.sweep_batch and options.accumulation & (options.accumulation - 1):
         raise UserError(
-            f"--sweep-batch takes powers of two, which --accumulation {options.accumulation} does not divide"
+            f"--sweep-batch tries powers of two, none of which is divisible by --accumulation {options.accumulation}"
         )
     others = [changed(options, options.compare)] if options.compare else []
     for each in (options, *others):
@@ -103,7 +103,7 @@ def main(options: Options) -> None:
         plans = []
         for number, each in enumerate((options, *others), start=1):
             which = f"plan {number} of {1 + len(others)} " if others else ""
-            with watch(f"compiling {which}for {each.topology}, one to four minutes"):
+            with watch(f"compiling {which}for {each.topology} (one to four minutes)"):
                 plans.append(plan(each, topologies[each.topology]))
     if options.json:
         described = [each.to_json() for each in plans]
@@ -117,7 +117,9 @@ def main(options: Options) -> None:
     fitting = [found for found in plans if found.fits]
     if options.sweep_batch and fitting:
         best = fitting[-1]
-        console.print(f"The largest power-of-two batch that fits is {best.images // best.chips} a chip.", markup=False)
+        console.print(
+            f"The largest power-of-two batch that fits is {best.images // best.chips} images per chip.", markup=False
+        )
 
 
 def _flat(options: Options) -> dict[str, Any]:
@@ -171,9 +173,9 @@ def changed(options: Options, settings: Sequence[str]) -> Options:
     for setting in settings:
         name, equals, _ = setting.lstrip("-").partition("=")
         if not name or not equals:
-            raise UserError(f"--compare takes FLAG=VALUE, dtype=float32 for instance; got {setting!r}")
+            raise UserError(f"--compare takes FLAG=VALUE, for example dtype=float32; got {setting!r}")
         if name.replace("_", "-") in ("compare", "study", "json", "sweep-batch"):
-            raise UserError(f"--compare changes settings of a plan, and --{name} is none")
+            raise UserError(f"--compare changes settings of a plan; --{name} is not one")
     arguments = [f"--{setting.lstrip('-')}" for setting in settings]
     return parse(Options, "", arguments, "--compare", lambda _: options)
 
@@ -200,7 +202,7 @@ def title(options: Options, batch: int) -> str:
             f"{model['name']} {model['width_multiplier']:g}",
             f"{options.resolution} px",
             options.step,
-            f"{batch} a chip",
+            f"{batch} per chip",
             options.network.dtype,
             f"{options.batch_norm} norm",
             options.parallel,
@@ -216,7 +218,7 @@ def sweep(options: Options, topology: "Topology", watch: "Watch") -> "list[Plan]
     chips = len(topology.devices)
 
     def plan_of(batch: int) -> "Plan":
-        with watch(f"compiling for {options.topology} with {counted(batch, 'image')} a chip"):
+        with watch(f"compiling for {options.topology} with {counted(batch, 'image')} per chip"):
             return plan(dataclasses.replace(options, batch_size=batch * chips), topology)
 
     return largest_batch(plan_of, training_of(options).batch_size // chips)
@@ -233,19 +235,22 @@ def find_study(path: Path) -> Study:
     """
     if not path.is_file():
         raise UserError(
-            f"--study {path} is no script; name one of yours or of experiments/, which is in the source, not in the wheel"
+            f"--study {path} is not a script; use one of yours or one in experiments/, which is in the source, not in "
+            "the wheel"
         )
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as when it is run: it may import modules beside it
     try:
         script = runpy.run_path(str(path))
     except Exception as error:  # a user's script may raise anything
-        raise UserError(f"--study {path} is no script that runs ({type(error).__name__}: {error})") from error
+        raise UserError(f"--study {path} cannot be run ({type(error).__name__}: {error})") from error
     finally:
         sys.path.remove(folder)
     options, create = script.get("Options"), script.get("create")
     if not (isinstance(options, type) and issubclass(options, StudyOptions) and callable(create)):
-        raise UserError(f"--study {path} describes no study: it needs Options, a StudyOptions, and create(options)")
+        raise UserError(
+            f"--study {path} defines no study: it needs Options, a subclass of StudyOptions, and create(options)"
+        )
     return create(options())
 
 
@@ -253,9 +258,9 @@ def advice(plan: "Plan") -> str:
     """Describe by how much a program does not fit, and what would help."""
     needed, room = plan.hbm_bytes / 2**30, plan.chip.usable_bytes / 2**30
     return (
-        f"{plan.title} does not fit: it needs {needed:.2f} GiB or more of the {room:.2f} GiB that a {plan.chip.name} gives, "
-        f"{needed - room:.2f} GiB too much. Fewer images a chip help in proportion (plan --sweep-batch finds how "
-        "many), so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
+        f"{plan.title} does not fit: it needs at least {needed:.2f} GiB, {needed - room:.2f} GiB more than the "
+        f"{room:.2f} GiB available on a {plan.chip.name}. Fewer images per chip help in proportion (plan --sweep-batch finds "
+        "how many fit); so do --accumulation, --dtype bfloat16 and a smaller --width-multiplier or --resolution."
     )
 
 
@@ -263,7 +268,7 @@ def table(plans: "Sequence[Plan]") -> Table:
     """Create the table of the plans, one per column."""
     from mnv2_jax.plan.plan import PARTS
 
-    result = Table("a chip and step", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    result = Table("per chip and step", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for each in plans:
         result.add_column(each.title, justify="right", max_width=36)
 
@@ -272,25 +277,25 @@ def table(plans: "Sequence[Plan]") -> Table:
 
     row("slice", lambda p: f"{p.topology.name} ({p.topology.chip.rented_name(p.topology.shape)})", True)
     row("chips used", lambda p: f"{p.chips}", True)
-    row("images a step, all chips", lambda p: f"{p.images:,}", True)
+    row("images per step, all chips", lambda p: f"{p.images:,}", True)
     result.add_section()
     for part, name in PARTS.items():
         if any(each.memory.get(part) for each in plans):
             row(f"{name}, MB", functools.partial(_part, part))
     row("memory needed, MB", lambda p: f"{p.hbm_bytes / 1e6:,.1f}", True)
-    row("memory there is, MB", lambda p: f"{p.chip.usable_bytes / 1e6:,.1f}", True)
+    row("memory available, MB", lambda p: f"{p.chip.usable_bytes / 1e6:,.1f}", True)
     row("fits", lambda p: f"yes, {p.hbm_bytes / p.chip.usable_bytes:.0%} full" if p.fits else "no", True)
     result.add_section()
     row("operations, GFLOP", lambda p: f"{p.flops / 1e9:,.2f}")  # type: ignore[operator]
-    row("bytes moved, as XLA counts, GB", lambda p: f"{p.bytes_accessed / 1e9:,.3f}")  # type: ignore[operator]
-    row("bytes to and from HBM, at least, GB", lambda p: f"{p.traffic_bytes / 1e9:,.3f}")  # type: ignore[operator]
+    row("bytes accessed, as XLA counts, GB", lambda p: f"{p.bytes_accessed / 1e9:,.3f}")  # type: ignore[operator]
+    row("bytes to and from HBM, lower bound, GB", lambda p: f"{p.traffic_bytes / 1e9:,.3f}")  # type: ignore[operator]
     row("collectives", _collectives)
     result.add_section()
     for part, name in {"compute": "operations", "memory": "bytes to and from HBM", "links": "links"}.items():
-        row(f"{name} at the peak, ms", functools.partial(_milliseconds, part))
+        row(f"{name} at peak rate, ms", functools.partial(_milliseconds, part))
     row("bound by", lambda p: str(p.bound_by))
-    row("images a second, all chips, at most", lambda p: f"{p.images_per_second:,.0f}")
-    row("compiled in, s", lambda p: f"{p.compile_seconds:.0f}", True)
+    row("images per second, all chips, upper bound", lambda p: f"{p.images_per_second:,.0f}")
+    row("compile time, s", lambda p: f"{p.compile_seconds:.0f}", True)
     return result
 
 

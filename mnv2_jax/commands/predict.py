@@ -49,7 +49,7 @@ class Options:
 def main(options: Options) -> None:
     """Predict the classes of the images or of the batch."""
     if bool(options.image) == (options.array is not None):
-        raise UserError("name the images with --image, or a preprocessed batch with --array, one of the two")
+        raise UserError("specify either images (--image) or a preprocessed batch (--array)")
     if options.top < 1:
         raise UserError(f"--top must be 1 or more, got {options.top}")
     check_resolution(options.resolution)
@@ -73,12 +73,12 @@ def main(options: Options) -> None:
         batch = read_array(options.array, channels)
         name = printable(options.array)
         batches = iter([([f"{name}[{index}]" for index in range(len(batch))], batch)])
-        said = "none: --array is taken as it is"
+        said = "none: --array is used as is"
     else:
         how, resolution = find_preprocessing(network.preprocessing), options.resolution or network.resolution
         upright = options.exif_orientation == "apply"
         batches = read_batches(files, how, resolution, channels, upright, damaged)
-        turned = "upright as EXIF says" if upright else "as stored, whatever EXIF says"
+        turned = "rotated upright by EXIF" if upright else "as stored, EXIF orientation ignored"
         said = f"{describe_preprocessing(network.preprocessing, resolution)}, {turned}"
     apply = jax.jit(network.model.apply)
     predictions: list[dict] = []
@@ -94,7 +94,7 @@ def main(options: Options) -> None:
     if options.json:
         print(json.dumps({"predictions": predictions, "damaged": damaged}, indent=2))
     if damaged:
-        raise UserError(f"{len(damaged)} of {len(files)} images could not be read; they are named above")
+        raise UserError(f"{len(damaged)} of {len(files)} images could not be read; see the messages above")
 
 
 def as_text(entry: dict) -> str:
@@ -125,7 +125,7 @@ def find_images(paths: tuple[Path, ...]) -> tuple[list[Path], list[str]]:
         images = sorted(images_below(path, left))
         if not images:
             there = f"; left out: {left}" if str(left) else ""
-            raise UserError(f"--image {printable(path)} holds no images, in it or in folders below{there}")
+            raise UserError(f"--image {printable(path)} contains no images, directly or in subfolders{there}")
         found += images
         if str(left):
             said.append(f"left out of {printable(path)}: {left}")
@@ -150,7 +150,7 @@ def read_batches(
         except UserError as error:
             if len(files) == 1:
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"skipped: {error}", file=sys.stderr)
             damaged.append(printable(file))
             continue
         names.append(printable(file))
@@ -169,7 +169,7 @@ def read_array(path: Path, channels: int) -> np.ndarray:
     """
     expected = f"(images, height, width, {channels}) of float32"
     if path.exists() and not path.is_file():  # opening a pipe would block
-        raise UserError(f"--array {printable(path)} is no file; expected {expected}")
+        raise UserError(f"--array {printable(path)} is not a file; expected {expected}")
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -178,11 +178,11 @@ def read_array(path: Path, channels: int) -> np.ndarray:
     if isinstance(array, np.lib.npyio.NpzFile):
         array.close()
     if not isinstance(array, np.ndarray) or array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
-        raise UserError(f"--array {path} holds {getattr(array, 'shape', 'several arrays')}, expected {expected}")
+        raise UserError(f"--array {path} contains {getattr(array, 'shape', 'several arrays')}, expected {expected}")
     if array.dtype != np.float32:
-        raise UserError(f"--array {path} holds {array.dtype}, expected {expected}")
+        raise UserError(f"--array {path} contains {array.dtype}, expected {expected}")
     if not np.isfinite(array).all():
-        raise UserError(f"--array {path} holds values that are not finite numbers")
+        raise UserError(f"--array {path} contains values that are not finite")
     return np.asarray(array)
 
 
@@ -194,11 +194,11 @@ def check_predicts(weights: str, network: "Network") -> None:
     """
     notes = "; ".join(network.notes)
     if not network.model.num_classes:
-        raise UserError(f"{weights} has no classifier, so it predicts no classes{notes and f' ({notes})'}")
+        raise UserError(f"{weights} has no classifier, so it cannot predict classes{notes and f' ({notes})'}")
     if network.model.num_classes == 1:
         raise UserError(
-            f"{weights} has one output, of which nothing says what it means: if a sigmoid of it is the probability of the "
-            "second of two classes, convert it with --outputs sigmoid"
+            f"{weights} has a single output of unknown meaning; if its sigmoid is the probability of the second of two "
+            "classes, convert it with --outputs sigmoid"
         )
 
 

@@ -84,7 +84,7 @@ def main(options: Options) -> None:
     console.print(f"parameters                     {totals['parameters']:>13,}")
     console.print(f"  without batch norm           {parameters:>13,}")
     console.print(f"multiply-adds                  {totals['multiply_adds']:>13,}")
-    console.print(f"largest layer, in and out      {totals['peak_activation_bytes'] / 1e3:>13,.1f} KB")
+    console.print(f"largest layer, input + output  {totals['peak_activation_bytes'] / 1e3:>13,.1f} KB")
     console.print(f"largest block as one operator  {totals['peak_activation_bytes_by_block'] / 1e3:>13,.1f} KB")
 
 
@@ -106,7 +106,7 @@ def find_model(options: Options) -> "tuple[Any, int, int]":
     given = [name for name, value in own.items() if value != usual[name]]
     if given := [*given, *(["num_classes"] if options.num_classes is not None else [])]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"--weights says what the network is; leave {flags} out")
+        raise UserError(f"--weights determines the network; remove {flags}")
     network = load_weights(options.weights)
     return network.model, options.resolution or network.resolution, network.image_channels
 

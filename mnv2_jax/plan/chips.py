@@ -144,7 +144,7 @@ def check_compiler() -> str:
         UserError: if it is missing, or not the version that JAX requires; says which to install.
     """
     required = required_libtpu()
-    cure = f"jax {jax.__version__} goes with libtpu {required}: pip install 'libtpu=={required}'"
+    cure = f"jax {jax.__version__} requires libtpu {required}: pip install 'libtpu=={required}'"
     try:
         installed = metadata.version("libtpu")
     except metadata.PackageNotFoundError:
@@ -171,13 +171,13 @@ def find_slice(name: str) -> tuple[Chip, str]:
     chips = [chip for chip in CHIPS.values() if start in (chip.name, chip.rented) and start != name]
     if not chips:
         raise UserError(
-            "--topology must be a slice by the name that it is rented by (v4-8, v5litepod-8, v5p-8, v6e-8) or as "
-            f"CHIP:SHAPE (v5e:2x4) with a chip of {', '.join(CHIPS)}; got {name!r}"
+            "--topology must be an accelerator type (v4-8, v5litepod-8, v5p-8, v6e-8) or CHIP:SHAPE (v5e:2x4), where CHIP "
+            f"is one of {', '.join(CHIPS)}; got {name!r}"
         )
     (chip,) = chips
     offered = ", ".join(f"{chip.rented_name(shape)} ({chip.name}:{shape})" for shape in chip.slices)
-    counted_in = f"; the first count cores, {chip.cores} a chip" if chip.cores > 1 else ""
-    raise UserError(f"--topology {name} is no slice that is offered; there are {offered}{counted_in}")
+    counted_in = f"; accelerator types count cores, {chip.cores} per chip" if chip.cores > 1 else ""
+    raise UserError(f"--topology {name} is not an available slice; choose from {offered}{counted_in}")
 
 
 def open_topology(name: str) -> Topology:
@@ -209,5 +209,5 @@ def open_topology(name: str) -> Topology:
         description = topologies.get_topology_desc(name, platform="tpu", **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the TPU compiler does not open {name} ({reason})") from error
+        raise UserError(f"the TPU compiler cannot open {name} ({reason})") from error
     return Topology(chip, shape, description.devices)

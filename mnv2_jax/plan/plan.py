@@ -44,7 +44,7 @@ PARTS = {
     "ema": "moving average",
     "batch": "images and labels",
     "activations": "activations",
-    "temporary": "other temporary",
+    "temporary": "other temporaries",
     "program": "program",
     "padding": "padding of small arrays",
 }
@@ -291,7 +291,7 @@ def plan_study(study: Study, topology: Topology, watch: Watch) -> list[Plan]:
         own = data_of_arm(study, family[0], dataset)
         learner, training = learner_of(study, family, own), study.run(family[0]).training
         devices, names = Devices.create(runs, 1, devices=topology.devices), ", ".join(arm.name for arm in family)
-        with watch(f"compiling program {number} of {len(every)} for {topology.name} ({names}), a minute or so"):
+        with watch(f"compiling program {number} of {len(every)} for {topology.name} ({names}; about a minute)"):
             plans.append(plan_programs(learner, own, training, topology, devices, "train", names))
     return plans
 

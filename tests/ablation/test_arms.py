@@ -260,7 +260,7 @@ def test_other_weights_are_another_study(transferred, changed, tiny):
     arms = (Arm("scratch"), Arm("tuned", started=True), Arm("frozen", training={"freeze": "backbone"}, started=True))
     other = str(changed[0] / "checkpoints" / "base-1")
     study, start = with_weights(dataclasses.replace(STUDY, arms=arms, model={"unit_strides": None}, weights=other), silent())  # fmt: skip
-    with pytest.raises(UserError, match="holds another study: weights is .*base-0.* there .*base-1.* here; the trained weights that"):  # fmt: skip
+    with pytest.raises(UserError, match="contains another study: weights is .*base-0.* there .*base-1.* here; the trained weights it"):  # fmt: skip
         run(tiny, folder, study, start=start)
 
 

@@ -353,7 +353,7 @@ def test_a_study_of_a_folder_of_photographs_is_of_its_content(tmp_path):
     again = run(create_dataset(moved.run(moved.baseline)), tmp_path / "out", moved)
     assert (again.runs, again.summary["data_sha256"]) == (0, summary["data_sha256"])
     (tmp_path / "animals" / "cat" / "000.jpg").unlink()
-    with pytest.raises(UserError, match="holds another study"):
+    with pytest.raises(UserError, match="contains another study"):
         run(create_dataset(moved.run(moved.baseline)), tmp_path / "out", moved)
 
 
@@ -364,7 +364,7 @@ def test_another_study_is_not_overwritten_unless_asked(copy, tiny):
     other = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, learning_rate=0.03))
     before = files_of(copy)
     with pytest.raises(
-        UserError, match=r"holds another study: learning_rate is 0.02 there and 0.03 here; .*--overwrite"
+        UserError, match=r"contains another study: learning_rate is 0.02 there and 0.03 here; .*--overwrite"
     ):
         run(tiny, copy, other)
     assert files_of(copy) == before
@@ -389,7 +389,7 @@ def test_a_folder_of_something_else_is_never_touched(tiny, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"holds files of something else \(thesis.tex\)"):
+        with pytest.raises(UserError, match=r"contains other files \(thesis.tex\)"):
             run(tiny, tmp_path / "mine", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -402,7 +402,7 @@ def test_a_damaged_config_is_named(copy, tiny):
 
 def test_out_that_cannot_be_written(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; name a folder"):
+    with pytest.raises(UserError, match="is a file, not a folder"):
         run(tiny, tmp_path / "file")
     with pytest.raises(UserError, match="cannot be written"):
         run(tiny, tmp_path / "file" / "below")

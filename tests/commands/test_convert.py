@@ -29,7 +29,7 @@ def test_there_and_back(run, tmp_path):
         "convert", "--input", tmp_path / "x.safetensors", "--output", tmp_path / "y", "--source", "torchvision"
     )
     assert code == 0
-    assert "MobileNetV2, width 0.1, 3 classes, of torchvision" in output
+    assert "MobileNetV2, width 0.1, 3 classes, from torchvision" in output
     assert "preprocessing torchvision: shorter side bilinear to 256, central 224 pixels, mean (0.485" in output
     restored = load_weights(tmp_path / "y")
     assert restored.model == network.model
@@ -41,12 +41,12 @@ def test_there_and_back(run, tmp_path):
     again = ["convert", "--input", saved, "--output", tmp_path / "x.safetensors", "--target", "torchvision"]
     code, _, errors = run(*again)
     assert code == 2
-    assert "exists; name another, or --overwrite it" in errors
+    assert "already exists; choose another or use --overwrite to replace it" in errors
     assert (tmp_path / "x.safetensors").read_bytes() == before
     assert run(*again, "--overwrite")[0] == 0
     code, _, errors = run("convert", "--input", saved, "--output", tmp_path / "x.safetensors", "--overwrite")
     assert code == 2
-    assert "is a file; name another" in errors
+    assert "is a file; choose another" in errors
 
 
 def test_names_preprocessing_and_resolution_can_be_given(run, saved, tmp_path):
@@ -81,13 +81,13 @@ def test_class_names_as_editors_save_them(tmp_path, content):
 
 def test_class_names_that_are_none(tmp_path):
     (tmp_path / "latin.txt").write_bytes("café\nb".encode("latin-1"))
-    with pytest.raises(UserError, match="latin.txt is no text in UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(UserError, match="latin.txt is not UTF-8 text .*; save it as UTF-8"):
         read_class_names(tmp_path / "latin.txt", 2)
     (tmp_path / "empty.txt").write_text("a\n\nb\n")
-    with pytest.raises(UserError, match="empty.txt has no name in line 2"):
+    with pytest.raises(UserError, match="empty.txt has no name on line 2"):
         read_class_names(tmp_path / "empty.txt", 3)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe is no file; expected a text file"):
+    with pytest.raises(UserError, match="pipe is not a file; expected a text file"):
         read_class_names(tmp_path / "pipe", 3)
 
 
@@ -95,7 +95,7 @@ def test_published_weights_by_reference(run, hub_network, tmp_path):
     reference, theirs = hub_network
     code, output, errors = run("convert", "--input", reference, "--output", tmp_path / "x")
     assert (code, errors) == (0, "")
-    assert "3 classes, of transformers" in output
+    assert "3 classes, from transformers" in output
     restored = load_weights(tmp_path / "x")
     assert restored.replace(variables={}) == theirs.replace(variables={})
     jax.tree.map(np.testing.assert_array_equal, restored.variables, theirs.variables)
@@ -147,7 +147,7 @@ def test_overwrite_replaces_networks_and_nothing_else(run, saved, tmp_path, monk
     for name in (".", "..", "docs", "link"):
         code, _, errors = run("convert", "--input", saved, "--output", name, "--overwrite")
         assert code == 2
-        assert "is a folder that holds more than a network; name another" in errors
+        assert "is a folder that contains more than a network; choose another" in errors
     assert (tmp_path / "docs" / "thesis.tex").read_text() == "x"
     for name in ("new", "new", "empty"):
         assert run("convert", "--input", saved, "--output", name, "--overwrite")[0] == 0
@@ -180,8 +180,11 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
         (["--input", "x"], "--output must be given"),
         (["--input", "nowhere", "--output", "y"], "nowhere does not exist; expected a network's folder"),
         (["--input", "gs://bucket/x", "--output", "y"], "gs://bucket/x is not a supported reference to weights"),
-        (["--input", "x", "--output", "y", "--source", "caffe"], "there is no --source caffe; known are"),
-        (["--input", "x", "--output", "y", "--preprocessing", "z"], "no preprocessing 'z'; known are tensorflow"),
+        (["--input", "x", "--output", "y", "--source", "caffe"], "unknown --source caffe; choose from"),
+        (
+            ["--input", "x", "--output", "y", "--preprocessing", "z"],
+            "unknown preprocessing 'z'; choose from tensorflow",
+        ),
         (["--input", "x", "--output", "y", "--resolution", "0"], "--resolution must be from 1 to 4096 pixels"),
     ],
 )

@@ -24,8 +24,8 @@ def test_sets_are_listed_and_prepared(run, data_dir):
         (["prepare"], "datasets prepare NAME"),
         (["prepare", "nothing"], "unknown data set 'nothing'; choose from digits"),
         (["prepare", "digits", "--data-files", "x"], "digits needs no files from you; remove --data-files"),
-        (["list", "digits"], "datasets list takes nothing else"),
-        (["list", "--data-files", "x"], "datasets list takes nothing else"),
+        (["list", "digits"], "datasets list takes no other arguments"),
+        (["list", "--data-files", "x"], "datasets list takes no other arguments"),
     ],
 )
 def test_what_cannot_be_prepared(refused, arguments, says):

@@ -120,7 +120,7 @@ def test_a_folder_that_is_gone_is_one_line(refused, pets_run, pets):
     pets.rename(pets.with_name("moved"))
     said = refused("evaluate", "--weights", pets_run)
     assert said == (
-        f"{pets_run} was trained on the images in {pets}, which is no folder any more; say where they are with "
+        f"{pets_run} was trained on the images in {pets}, a folder that no longer exists; specify its location with "
         "--data-files"
     )
 
@@ -159,7 +159,10 @@ def test_each_class_is_scored_and_the_confusion_matrix_written(run, quick, pets_
     # Existing files are not replaced without --overwrite.
     code, output, errors = run(*flags)
     assert (code, output) == (2, "")
-    assert "holds evaluation.json, confusion.png, confusion.svg already; name another, or --overwrite it" in errors
+    assert (
+        "already contains evaluation.json, confusion.png, confusion.svg; choose another or use --overwrite to replace them"
+        in errors
+    )
     code, output, _ = run(*flags, "--overwrite", "--json")
     assert code == 0
     assert json.loads(output)["classes"] == found["classes"]
@@ -193,9 +196,9 @@ def test_weights_that_are_not_there(refused, arguments, says):
 
 
 def test_images_have_to_be_named_and_of_the_network_s_classes(refused, saved, tmp_path):
-    assert "name the images with --dataset" in refused("evaluate", "--weights", saved)
+    assert "specify --dataset" in refused("evaluate", "--weights", saved)
     folder = ["evaluate", "--weights", saved, "--dataset", "folder"]
-    assert "does not say which folder it was trained on; name one with --data-files" in refused(*folder)
+    assert "does not record which folder it was trained on; specify --data-files" in refused(*folder)
     others = write_folder(tmp_path / "others", ("cow", "hen", "pig"), images=10)
     said = refused(*folder, "--data-files", others)
     assert "only in the network: bird, cat, dog; only in the data: cow, hen, pig" in said

@@ -22,10 +22,10 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--topology", "v9:2x4"], "--topology must be a slice by the name that it is rented by (v4-8, v5litepod-8, "),
+        (["--topology", "v9:2x4"], "--topology must be an accelerator type (v4-8, v5litepod-8, "),
         (
             ["--topology", "v5e:3x3"],
-            "is no slice that is offered; there are v5litepod-1 (v5e:1x1), v5litepod-4 (v5e:2x2)",
+            "is not an available slice; choose from v5litepod-1 (v5e:1x1), v5litepod-4 (v5e:2x2)",
         ),
         (["--batch-size", "0"], "--batch-size must be greater than 0, got 0"),
         (["--batch-size", "1000000"], "--batch-size must be 524288 or less on v5litepod-8, got 1000000"),
@@ -33,16 +33,19 @@ SCRIPT = Path(__file__).parents[2] / "experiments" / "ablate_bottleneck.py"
         (["--accumulation", "3"], "--batch-size 1024 is not divisible by 8 devices with 3 microbatches each; use 1032"),
         (["--width-multiplier", "-1"], "--width-multiplier must be greater than 0"),
         (["--num-classes", "0"], "--num-classes must be from 1 to 10000000, got 0"),
-        (["--step", "both"], "there is no --step both; known are train, eval"),
-        (["--compare", "float32"], "--compare takes FLAG=VALUE, dtype=float32 for instance; got 'float32'"),
+        (["--step", "both"], "unknown --step both; choose from train, eval"),
+        (["--compare", "float32"], "--compare takes FLAG=VALUE, for example dtype=float32; got 'float32'"),
         (["--compare", "dtype=float8"], "float8"),
         (["--compare", "colour=red"], "colour"),
-        (["--compare", "dtype=float32", "--sweep-batch"], "do not go together"),
-        (["--compare", "study=ablate_bottleneck"], "--compare changes settings of a plan, and --study is none"),
+        (["--compare", "dtype=float32", "--sweep-batch"], "cannot be combined"),
+        (["--compare", "study=ablate_bottleneck"], "--compare changes settings of a plan; --study is not one"),
         (["--compare", "=3"], "--compare takes FLAG=VALUE"),
-        (["--topology", "v5e"], "or as CHIP:SHAPE (v5e:2x4) with a chip of v4, v5e, v5p, v6e; got 'v5e'"),
-        (["--sweep-batch", "--batch-size", "48", "--accumulation", "3"], "--accumulation 3 does not divide"),
-        (["--study", "ablate_bottleneck", "--sweep-batch", "--dtype", "float32"], "leave --dtype, --sweep-batch out"),
+        (["--topology", "v5e"], "or CHIP:SHAPE (v5e:2x4), where CHIP is one of v4, v5e, v5p, v6e; got 'v5e'"),
+        (
+            ["--sweep-batch", "--batch-size", "48", "--accumulation", "3"],
+            "none of which is divisible by --accumulation 3",
+        ),
+        (["--study", "ablate_bottleneck", "--sweep-batch", "--dtype", "float32"], "remove --dtype, --sweep-batch"),
     ],
 )
 def test_bad_input_is_said_in_one_line(refused, arguments, says):
@@ -91,7 +94,7 @@ def planned(monkeypatch):
 def test_json_has_what_programs_read(run, planned):
     code, output, errors = run("plan", "--json")
     found = json.loads(output)
-    assert (code, errors) == (0, "compiling for v5litepod-8, one to four minutes\n")
+    assert (code, errors) == (0, "compiling for v5litepod-8 (one to four minutes)\n")
     assert {"hbm_bytes", "flops", "bytes_accessed"} <= found["per_chip"].keys()
     assert found["collectives"] == [{"kind": "all-reduce", "count": 1, "bytes": 14_000_000}]
     assert found["fits"] is True
@@ -122,14 +125,14 @@ def test_the_batch_is_that_of_all_chips_as_for_train(flags, batch_size):
 def test_what_does_not_fit_says_by_how_much_and_what_helps(run, planned):
     code, output, _ = run("plan", "--batch-size", "4096")
     assert code == 0
-    assert "needs 17.00 GiB or more of the 15.75 GiB that a v5e gives, 1.25 GiB too much" in " ".join(output.split())
+    assert "needs at least 17.00 GiB, 1.25 GiB more than the 15.75 GiB available on a v5e" in " ".join(output.split())
     assert "--sweep-batch" in output
 
 
 def test_the_sweep_names_the_largest_batch(run, planned):
     code, output, _ = run("plan", "--sweep-batch", "--batch-size", "256")
     assert code == 0
-    assert "The largest power-of-two batch that fits is 256 a chip" in output
+    assert "The largest power-of-two batch that fits is 256 images per chip" in output
 
 
 # --- Studies ---------------------------------------------------------------------------------------------
@@ -181,13 +184,13 @@ def test_a_study_may_lie_in_any_folder_and_import_what_lies_beside_it(tmp_path, 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("answer = 42", "describes no study: it needs Options, a StudyOptions, and create(options)"),
-        ("class Options: pass\ndef create(options): pass", "describes no study"),
-        ("from mnv2_jax.ablation.design import StudyOptions as Options", "describes no study"),
-        ("Dear diary,", "is no script that runs (SyntaxError: invalid syntax"),
-        ("import nothing_of_that_name", "is no script that runs (ModuleNotFoundError: No module named 'nothing_of"),
-        ("\0\1\2", "is no script that runs ("),
-        (None, "is no script; name one of yours or of experiments/, which is in the source, not in the wheel"),
+        ("answer = 42", "defines no study: it needs Options, a subclass of StudyOptions, and create(options)"),
+        ("class Options: pass\ndef create(options): pass", "defines no study"),
+        ("from mnv2_jax.ablation.design import StudyOptions as Options", "defines no study"),
+        ("Dear diary,", "cannot be run (SyntaxError: invalid syntax"),
+        ("import nothing_of_that_name", "cannot be run (ModuleNotFoundError: No module named 'nothing_of"),
+        ("\0\1\2", "cannot be run ("),
+        (None, "is not a script; use one of yours or one in experiments/, which is in the source, not in the wheel"),
     ],
 )
 def test_what_describes_no_study_is_one_line(refused, content, says, tmp_path):
@@ -201,4 +204,4 @@ def test_what_describes_no_study_is_one_line(refused, content, says, tmp_path):
 
 
 def test_a_folder_is_no_script(refused, tmp_path):
-    assert f"--study {tmp_path} is no script; name one" in refused("plan", "--study", tmp_path)
+    assert f"--study {tmp_path} is not a script; use one" in refused("plan", "--study", tmp_path)

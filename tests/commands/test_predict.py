@@ -32,7 +32,7 @@ def test_images_in_every_way(run, saved, network, images, tmp_path):
     assert code == 0
     assert (
         errors
-        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), upright as EXIF says\n"
+        == "preprocessing torchvision: shorter side bilinear to 36, central 32 pixels, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), rotated upright by EXIF\n"
     )
     predictions = json.loads(output)["predictions"]
     assert [entry["input"] for entry in predictions] == [str(images / name) for name in ("a.png", "b.jpg", "c.webp")]
@@ -49,7 +49,7 @@ def test_images_in_every_way(run, saved, network, images, tmp_path):
     np.save(tmp_path / "batch.npy", batch)
     code, output, errors = run("predict", "--weights", saved, "--array", tmp_path / "batch.npy", "--json")
     assert code == 0
-    assert "none: --array is taken as it is" in errors
+    assert "none: --array is used as is" in errors
     arrays = json.loads(output)["predictions"]
     assert [entry["logits"] for entry in arrays] == [entry["logits"] for entry in predictions]
     assert arrays[1]["input"].endswith("batch.npy[1]")
@@ -72,8 +72,8 @@ def test_damaged_images_are_named_and_the_others_predicted(run, saved, images):
         str(images / "c.webp"),
     ]
     assert f"left out of {images}: 1 .txt" in errors
-    assert "left out: " + str(images / "b.jpg") in errors
-    assert errors.endswith("\nerror: 1 of 3 images could not be read; they are named above\n")
+    assert "skipped: " + str(images / "b.jpg") in errors
+    assert errors.endswith("\nerror: 1 of 3 images could not be read; see the messages above\n")
     code, output, _ = run("predict", "--weights", saved, "--image", images, "--json")
     found = json.loads(output)
     assert (code, len(found["predictions"]), found["damaged"]) == (2, 2, [str(images / "b.jpg")])
@@ -93,7 +93,7 @@ def test_a_folder_of_folders_is_walked_in_the_order_of_names(run, saved, images,
     assert errors.startswith("left out of images: 1 .txt, 2 hidden or system\n")
     code, output, errors = run("predict", "--weights", saved, "--image", "images/empty")
     assert (code, output) == (2, "")
-    assert errors == "error: --image images/empty holds no images, in it or in folders below; left out: 1 .txt\n"
+    assert errors == "error: --image images/empty contains no images, directly or in subfolders; left out: 1 .txt\n"
 
 
 def test_an_image_is_turned_as_its_exif_says_unless_told_otherwise(run, saved, images):
@@ -122,7 +122,7 @@ def test_names_that_are_not_utf_8_are_printed(run, saved, images):
 def test_pipes_are_not_waited_for(refused, saved, images):
     os.mkfifo(images / "pipe.png")
     assert "is a pipe or a device" in refused("predict", "--weights", saved, "--image", images / "pipe.png")
-    assert "pipe.png is no file" in refused("predict", "--weights", saved, "--array", images / "pipe.png")
+    assert "pipe.png is not a file" in refused("predict", "--weights", saved, "--array", images / "pipe.png")
 
 
 def test_published_weights_by_reference(run, hub_network, images):
@@ -140,10 +140,10 @@ def test_published_weights_by_reference(run, hub_network, images):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "name the images with --image, or a preprocessed batch with --array"),
-        (["--image", "a.png", "--array", "a.npy"], "one of the two"),
+        ([], "specify either images (--image) or a preprocessed batch (--array)"),
+        (["--image", "a.png", "--array", "a.npy"], "specify either images (--image) or a preprocessed batch (--array)"),
         (["--image", "nowhere.png"], "--image nowhere.png does not exist"),
-        (["--image", "."], "--image . holds no images, in it or in folders below"),
+        (["--image", "."], "--image . contains no images, directly or in subfolders"),
         (["--array", "a.npy", "--top", "0"], "--top must be 1 or more, got 0"),
         (["--image", ".", "--resolution", "99999"], "--resolution must be from 1 to 4096 pixels"),
     ],
@@ -167,10 +167,10 @@ def test_weights_that_are_not_there(refused, weights, says, images):
 @pytest.mark.parametrize(
     ("array", "says"),
     [
-        (np.zeros((2, 8, 8), np.float32), r"holds (2, 8, 8), expected (images, height, width, 3) of float32"),
-        (np.zeros((2, 3, 8, 8), np.float32), "holds (2, 3, 8, 8), expected"),
-        (np.zeros((1, 8, 8, 3), np.uint8), "holds uint8, expected"),
-        (np.full((1, 8, 8, 3), np.nan, np.float32), "holds values that are not finite numbers"),
+        (np.zeros((2, 8, 8), np.float32), r"contains (2, 8, 8), expected (images, height, width, 3) of float32"),
+        (np.zeros((2, 3, 8, 8), np.float32), "contains (2, 3, 8, 8), expected"),
+        (np.zeros((1, 8, 8, 3), np.uint8), "contains uint8, expected"),
+        (np.full((1, 8, 8, 3), np.nan, np.float32), "contains values that are not finite"),
         (np.array([{"a": 1}], object), "cannot be read as a NumPy file"),
     ],
 )
@@ -185,7 +185,7 @@ def test_no_classifier_no_prediction(refused, network, tmp_path, images):
     variables = {**network.variables, "params": params}
     changes = {"model": headless, "variables": variables, "task": Classification(0), "class_names": None}
     save_network(tmp_path / "x", network.replace(**changes))
-    assert "has no classifier, so it predicts no classes" in refused(
+    assert "has no classifier, so it cannot predict classes" in refused(
         "predict", "--weights", tmp_path / "x", "--image", images
     )
 
@@ -207,7 +207,7 @@ def test_one_output_needs_a_meaning(run, images, tmp_path):
     arguments = ["--image", images / "a.png"]
     code, output, errors = run("predict", "--weights", tmp_path / "x", *arguments)
     assert (code, output) == (2, "")
-    assert "has one output, of which nothing says what it means: if a sigmoid" in errors
+    assert "has a single output of unknown meaning; if its sigmoid" in errors
     converted = ["--output", tmp_path / "y", "--outputs", "sigmoid"]
     code, output, _ = run("convert", "--input", tmp_path / "x", *converted)
     assert code == 0

@@ -34,14 +34,14 @@ def test_tables_of_operators_and_layers(run, model):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "resnet"], "there is no --model resnet; known are mobilenet_v1, mobilenet_v2"),
-        (["--bottleneck-activation", "relu7"], "there is no --bottleneck-activation relu7; known are linear, relu6, "),
+        (["--model", "resnet"], "unknown --model resnet; choose from mobilenet_v1, mobilenet_v2"),
+        (["--bottleneck-activation", "relu7"], "unknown --bottleneck-activation relu7; choose from linear, relu6, "),
         (["--width-multiplier", "0"], "--width-multiplier must be greater than 0"),
         (["--resolution", "-1"], "--resolution must be from 1 to 4096 pixels, got -1"),
         (["--num-classes", "-1"], "--num-classes must be from 0 to 10000000, got -1"),
-        (["--output-stride", "12"], "there is no --output-stride 12; known are 8, 16, 32"),
+        (["--output-stride", "12"], "unknown --output-stride 12; choose from 8, 16, 32"),
         (["--unit-strides", "6"], "--unit-strides must be from 0 to 5, got 6"),
-        (["--model", "mobilenet_v1", "--expansion", "3"], "mobilenet_v1 has no --expansion; mobilenet_v2 has"),
+        (["--model", "mobilenet_v1", "--expansion", "3"], "mobilenet_v1 has no --expansion; only mobilenet_v2 has one"),
     ],
 )
 def test_a_network_that_there_is_not(refused, arguments, says):
@@ -60,7 +60,7 @@ def test_a_trained_network_is_summarized(run, saved, network):
 
 
 def test_what_weights_say_no_flag_says(refused, saved):
-    says = "--weights says what the network is; leave --width-multiplier, --expansion, --num-classes out"
+    says = "--weights determines the network; remove --width-multiplier, --expansion, --num-classes"
     flags = ["--expansion", "3", "--width-multiplier", "0.5", "--num-classes", "3"]
     assert refused("summary", "--weights", saved, *flags) == says
     assert "nowhere does not exist" in refused("summary", "--weights", "nowhere")

@@ -79,7 +79,7 @@ def test_a_finished_run_is_not_repeated(finished, run, two_blocks):
     ]
     code, _, errors = run("train", *FLAGS, "--ema-decay", "0.9", "--out", finished)
     assert code == 2
-    assert "holds another run: ema_decay is 0.5 there and 0.9 here" in errors
+    assert "contains another run: ema_decay is 0.5 there and 0.9 here" in errors
 
 
 # --- A run from trained weights, on one's own images -----------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_run_from_weights_is_of_their_network_and_says_what_starts_anew(run, f
     save_network(Path("three"), before.replace(variables=jax.tree.map(lambda leaf: leaf + 1, before.variables)))
     code, _, errors = run(*flags)
     assert code == 2
-    assert "holds another run: the trained weights that it starts from are not those that it was made with" in errors
+    assert "contains another run: the trained weights it starts from differ from those it was made with" in errors
 
 
 def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
@@ -202,7 +202,7 @@ def test_weights_that_a_run_cannot_start_from(refused, two_blocks, weights, digi
     [
         (["--epochs", "0"], "--epochs must be greater than 0, got 0"),
         (["--epochs", "many"], "--epochs takes whole numbers, got many"),
-        (["--recipe", "best"], "there is no --recipe best; known are small, paper, cosine"),
+        (["--recipe", "best"], "unknown --recipe best; choose from small, paper, cosine"),
         (["--momentum", "1"], "--momentum must be from 0 to below 1, got 1.0"),
         (["--weight-decay", "-1"], "--weight-decay must be 0 or more"),
         (["--batch-size", "20"], "--batch-size 20 is not divisible by 8 devices; use 16"),

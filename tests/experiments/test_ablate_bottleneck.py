@@ -116,7 +116,7 @@ def test_a_terminal_gets_a_bar_and_interrupt_says_how_to_continue(tiny, capsys, 
 
     monkeypatch.setattr(study, "Reporter", stopping(3, stop))
     assert tiny() == 130
-    assert "the same command resumes" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     for part in ("linear, relu6 seed 0 step 3/4", "loss", "images/s", "left", "━"):
         assert part in screen.getvalue(), part
 
@@ -152,7 +152,7 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
     text = seen.decode()
     for part in ("linear, relu6 seed 0", "step", "loss", "images/s", "left", "━"):
         assert part in text
-    assert "the same command resumes" in text
+    assert "run the same command to resume" in text
     assert "Traceback" not in text
     output, _ = start(*TINY, stdout=subprocess.PIPE).communicate(timeout=300)
     assert "of 4 runs are already finished" in output
@@ -162,10 +162,10 @@ def test_a_process_in_a_terminal_is_interrupted_and_continues(start, digits, tmp
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--activation", "relu7"], "there is no --activation relu7; known are relu6, relu, "),
-        (["--activation", "linear"], "there is no --activation linear; known are"),
+        (["--activation", "relu7"], "unknown --activation relu7; choose from relu6, relu, "),
+        (["--activation", "linear"], "unknown --activation linear; choose from"),
         (["--dataset", "mnist"], "mnist is not prepared in"),
-        (["--colour", "red"], "unrecognized option --colour; --help lists what is known"),
+        (["--colour", "red"], "unrecognized option --colour; see --help"),
         (["--seeds", "many"], "--seeds takes whole numbers, got many"),
         (["--seeds", "0"], "--seeds must be 2 or more"),
         (["--epochs", "0"], "--epochs must be greater than 0, got 0"),

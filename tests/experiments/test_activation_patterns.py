@@ -48,7 +48,7 @@ def test_from_flags_to_files_and_again(run, tmp_path, capsys, monkeypatch):
     # Draw only once: drawing takes as long as everything else.
     monkeypatch.setattr(load("activation_patterns"), "draw", lambda *given: plt.figure())
     assert run("--images", "20") == 0
-    assert "only the figure is drawn again" in capsys.readouterr().out
+    assert "only the figure is redrawn" in capsys.readouterr().out
     assert json.loads((folder / "summary.json").read_text()) == summary
     # Recompute from the trained network, which is kept.
     (folder / "summary.json").unlink()
@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, capsys):
         (("--weights", "hf://nobody/nothing/at/all"), "hf://nobody/nothing/at/all"),
         (("--weights", "empty", "--dataset", "digits"), "empty"),
         (("--weights", "nowhere", "--dataset", "digits"), "nowhere does not exist"),
-        (("--weights", v2), "v2 does not say what it was trained on"),
+        (("--weights", v2), "v2 does not record what it was trained on"),
         (
             ("--weights", v2, "--dataset", "digits", "--images", "500"),
             "--images must be from 1 to 454, the number of images",
@@ -119,9 +119,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, tmp_path, capsys):
         ),
         (
             ("--weights", checkpoint("small", "mobilenet_v2", 12, **TINY), "--dataset", "digits"),
-            "the images of digits have 28 pixels a side and the network's 12",
+            "the images of digits are 28 pixels wide, but the network expects 12",
         ),
-        (("--dataset", "imagenette"), "a network is trained here on one of digits"),
+        (("--dataset", "imagenette"), "this script cannot train a network on imagenette; choose from digits"),
         (("--images", "0"), "--images must be 1 or more"),
         (("--seed", "-1"), "--seed must be from 0"),
         (("--width-multiplier", "0"), "--width-multiplier must be greater than 0"),

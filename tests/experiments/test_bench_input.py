@@ -27,7 +27,7 @@ def test_the_stream_yields_batches_of_the_size_that_is_compared(tmp_path):
     ("arguments", "says"),
     [
         (["--images", "31"], "--files and --rounds must be 1 or more, and --images 32 or more"),
-        (["--peer-python", "/nowhere"], "--peer-python /nowhere is no Python with TensorFlow"),
+        (["--peer-python", "/nowhere"], "--peer-python /nowhere is not a Python interpreter with TensorFlow"),
     ],
 )
 def test_bad_input_is_one_line(refused, arguments, says):

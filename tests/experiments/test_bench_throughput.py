@@ -110,23 +110,28 @@ def test_a_process_that_fails_says_its_last_line(script, tmp_path):
 
 def test_networks_that_compute_something_else_are_not_compared(script):
     script.check_loss("torch", "train", 7.0001, 7.0)
-    with pytest.raises(UserError, match=r"torch computes something else in train: its loss is 7\.10000, and ours 7\.0"):
+    with pytest.raises(
+        UserError, match=r"torch does not compute the same in train: its loss is 7\.10000, ours is 7\.0"
+    ):
         script.check_loss("torch", "train", 7.1, 7.0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--peers", "torch,jaxx"], "--peers jaxx is not known; known are torch and keras"),
+        (["--peers", "torch,jaxx"], "unknown --peers jaxx; choose from torch, keras"),
         (["--batch-size", "1"], "--batch-size must be 2 or more"),
         (["--rounds", "0"], "--rounds must be 1 or more, got 0"),
-        (["--peers", "torch", "--peer-python", "/nowhere"], "--peer-python /nowhere is no Python with torch"),
-        (["--tasks", "train,guess"], "--tasks guess is not known; known are train and evaluate"),
+        (
+            ["--peers", "torch", "--peer-python", "/nowhere"],
+            "--peer-python /nowhere is not a Python interpreter with torch",
+        ),
+        (["--tasks", "train,guess"], "unknown --tasks guess; choose from train, evaluate"),
         (["--steps", "0"], "--steps must be 1 or more, got 0"),
         (["--width-multiplier", "nan"], "--width-multiplier must be greater than 0, got nan"),
         (["--out", "/proc/mine"], "--out /proc/mine cannot be written"),
-        (["--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
-        (["--peers", "torch", "--unit-strides", "2"], "--unit-strides must be 0 to 1 beside peers"),
+        (["--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
+        (["--peers", "torch", "--unit-strides", "2"], "--unit-strides must be 0 to 1 with --peers"),
     ],
 )
 def test_bad_input_is_one_line(refused, arguments, says):

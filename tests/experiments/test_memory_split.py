@@ -54,7 +54,7 @@ def test_from_flags_to_files_and_drawn_again(script, few_blocks, tmp_path, capsy
     script.main(options)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert (tmp_path / "out" / "figure.png").exists()
-    assert "only the figure is drawn again" in capsys.readouterr().out
+    assert "only the figure is redrawn" in capsys.readouterr().out
 
 
 def test_the_title_tells_what_the_largest_recommended_split_saves(script):
@@ -72,13 +72,13 @@ def test_the_title_tells_what_the_largest_recommended_split_saves(script):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"splits": (0,)}, "--splits must be numbers of parts from 1 on, got 0"),
-        ({"network_splits": ()}, "--network-splits must be numbers of parts from 1 on, got none"),
+        ({"splits": (0,)}, "--splits must be numbers of parts, 1 or more, got 0"),
+        ({"network_splits": ()}, "--network-splits must be numbers of parts, 1 or more, got none"),
         ({"resolution": 0}, "--resolution must be from 1"),
         ({"width_multiplier": 0.0}, "--width-multiplier must be greater than 0"),
         ({"rounds": 0}, "--rounds must be 1 or more, got 0"),
-        ({"topology": "v9"}, "--topology must be a slice by the name .* got 'v9'"),
-        ({"topology": ""}, "--topology must be a slice by the name"),
+        ({"topology": "v9"}, "--topology must be an accelerator type .* got 'v9'"),
+        ({"topology": ""}, "--topology must be an accelerator type"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(script, tmp_path, flags, says):

@@ -81,11 +81,11 @@ def test_of_failing_studies_the_median_is_the_truth(script, name):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--seeds", "8", "6"], "--seeds must be numbers from 2 to 16, rising, got 8 6"),
-        (["--comparisons", "0"], "--comparisons must be numbers from 1 to 64, rising, got 0"),
+        (["--seeds", "8", "6"], "--seeds must be increasing numbers from 2 to 16, got 8 6"),
+        (["--comparisons", "0"], "--comparisons must be increasing numbers from 1 to 64, got 0"),
         (["--studies", "1"], "--studies must be from 10 to 100000, got 1"),
         (["--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1"),
-        (["--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
+        (["--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
     ],
 )
 def test_bad_input_is_one_line(refused, arguments, says):

@@ -178,8 +178,8 @@ def test_marks(script, tables):
         ("table3", "7", "V1 KB"),
         ("table3", "7", "V2 KB"),
         ("table3", "max", "SN KB"),
-        ("memory", "each block an operator", "V1 KB"),
-        ("memory", "each block an operator", "V2 KB"),
+        ("memory", "each block as one operator", "V1 KB"),
+        ("memory", "each block as one operator", "V2 KB"),
         ("table4", "MobileNetV1", "multiply-adds, M"),
         ("table4", "MobileNetV2 (1.4)", "params, M"),
         ("table4", "MobileNetV2 (1.4)", "multiply-adds, M"),
@@ -263,7 +263,7 @@ def test_files_and_terminal(run, script, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("taken", "is a file; name a folder"),
+        ("taken", "is a file, not a folder"),
         ("taken/below", "cannot be written: Not a directory"),
         ("/proc/mine", "--out /proc/mine cannot be written"),
     ],

@@ -65,4 +65,4 @@ def test_other_settings_are_another_plan(command, made, capsys):
 def test_damaged_plans_are_named(command, made, tmp_path, capsys):
     (tmp_path / "out" / "plans.json").write_text('{"v5e:1x1": {}}')
     assert command("plan_scaling", "--out", "out") == 2
-    assert "plans.json is damaged, or of another version" in capsys.readouterr().err
+    assert "plans.json is damaged or from another version" in capsys.readouterr().err

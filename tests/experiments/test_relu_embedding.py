@@ -68,14 +68,14 @@ def test_twice_the_same(script, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--channels", "3", "2"], "--channels must be two or more numbers from 1 to 256, rising, got 3 2"),
+        (["--channels", "3", "2"], "--channels must be two or more increasing numbers from 1 to 256, got 3 2"),
         (["--embeddings", "5"], "--embeddings must be from 6 to 10000, got 5"),
-        (["--decoders", "300"], "--decoders must be from 2 to --embeddings, 200, got 300"),
+        (["--decoders", "300"], "--decoders must be from 2 to --embeddings (200), got 300"),
         (["--decoder-steps", "0"], "--decoder-steps must be from 1 to 100000, got 0"),
         (["--points", "3"], "--points must be from 16 to 1024, got 3"),
         (["--radius", "nan"], "--radius must be greater than 0 and below 100, got nan"),
         (["--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1"),
-        (["--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
+        (["--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
     ],
 )
 def test_bad_input_is_one_line(refused, arguments, says):

@@ -43,12 +43,12 @@ def test_a_wrong_theorem_is_seen(script, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--n", "0"], "--n must be numbers from 1 to 16, rising, got 0"),
-        (["--m", "3", "2"], "--m must be numbers from 1 to 128, rising, got 3 2"),
+        (["--n", "0"], "--n must be increasing numbers from 1 to 16, got 0"),
+        (["--m", "3", "2"], "--m must be increasing numbers from 1 to 128, got 3 2"),
         (["--samples", "1"], "--samples must be from 100 to 1000000, got 1"),
         (["--examples", "0"], "--examples must be from 10 to 100000, got 0"),
         (["--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1"),
-        (["--out", "/dev/null"], "--out /dev/null is a file; name a folder"),
+        (["--out", "/dev/null"], "--out /dev/null is a file, not a folder"),
     ],
 )
 def test_bad_input_is_one_line(refused, arguments, says):

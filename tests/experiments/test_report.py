@@ -38,8 +38,8 @@ def test_finished_studies_are_made_again_and_joined(command, tmp_path, capsys, s
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_made(refused):
     studies = [str(EXPERIMENTS / "results" / name) for name in FOLDERS]
     for out in ("/", ".", "nowhere/all.html"):
-        assert f"--out {out} must be a file, in a folder that there is" in refused("report", *studies, "--out", out)
-    assert "--out is the page of several studies" in refused("report", studies[0], "--out", "all.html")
+        assert f"--out {out} must be a file in an existing folder" in refused("report", *studies, "--out", out)
+    assert "--out is for the page of several studies" in refused("report", studies[0], "--out", "all.html")
 
 
 def test_what_is_no_study_is_named(refused, tmp_path):
@@ -95,9 +95,9 @@ def test_the_tables_of_a_page_are_refreshed_in_place(command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ([FOLDERS[0], "--arms", "tanh"], "--arms: there is no arm 'tanh'; there are linear, relu6"),
-        (["train_fashion_mnist", "--arms", "relu6"], "--arms and --metric are of studies"),
-        (["train_fashion_mnist", "--markdown", "-"], "holds a training run"),
+        ([FOLDERS[0], "--arms", "tanh"], "unknown arm 'tanh' in --arms; choose from linear, relu6"),
+        (["train_fashion_mnist", "--arms", "relu6"], "--arms and --metric are for studies"),
+        (["train_fashion_mnist", "--markdown", "-"], "contains a training run"),
     ],
 )
 def test_flags_that_do_not_fit_what_the_folders_hold_are_refused(flags, says, refused):
@@ -105,4 +105,4 @@ def test_flags_that_do_not_fit_what_the_folders_hold_are_refused(flags, says, re
 
 
 def test_refreshing_takes_pages_alone(refused):
-    assert "--refresh takes pages alone" in refused("report", "--refresh", "README.md", "--metric", "loss")
+    assert "--refresh takes only pages" in refused("report", "--refresh", "README.md", "--metric", "loss")

@@ -15,4 +15,4 @@ def test_from_scratch_tuned_and_frozen():
 
 def test_weights_that_are_not_there_say_how_they_are_made(refused):
     line = refused("transfer", "--weights", "nowhere")
-    assert "--weights nowhere is not there; train it first: python -m mnv2_jax train" in line
+    assert "--weights nowhere does not exist; train it first: python -m mnv2_jax train" in line

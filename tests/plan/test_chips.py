@@ -30,7 +30,8 @@ def test_a_slice_is_known_by_its_shape_and_by_the_name_that_it_is_rented_by(name
 @pytest.mark.parametrize("name", ["", "v5e", "v5litepod", "v9:2x4", "v9-8"])
 def test_what_is_no_name_of_a_slice(name):
     with pytest.raises(
-        UserError, match=r"\(v4-8, v5litepod-8, v5p-8, v6e-8\) or as CHIP:SHAPE .* of v4, v5e, v5p, v6e; got"
+        UserError,
+        match=r"\(v4-8, v5litepod-8, v5p-8, v6e-8\) or CHIP:SHAPE .*, where CHIP is one of v4, v5e, v5p, v6e; got",
     ):
         open_topology(name)
 
@@ -38,10 +39,10 @@ def test_what_is_no_name_of_a_slice(name):
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e:2x2x2", "v5e:32x32", "v5litepod-2", "v5p:2x2", "v5p-4"])
 def test_slices_that_are_not_offered(name):
     """The error lists slices that are offered, in both notations."""
-    offered = r"v5p-8 \(v5p:2x2x1\), .*; the first count cores, 2 a chip$"
+    offered = r"v5p-8 \(v5p:2x2x1\), .*; accelerator types count cores, 2 per chip$"
     if name.startswith("v5e") or name.startswith("v5l"):
         offered = r"v5litepod-1 \(v5e:1x1\), v5litepod-4 \(v5e:2x2\), "
-    with pytest.raises(UserError, match=rf"^--topology {name} is no slice that is offered; there are {offered}"):
+    with pytest.raises(UserError, match=rf"^--topology {name} is not an available slice; choose from {offered}"):
         open_topology(name)
 
 

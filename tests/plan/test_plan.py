@@ -139,7 +139,7 @@ def test_the_programs_of_a_study_are_planned_with_its_runs_side_by_side(monkeypa
     study = Study("test", "?", "Yes.", "digits", arms, model={"width_multiplier": 0.1}, training=recipe, seeds=2)
     compiled = []
     plan_study(study, HERE, lambda words: contextlib.nullcontext(compiled.append(words)))
-    assert compiled[0] == "compiling program 1 of 3 for v5e:2x4 (linear, relu6), a minute or so"
+    assert compiled[0] == "compiling program 1 of 3 for v5e:2x4 (linear, relu6; about a minute)"
     # Two seeds of two arms that share a program, then two seeds of each other arm.
     assert asked == [
         ("linear, relu6", 4, 0.1, (28, 28, 1), 3, "train"),

@@ -349,10 +349,10 @@ def test_a_run_from_weights_with_all_trained_continues_too(trained, network, tmp
     whole = run_tiny(tmp_path / "whole", weights=str(weights), **settings)
     with pytest.raises(Preempted, match="saved after step 1"):
         run_tiny(tmp_path / "run", weights=str(weights), on_start=terminate, **settings)
-    with pytest.raises(UserError, match=r"holds another run: weights is .* there and None here; weights_sha256 is"):
+    with pytest.raises(UserError, match=r"contains another run: weights is .* there and None here; weights_sha256 is"):
         run_tiny(tmp_path / "run", **settings)
     save_network(weights, network.replace(variables=jax.tree.map(lambda leaf: leaf + 1, network.variables)))
-    with pytest.raises(UserError, match="holds another run: the trained weights that it starts from are not those"):
+    with pytest.raises(UserError, match="contains another run: the trained weights it starts from differ from those"):
         run_tiny(tmp_path / "run", weights=str(weights), **settings)
     save_network(weights, network)
     found = run_tiny(tmp_path / "run", weights=str(weights), **settings)

@@ -256,7 +256,7 @@ def test_a_finished_run_is_trained_longer_from_its_weights(whole, longer):
     assert rates[48] < rates[28]
     # It counts as finished, and no longer as the shorter run.
     assert run_tiny(folder, training=MORE) == summary
-    with pytest.raises(UserError, match="holds another run: epochs is 8 there and 4 here"):
+    with pytest.raises(UserError, match="contains another run: epochs is 8 there and 4 here"):
         run_tiny(folder)
 
 
@@ -265,7 +265,7 @@ def test_a_longer_run_that_was_stopped_is_the_one_that_was_not(whole, longer, tm
     with pytest.raises(Preempted, match="saved after step 25"):
         run_tiny(folder, on_start=terminate, training=MORE)
     # Until it ends, it is not finished and cannot be extended further.
-    with pytest.raises(UserError, match="holds another run: epochs is 8 there and 12 here"):
+    with pytest.raises(UserError, match="contains another run: epochs is 8 there and 12 here"):
         run_tiny(folder, training={"epochs": 12})
     log = io.StringIO()
     found = run_tiny(folder, log=log, training=MORE)
@@ -288,10 +288,10 @@ def test_a_longer_run_never_resumes_from_before_the_end_of_the_shorter_one(longe
 
 
 def test_only_a_finished_run_is_trained_longer_and_in_nothing_else_another(copy, whole, tmp_path):
-    with pytest.raises(UserError, match="holds another run: epochs is 4 there and 8 here"):
+    with pytest.raises(UserError, match="contains another run: epochs is 4 there and 8 here"):
         run_tiny(copy, training=MORE)
     for change in ({**MORE, "learning_rate": 0.1}, {"epochs": 2}):
-        with pytest.raises(UserError, match="holds another run: "):
+        with pytest.raises(UserError, match="contains another run: "):
             run_tiny(whole[0], training=change)
     folder = shutil.copytree(whole[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "24")
@@ -362,13 +362,13 @@ def test_other_data_are_another_run(copy, monkeypatch):
     from mnv2_jax.data.resident import Dataset
 
     monkeypatch.setattr(Dataset, "fingerprint", lambda self: "other")
-    with pytest.raises(UserError, match="holds another run: the images are not those that it was made with; name"):
+    with pytest.raises(UserError, match="contains another run: the images differ from those it was made with; choose"):
         run_tiny(copy)
 
 
 def test_another_configuration_is_refused_and_nothing_is_lost(copy):
     before = contents(copy)
-    with pytest.raises(UserError, match=r"holds another run: learning_rate is 0.05 there and 0.1 here"):
+    with pytest.raises(UserError, match=r"contains another run: learning_rate is 0.05 there and 0.1 here"):
         run_tiny(copy, training={"learning_rate": 0.1})
     assert contents(copy) == before
 
