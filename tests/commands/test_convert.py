@@ -122,7 +122,7 @@ class Gained(MobileNetV2):
 def test_a_network_that_others_would_read_as_another_is_refused(refused, settings, target, file, named, tmp_path):
     save_network(tmp_path / "x", random_network(MobileNetV2(3, 0.1, stages=STAGES, **settings)))
     said = refused("convert", "--input", tmp_path / "x", "--output", file, "--target", target)
-    assert f"the network is not the published mobilenet_v2 but differs in {named}: read by" in said
+    assert f"the network is not the published mobilenet_v2 but differs in {named}: loaded by" in said
 
 
 def test_a_setting_of_one_s_own_is_a_difference_too(refused, tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_an_output_that_cannot_be_written(run, saved, tmp_path):
     ("arguments", "says"),
     [
         (["--input", "x"], "--output must be given"),
-        (["--input", "nowhere", "--output", "y"], "nowhere does not exist; expected a network's folder"),
+        (["--input", "nowhere", "--output", "y"], "nowhere does not exist; expected a weights file"),
         (["--input", "gs://bucket/x", "--output", "y"], "gs://bucket/x is not a supported reference to weights"),
         (["--input", "x", "--output", "y", "--source", "caffe"], "unknown --source caffe; choose from"),
         (

@@ -138,7 +138,7 @@ def test_a_broken_image_is_named_and_skipped_if_asked(run, flags):
     assert errors.count("\n") == 1
     code, output, errors = run(*flags, "--on-bad-image", "skip")
     assert (code, errors) == (0, "")
-    assert "1 damaged image skipped" in output
+    assert "skipped 1 damaged image, the first of which is" in output
     assert "007.jpg" in output
 
 
@@ -174,13 +174,13 @@ def weights(saved, tmp_path_factory):
         (["three", "--model", "mobilenet_v1"], "--model mobilenet_v1 does not match {}/three, which has mobilenet_v2"),
         (["three", "--expansion", "3"], "--expansion 3.0 does not match {}/three, which has 2; remove"),
         (["torchvision.safetensors", "--convention", "tensorflow"], "--convention tensorflow does not match {}/tor"),
-        (["nowhere"], "{}/nowhere does not exist; expected a network's folder or a file of weights"),
+        (["nowhere"], "{}/nowhere does not exist; expected a weights file or a network's folder"),
         (["cut.safetensors"], "{}/cut.safetensors cannot be read as a safetensors file; it may be truncated"),
         (["damaged"], "the network {}/damaged cannot be read; it may be damaged"),
-        (["."], "{} is a folder, but no checkpoint"),
+        (["."], "{} is a folder without weights"),
         (["gs://bucket/x"], "gs://bucket/x is not a supported reference to weights; expected hf://OWNER/NAME"),
         (["hf://mobilenet"], "hf://mobilenet is not a repository"),
-        (["torchvision://resnet18.pth"], "torchvision://resnet18.pth is not among its MobileNets"),
+        (["torchvision://resnet18.pth"], "torchvision://resnet18.pth is not one of torchvision's MobileNets"),
         (["three", "--freeze", "backbone", "--backbone-learning-rate", "0.1"], "remove --backbone-learning-rate"),
         (["three", "--backbone-learning-rate", "0"], "--backbone-learning-rate must be greater than 0, got 0.0"),
         ([None, "--freeze", "backbone"], "--freeze requires trained weights; set --weights"),

@@ -166,7 +166,9 @@ def test_a_finished_run_is_not_repeated(whole):
 def test_a_finished_run_s_damaged_summary_is_named(whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "x")
     (folder / "summary.json").write_text('{"steps": 24, "test": {"loss": 1}}')
-    with pytest.raises(UserError, match=r"summary.json is damaged \(accuracy is missing in test\); remove it, and the"):
+    with pytest.raises(
+        UserError, match=r"summary.json is damaged \(accuracy is missing in test\); remove it and run the"
+    ):
         run_tiny(folder)
 
 
