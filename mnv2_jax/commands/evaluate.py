@@ -143,7 +143,7 @@ def print_evaluation(content: Mapping[str, Any], metrics: Mapping[str, float], n
         print(f"skipped: {line}")
     classes = content.get("classes", [])
     for metric, value in metrics.items():
-        if metric == "examples" or (metric == "top5_accuracy" and 0 < len(classes) <= 5):  # always 100 %
+        if metric == "examples":
             continue
         print(f"{metric.replace('_', ' '):14} {f'{value:.4f}' if metric == 'loss' else f'{value:.2%}'}")
     if classes:
