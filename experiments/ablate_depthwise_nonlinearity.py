@@ -22,7 +22,7 @@ from mnv2_jax.training.config import Recipe
 class Options(StudyOptions):
     """Command-line flags."""
 
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1, evaluations=3)
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, evaluations=3)
     """Training recipe."""
 
 

@@ -13,12 +13,11 @@ multiply-adds (within 2 %) the whole network gets narrower as t grows.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study, shared_settings
+from mnv2_jax.ablation.design import Arm, Study, StudyOptions, create_study, shared_settings
 from mnv2_jax.settings import check_size
-from mnv2_jax.training.config import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,6 @@ class Options(StudyOptions):
     """Values of t, each compared with the baseline's."""
     at: Literal["width", "multiply_adds"] = "width"
     """What is equal in all arms: the width multiplier, or the multiply-adds (each arm's width is rescaled)."""
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """Training recipe."""
 
 
 def create(options: Options) -> Study:

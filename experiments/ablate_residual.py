@@ -16,11 +16,10 @@ in ResNet, or each in turn.
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.design import RECIPE, Arm, Flat, PaperResult, Study, StudyOptions, create_study, shared_settings
-from mnv2_jax.training.config import Recipe
+from mnv2_jax.ablation.design import Arm, PaperResult, Study, StudyOptions, create_study, shared_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +30,6 @@ class Options(StudyOptions):
     """What the shortcuts should connect, or the inverted block against the classic one."""
     convolution: tuple[Literal["depthwise", "full"], ...] = ("depthwise",)
     """The 3x3 convolution of the classic block: depthwise (MobileNetV2), full (ResNet), or both."""
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """Training recipe."""
 
 
 def create(options: Options) -> Study:

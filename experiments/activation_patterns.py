@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mnv2_jax import cli
+from mnv2_jax.ablation.design import RECIPE
 from mnv2_jax.data.catalog import ResidentName
 from mnv2_jax.errors import UserError
 from mnv2_jax.results import command_line, name_results, open_results, write_results
 from mnv2_jax.settings import check_size
-from mnv2_jax.training.config import Execution, Recipe, Run
+from mnv2_jax.training.config import Execution, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,7 @@ class Options:
     """Random seed of the initial network and of the training."""
     width_multiplier: float = 0.35
     """Scales the channels of every layer, if a network is trained here."""
-    epochs: int = 2
+    epochs: int = RECIPE.epochs
     """Passes over the training images, if a network is trained here."""
     out: Path = Path("runs/activation_patterns")
     """Output folder for the network, the figure and the summary."""
@@ -102,7 +103,7 @@ def create_run(options: Options, dataset: str) -> Run:
     return Run(
         dataset,
         {"name": "mobilenet_v2", "width_multiplier": options.width_multiplier, "expansion": 6.0},
-        Recipe(epochs=options.epochs, batch_size=16, learning_rate=0.02, evaluations=2),
+        dataclasses.replace(RECIPE, epochs=options.epochs, evaluations=2),
         seed=options.seed,
         data_files=options.data_files,
     )
@@ -112,18 +113,11 @@ def open_images(options: Options, dataset: str, given: "Network | None") -> "Str
     """Open the test images, preprocessed as the network expects.
 
     Raises:
-        UserError: if there are fewer than --images, or their size is not the network's.
+        UserError: if there are fewer than --images.
     """
-    from mnv2_jax.data.catalog import CATALOG
     from mnv2_jax.data.prepare import check_images
     from mnv2_jax.data.stream import load_stream
 
-    entry = CATALOG.get(dataset)
-    if given is not None and entry is not None and entry.source_size and entry.image_size != given.resolution:
-        raise UserError(
-            f"the images of {dataset} are {entry.image_size} pixels wide, but the network expects {given.resolution}; "
-            "specify the data set that it was trained on"
-        )
     data = load_stream(dataset, options.data_files, resolution=given.resolution if given else None)
     check_images("--images", options.images, len(data.sources["test"]), f"{dataset} test")
     return data if given is None else data.prepared_as(given.preprocessing, given.image_channels)

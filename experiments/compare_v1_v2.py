@@ -9,20 +9,10 @@ MobileNetV1 is compared at MobileNetV2's width multiplier, as in the paper's Tab
 multiply-adds (within 2 %), for which MobileNetV1 is made narrower.
 """
 
-import dataclasses
-from typing import Annotated
-
 from mnv2_jax import cli
-from mnv2_jax.ablation.design import RECIPE, Arm, Flat, PaperResult, Study, StudyOptions, create_study, shared_settings
-from mnv2_jax.training.config import Recipe
+from mnv2_jax.ablation.design import Arm, PaperResult, Study, StudyOptions, create_study, shared_settings
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(StudyOptions):
-    """Command-line flags."""
-
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """Training recipe."""
+Options = StudyOptions
 
 
 def create(options: Options) -> Study:

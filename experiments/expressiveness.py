@@ -35,7 +35,7 @@ class Options(StudyOptions):
     """Inner channels of the blocks, as multiples of the baseline's."""
     network: Annotated[SharedSettings, Flat] = SharedSettings(width_multiplier=0.5, expansion=6.0, unit_strides=0)
     """Settings that all networks share."""
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1, evaluations=1)
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, evaluations=1)
     """Training recipe."""
 
 

@@ -38,7 +38,7 @@ class Options(StudyOptions):
     """The data to train and test on."""
     network: Annotated[SharedSettings, Flat] = SharedSettings()
     """The architecture; it comes from the weights, and flags can only repeat it."""
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=5)
+    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=10)
     """Training recipe."""
 
 

@@ -12,13 +12,11 @@ stride-2 layers that take stride 1 on small images do so here at every resolutio
 """
 
 import dataclasses
-from typing import Annotated
 
 from mnv2_jax import cli
-from mnv2_jax.ablation.design import RECIPE, Arm, Flat, Study, StudyOptions, create_study, image_size
+from mnv2_jax.ablation.design import Arm, Study, StudyOptions, create_study, image_size
 from mnv2_jax.errors import UserError
 from mnv2_jax.settings import check_size
-from mnv2_jax.training.config import Recipe
 
 V1, V2 = "MobileNetV1", "MobileNetV2"
 
@@ -44,10 +42,8 @@ class Options(StudyOptions):
 
     widths: tuple[float, ...] = (0.35,)
     """Width multipliers."""
-    resolutions: tuple[int, ...] = (14, 28)
+    resolutions: tuple[int, ...] = (14, 20)
     """Image sizes in pixels."""
-    training: Annotated[Recipe, Flat] = dataclasses.replace(RECIPE, epochs=1)
-    """Training recipe."""
 
 
 def create(options: Options) -> Study:

@@ -273,8 +273,13 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- From flags ------------------------------------------------------------------------------------------
 
-RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02)
-"""Default recipe, for digits: about a minute for two arms. The learning rate warms up, then decays to zero (cosine)."""
+RECIPE = Recipe(epochs=5, batch_size=32, learning_rate=0.02)
+"""Default recipe, for digits: about a minute for two arms. The learning rate warms up, then decays to zero (cosine).
+
+Chosen for ablate_bottleneck.py on the validation split, with 6 seeds, among images of 16 to 28 pixels, batches of 16
+and 32, and learning rates of 0.01 to 0.04: at this cost, of the settings whose baseline reaches 96 % there, the one
+whose results vary least between seeds.
+"""
 
 Flat = tyro.conf.arg(name="")
 LARGEST_SEEDS = 1000

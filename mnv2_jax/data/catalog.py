@@ -60,10 +60,10 @@ CATALOG: dict[str, Entry] = {
     "digits": Entry(
         "handwritten digits (scikit-learn)",
         "mnv2_jax.data.builders.digits:Digits",
-        image_size=28,
+        image_size=20,
         source_size=8,
         flip=False,
-        shift=2,
+        shift=1,
     ),
     "fashion_mnist": Entry(
         "Fashion-MNIST",

@@ -69,7 +69,7 @@ def test_images_are_normalised_to_minus_one_to_one(digits):
 @pytest.mark.parametrize("batch_size", [1, 7, 454, 1000])
 def test_evaluation_shows_every_image_exactly_once(digits, batch_size):
     batches = list(digits.evaluation("test", batch_size))
-    assert {batch.images.shape for batch in batches} == {(batch_size, 28, 28, 1)}
+    assert {batch.images.shape for batch in batches} == {(batch_size, 20, 20, 1)}
     real = np.concatenate([batch.weights for batch in batches]) == 1
     assert real.sum() == len(digits.test.targets)
     np.testing.assert_array_equal(np.concatenate([b.targets for b in batches])[real], digits.test.targets)
@@ -107,7 +107,7 @@ def test_a_data_set_is_known_by_its_images_and_classes(digits):
 
 def test_grey_images_become_rgb_and_rgb_grey(digits):
     color = digits.with_channels(3)
-    assert (color.image_shape, digits.with_channels(1)) == ((28, 28, 3), digits)
+    assert (color.image_shape, digits.with_channels(1)) == ((20, 20, 3), digits)
     for channel in range(3):
         np.testing.assert_array_equal(color.test.images[..., channel], digits.test.images[..., 0])
     np.testing.assert_array_equal(color.with_channels(1).train.images, digits.train.images)
@@ -194,16 +194,16 @@ def test_targets_that_depend_on_the_size_are_not_scaled_in_silence():
 
 
 def test_images_are_moved_by_as_much_of_them_at_another_size(digits):
-    larger = digits.at(56)
-    assert (larger.image_shape, larger.augmentation.shift) == ((56, 56, 1), 4)
+    larger = digits.at(40)
+    assert (larger.image_shape, larger.augmentation.shift) == ((40, 40, 1), 2)
     np.testing.assert_array_equal(larger.train.targets, digits.train.targets)
-    assert digits.at(28) is digits
+    assert digits.at(20) is digits
 
 
 def test_loading_encodes_the_classes_as_the_task_wants_them(data_dir, digits):
     class Parity:
         def encode(self, annotation, view):
-            assert view == View(8, 8, 0, 0, 8, 8, False, 28)
+            assert view == View(8, 8, 0, 0, 8, 8, False, 20)
             return {"odd": np.bool_(annotation % 2)}
 
         def move(self, targets, move, resolution):

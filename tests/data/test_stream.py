@@ -102,7 +102,7 @@ def test_grey_sets_stay_grey(data_dir):
     """Digits as a stream keep one channel."""
     dataset = load_stream("digits", data_dir=data_dir)
     pixels = first_batches(dataset, 1)[0][0]
-    assert pixels.images.shape == (8, 28, 28, 1)
+    assert pixels.images.shape == (8, 20, 20, 1)
     assert dataset.preprocessing == "keras"
 
 

@@ -12,7 +12,7 @@ def test_capacity_and_expressiveness_are_varied_each_alone(digits):
     assert len(study.arms) == 3 * 2 + 2
     widths = {}
     for arm in study.arms:
-        layers = {layer.name: layer for layer in layer_costs(network_of_arm(study, arm, digits), (28, 28, 1))}
+        layers = {layer.name: layer for layer in layer_costs(network_of_arm(study, arm, digits), (20, 20, 1))}
         widths[arm.name] = [layers[f"block_2/{name}"].output_shape[-1] for name in ("project", "depthwise")]
         assert ("block_2/depthwise_2" in layers) == (arm.name == "two depthwise")
     assert widths["baseline"] == widths["linear"] == widths["two depthwise"] == [12, 72]

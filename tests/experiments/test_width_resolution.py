@@ -7,20 +7,20 @@ from mnv2_jax.errors import UserError
 
 
 def test_widths_and_resolutions_of_both_networks(digits):
-    study = study_of("width_resolution", widths=(0.35, 0.5), resolutions=(28, 14))
-    assert study.arms[0].name == "V2 0.35 28"
+    study = study_of("width_resolution", widths=(0.35, 0.5), resolutions=(20, 10))
+    assert study.arms[0].name == "V2 0.35 20"
     assert len(study.arms) == 8
     few = dataclasses.replace(study, arms=tuple(arm for arm in study.arms if " 0.5 " in arm.name))
     costs = costs_of(few, digits)
     # A quarter of the pixels, but the classifier costs the same and odd sizes round up.
-    assert costs["V2 0.5 14"][0] == pytest.approx(costs["V2 0.5 28"][0] / 4, rel=0.15)
-    assert costs["V1 0.5 14"][1] == costs["V1 0.5 28"][1]
+    assert costs["V2 0.5 10"][0] == pytest.approx(costs["V2 0.5 20"][0] / 4, rel=0.15)
+    assert costs["V1 0.5 10"][1] == costs["V1 0.5 20"][1]
     assert max(cost for _, cost, _ in study.published) == 582e6
 
 
 def test_the_baseline_is_there_whatever_is_asked_for():
     study = study_of("width_resolution", widths=(0.5,), resolutions=(14,))
-    assert [arm.name for arm in study.arms] == ["V2 0.35 28", "V2 0.5 14", "V1 0.5 14"]
+    assert [arm.name for arm in study.arms] == ["V2 0.35 20", "V2 0.5 14", "V1 0.5 14"]
 
 
 def test_a_resolution_that_no_image_has():

@@ -12,7 +12,7 @@ def test_digits_are_split_fixed_stratified_and_whole(digits):
     train = np.bincount(digits.train.targets) + np.bincount(digits.validation.targets)
     np.testing.assert_array_equal(test, -(-everything // 4))
     np.testing.assert_array_equal(train + test, everything)
-    assert digits.image_shape == (28, 28, 1)
+    assert digits.image_shape == (20, 20, 1)
     assert digits.num_classes == 10
     assert digits.train.images.dtype == np.uint8
     assert len(digits.validation.targets) == 134
