@@ -63,7 +63,7 @@ CATALOG: dict[str, Entry] = {
         image_size=20,
         source_size=8,
         flip=False,
-        shift=1,
+        shift=2,
     ),
     "fashion_mnist": Entry(
         "Fashion-MNIST",

@@ -168,7 +168,7 @@ def load(
     Args:
         name, data_files, data_dir: see `prepared_builder`.
         train_images, validation_images: number of images to take from these splits, the first ones; None for all.
-        resolution: side in pixels to which images are scaled; None for the catalog's.
+        resolution: side in pixels to which images are scaled, and training shifts with them; None for the catalog's.
         targets: how targets are encoded from the examples' classes.
 
     Raises:
@@ -201,7 +201,7 @@ def load(
         train=first(train_images, read(entry.train), "--train-images"),
         validation=first(validation_images, read(entry.validation), "--validation-images"),
         test=read(entry.test),
-        augmentation=Augmentation(entry.shift or 0, entry.flip),
+        augmentation=Augmentation(round((entry.shift or 0) * side / entry.image_size), entry.flip),
         targets=targets,
     )
 
