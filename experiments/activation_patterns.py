@@ -173,7 +173,11 @@ def draw(found: Mapping[str, Any], model: Any) -> "Figure":
         _draw_layers(column[1], patterns, relative=False)
         if rows == 3:
             _draw_blocks(column[2], patterns, kept)
-    labels = ("share of positive channels", "positive channels (logarithmic above 10)", "share that can be inverted")
+    labels = (
+        "fraction of channels that are positive",
+        "positive channels (logarithmic above 10)",
+        "fraction that can be inverted",
+    )
     for row, label in zip(panels, labels, strict=False):
         row[0].set_ylabel(label)
         handles, names = row[0].get_legend_handles_labels()

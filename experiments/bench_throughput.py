@@ -356,13 +356,13 @@ def draw(found: dict[str, Any], folder: Path) -> None:
         axes.set_xticks(range(len(names)), labels)
         axes.set_xlim(-0.6, len(names) - 0.4)
         axes.set_ylim(0, 1.15 * max(high for _, high in result["spread"].values()))
-        axes.set(title=result["task"], ylabel="images a second (more is better)")
+        axes.set(title=result["task"], ylabel="images per second (higher is better)")
         tidy(axes)
     first = results[0]
     rounds = f"{first['rounds']} round{'s' if first['rounds'] > 1 else ''}"
     headline(
         figure,
-        f"How many images a second? MobileNetV2, {setting(first)}",
+        f"How many images per second? MobileNetV2, {setting(first)}",
         f"Median, smallest and largest of {rounds}, float32, {found['threads']} threads",
     )
     save_figure(figure, folder)

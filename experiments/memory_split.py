@@ -214,7 +214,7 @@ def findings(found: dict[str, Any]) -> list[str]:
     lines.append(f"The whole networks: MobileNetV1 {v1 / 1e6:.1f} MB, MobileNetV2 {v2 / 1e6:.1f} MB{parts}.")
     if "tpu_activation_bytes" in whole:
         tpu = ", ".join(f"{row['tpu_activation_bytes'] / 1e6:.2f} in {row['split']}" for row in sweep)
-        lines.append(f"On the TPU, MB of HBM an image, {TPU_IMAGES} side by side: {tpu} parts.")
+        lines.append(f"On the TPU, MB of HBM per image, {TPU_IMAGES} side by side: {tpu} parts.")
     return lines
 
 
@@ -232,13 +232,13 @@ def draw(found: dict[str, Any], options: Options) -> Figure:
     memory.set_title(f"Memory of {block}", fontsize=11)
     _draw_time(duration, sweep)
     rounds = f"median of {options.rounds} rounds" + (", smallest to largest" if "time_ratio_range" in sweep[0] else "")
-    duration.set_title(f"Time of the same on this CPU ({rounds})", fontsize=11)
+    duration.set_title(f"Its time on this CPU ({rounds})", fontsize=11)
     for axes in (memory, duration):
         splits = [row["split"] for row in sweep]
         axes.set_xscale("log")
         axes.set_xticks(splits, [str(split) for split in splits])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlabel="parts that the inner channels are computed in, one after the other", ylim=(0, None))
+        axes.set(xlabel="number of parts that the inner channels are split into", ylim=(0, None))
         axes.axvspan(*RECOMMENDED, color="0.92", zorder=0, label="the paper: 2 to 5 parts (Sec. 5.1)")
         axes.legend(frameon=False, fontsize=9.5)
     _draw_blocks(each, found["blocks"])
@@ -276,7 +276,7 @@ def _draw_memory(axes: Axes, sweep: list[dict[str, Any]]) -> None:
         )
     for key, label, color, style in lines:
         axes.plot([row["split"] for row in sweep], [row[key] / 1e6 for row in sweep], style, color=color, label=label)
-    axes.set(ylabel="memory, MB an image")
+    axes.set(ylabel="memory, MB per image")
 
 
 def _draw_time(axes: Axes, sweep: list[dict[str, Any]]) -> None:
@@ -287,7 +287,7 @@ def _draw_time(axes: Axes, sweep: list[dict[str, Any]]) -> None:
         bars = [[abs(pair[end] - ratio) for ratio, pair in zip(ratios, ranges, strict=True)] for end in (0, 1)]
     axes.errorbar([row["split"] for row in sweep], ratios, yerr=bars, fmt="o-", color=WHOLE, capsize=3)
     axes.axhline(1, color="0.6", linewidth=0.8)
-    axes.set(ylabel="time, in times the whole block's")
+    axes.set(ylabel="time relative to the whole block")
 
 
 def _draw_blocks(axes: Axes, blocks: list[dict[str, Any]]) -> None:
@@ -300,7 +300,7 @@ def _draw_blocks(axes: Axes, blocks: list[dict[str, Any]]) -> None:
         axes.bar(index, heights, 0.4, color=color, hatch=hatch, edgecolor="white", label=label)
     axes.set_xticks(range(len(blocks)), [block["block"].removeprefix("block_") for block in blocks])
     axes.set_title("Every block, compiled for the CPU", fontsize=11)
-    axes.set(xlabel="block", ylabel="memory, MB an image")
+    axes.set(xlabel="block", ylabel="memory, MB per image")
     axes.legend(frameon=False, fontsize=9.5)
 
 
@@ -326,7 +326,7 @@ def _draw_networks(axes: Axes, networks: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_title("Whole networks (hollow: as the paper counts)", fontsize=11)
-    axes.set(xlabel="memory at the peak, MB an image")
+    axes.set(xlabel="peak memory, MB per image")
 
 
 def main(options: Options) -> None:

@@ -28,7 +28,7 @@ def draw(v1: Sequence[LayerCost], v2: Sequence[LayerCost], value_bytes: int) -> 
     draw_outputs(channels, v1, v2, lambda layer: layer.output_shape[-1], "channels", legend="upper left")
     first, second = draw_outputs(sizes, v1, v2, kilobytes, "KB", legend="upper right")
     channels.set_title("Output channels of each convolution", loc="left", fontsize=11)
-    sizes.set_title(f"Memory of each output, {8 * value_bytes} bits a value, one image", loc="left", fontsize=11)
+    sizes.set_title(f"Memory of each output, {8 * value_bytes} bits per value, one image", loc="left", fontsize=11)
     sizes.set_xlabel("convolution, from the first to the last")
     published = " and ".join(PEAK_MEMORY["largest tensor between blocks"])
     headline(

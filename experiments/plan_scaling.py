@@ -30,7 +30,7 @@ from mnv2_jax.settings import NetworkSettings
 from mnv2_jax.training.progress import create_console, timed
 
 PLANS = "plans.json"
-BOUND = "Images a second: an upper bound, not measured"
+BOUND = "Images per second: upper bound, not measured"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
         "operations, GFLOP": chip["flops"] / 1e9,
         "bytes to and from HBM, GB": chip["hbm_traffic_bytes"] / 1e9,
         "bytes to other chips, MB": chip["sent_bytes"] / 1e6,
-        "images a second, at most": found["images_per_second_upper_bound"],
+        "images per second, at most": found["images_per_second_upper_bound"],
         "bound by": found["bound_by"],
     }
 
@@ -67,7 +67,7 @@ def figures(found: dict[str, Any]) -> dict[str, Any]:
 def finding(rows: Sequence[dict[str, Any]]) -> str:
     """Return the answer as one sentence."""
     first, last = rows[0], rows[-1]
-    sent = f"{last['bytes to other chips, MB']:.1f} MB a step"
+    sent = f"{last['bytes to other chips, MB']:.1f} MB per step"
     if first is last:
         return f"Among {last['chips']} chips, a chip sends {sent}"
     change = max(abs(last[name] / first[name] - 1) for name in list(first)[1:3])
@@ -83,7 +83,7 @@ def draw(plans: Sequence[dict[str, Any]]) -> Figure:
     rows = [figures(found) for found in plans]
     chips = [row["chips"] for row in rows]
     figure, panels = plt.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
-    titles = ("Operations of a chip, a step", "Memory traffic of a chip, a step", "Sent by a chip, a step", BOUND)
+    titles = ("Operations per chip and step", "Memory traffic per chip and step", "Sent per chip and step", BOUND)
     for axes, name, title in zip(panels.flat, list(rows[0])[1:5], titles, strict=True):
         values, bound = [row[name] for row in rows], title == BOUND
         axes.plot(chips, values, "o:" if bound else "o-", color="#0072B2", markerfacecolor="white" if bound else None)

@@ -220,7 +220,9 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
         ratio.errorbar([row["m"] / n for row in seen], gone, yerr=bars.reshape(-1, 2).T, **dots)
     kept.plot([], [], "-", color="0.3", label="N / 2$^m$, Theorem 1")
     kept.errorbar([], [], yerr=[], fmt="o", color="0.3", capsize=2, label=f"{options.samples:,} samples, interval")
-    kept.set(title="Preserved share of the volume", xlabel="m, channels", ylabel="preserved share", ylim=(-0.02, 1.02))
+    kept.set(
+        title="Preserved fraction of the volume", xlabel="m, channels", ylabel="preserved fraction", ylim=(-0.02, 1.02)
+    )
     kept.legend(frameon=False, fontsize=9, loc="lower right")
     lost.plot(widths, [1 - third(1, int(m)) for m in widths], color="0.6", linewidth=3, linestyle=(0, (6, 2)), zorder=1)
     for style, label in (

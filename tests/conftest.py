@@ -73,7 +73,7 @@ def digits(data_dir):
 
 @pytest.fixture(scope="session")
 def tiny(digits):
-    """Return a few digits at 12 pixels: enough to run a network, not to train it well."""
+    """Return the middle 12 pixels of a few digits: enough to run a network, not to train it well."""
     from samples import tiny_of
 
     return tiny_of(digits)

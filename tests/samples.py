@@ -64,10 +64,10 @@ def prepare_imagenet_like(data_dir: Path) -> None:
 
 
 def tiny_of(digits):
-    """Return a few digits at 12 pixels: enough to run a network, not to train it well."""
+    """Return the middle 12 pixels of a few digits: enough to run a network, not to train it well."""
 
     def reduced(examples, count):
-        return Examples(np.ascontiguousarray(examples.images[:count, 2:26:2, 2:26:2]), examples.targets[:count])
+        return Examples(np.ascontiguousarray(examples.images[:count, 4:16, 4:16]), examples.targets[:count])
 
     return dataclasses.replace(
         digits,

@@ -175,7 +175,7 @@ def _learning_curves(axes: Axes, summary: Mapping[str, Any], records: Sequence[R
         axes.plot(images, values.T, linewidth=0.6, alpha=0.35, **style)
         axes.plot(images, values.mean(axis=0), linewidth=2.4, label=arm, **style)
     axes.set(
-        title=f"Training: a line per run, bold the mean of {len(seeds)}",
+        title=f"Training: one line per run, mean of {len(seeds)} in bold",
         xlabel="training images seen",
         ylabel=f"validation {metric.title}",
         ylim=(0, 1) if metric.percent else None,
@@ -205,7 +205,7 @@ def _every_run(axes: Axes, summary: Mapping[str, Any]) -> None:
         axes.plot([], [], label="median (runs failed)", **median)
     axes.set_yticks(heights, [wrapped(name) for name in summary["arms"]])
     axes.set_ylim(-0.5, len(values) - 0.5)
-    axes.set(title="At the end: every run, a line per seed", xlabel=f"test {metric.title}")
+    axes.set(title="At the end: every run, one line per seed", xlabel=f"test {metric.title}")
     draw_metric_axis(axes, summary, along="x")
 
 

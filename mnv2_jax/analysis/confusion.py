@@ -83,8 +83,8 @@ def draw_confusion(confusion: Num[np.ndarray, "n n"], names: Sequence[str], titl
     norm = PowerNorm(1 if count <= MOST_COUNTED else 0.5, vmin=0, vmax=1)
     picture = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     bar = figure.colorbar(picture, ax=axes, format=PercentFormatter(1), shrink=0.6, aspect=30, anchor=(0, 1))
-    bar.set_label("share of the class's images")
-    axes.set(anchor="NW", xlabel="taken for", ylabel="class" if count > MOST_NAMED else "class (images)")
+    bar.set_label("fraction of the class's images")
+    axes.set(anchor="NW", xlabel="predicted as", ylabel="class" if count > MOST_NAMED else "class (images)")
     if count <= MOST_NAMED:
         _name_classes(axes, names, images.astype(int).tolist())
     if count <= MOST_COUNTED:
@@ -107,10 +107,10 @@ def _name_classes(axes: Axes, names: Sequence[str], images: Sequence[int]) -> No
 
 
 def _name_confusions(axes: Axes, largest: Sequence[dict[str, Any]]) -> None:
-    heading = "Largest confusions" if largest else "No image is taken for another class."
+    heading = "Largest confusions" if largest else "No image is misclassified."
     axes.text(0, 1, heading, va="top", fontsize=10, weight="bold")
     lines = [
-        f"{_short(each['true'])}\n    taken for {_short(each['predicted'])}\n    {each['images']:,} of "
+        f"{_short(each['true'])}\n    predicted as {_short(each['predicted'])}\n    {each['images']:,} of "
         f"{counted(each['of'], 'image')} ({100 * each['images'] / each['of']:.0f} %)"
         for each in largest
     ]

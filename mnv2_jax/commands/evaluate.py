@@ -206,9 +206,7 @@ def write_evaluation(folder: Path, content: Mapping[str, Any], found: "Evaluatio
     else:
         data = Path(content.get("data_files", content["dataset"])).name
         scores = f"{counted(content['examples'], 'image')}, accuracy {100 * content['accuracy']:.2f} %"
-        title = (
-            f"What each class is taken for\n{Path(content['weights']).name} on {data} ({content['split']}): {scores}"
-        )
+        title = f"Confusion matrix\n{Path(content['weights']).name} on {data} ({content['split']}): {scores}"
         save_figure(draw_confusion(found.confusion, found.class_names, title), folder, name=CONFUSION)
         content = {**content, "confusion": found.confusion.astype(int).tolist()}
     write_json(folder / EVALUATION, {**content, "command": command_line(), "environment": environment()})

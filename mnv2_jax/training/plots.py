@@ -49,7 +49,7 @@ def windows(records: Sequence[Record], name: str, steps: int) -> tuple[list[floa
 def draw_run(records: Sequence[Record], summary: Mapping[str, Any], metric: Metric) -> Figure:
     """Plot loss and the task's metric by step: training batches, validation split and, at the end, test split."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    shown = (("loss", "loss (nats an image)", "{:.3f}".format), (metric.name, metric.title, metric.format))
+    shown = (("loss", "loss (nats per image)", "{:.3f}".format), (metric.name, metric.title, metric.format))
     for axes, (name, label, text) in zip(panels, shown, strict=True):
         by_split = {
             split: [record for record in records if record.split == split and name in record.metrics]
@@ -103,7 +103,7 @@ def describe_training(summary: Mapping[str, Any]) -> tuple[str, str, str]:
         f"seed {settings['seed']}",
     ]
     how = [
-        f"{seen} ({summary['steps']:,} steps of {settings['batch_size']})",
+        f"{seen} ({summary['steps']:,} steps, batch size {settings['batch_size']})",
         f"{OPTIMIZERS[settings['optimizer']]}, learning rate {settings['learning_rate']:g}",
         *([f"mixup {settings['mixup']:g}"] if settings.get("mixup") else []),
         *([f"RandAugment {settings['rand_augment']}"] if settings.get("rand_augment") else []),

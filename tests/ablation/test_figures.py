@@ -48,7 +48,7 @@ def crosses_of(axes):
 
 
 def test_a_figure_marks_the_paper_and_every_run(finished, draw):
-    figure = draw(finished.summary, finished.records)
+    figure = draw(with_accuracies(finished.summary, linear=[0.9, 0.91], relu6=[0.8, 0.82]), finished.records)
     curves, runs, effects = figure.axes
     assert len([line for line in curves.lines if len(line.get_xdata()) == 2 and line.get_linewidth() < 1]) == 2 * 2
     assert [len(points.get_offsets()) for points in runs.collections if hasattr(points, "get_offsets")][:1] == [2]

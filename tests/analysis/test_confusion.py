@@ -38,10 +38,10 @@ def texts(figure):
 def test_a_picture_names_its_classes_where_there_is_room(count):
     matrix = np.eye(count) * 7
     matrix[0, 1] = 1
-    figure = draw_confusion(matrix, [f"$kind_{index}" for index in range(count)], "What each class is taken for")
+    figure = draw_confusion(matrix, [f"$kind_{index}" for index in range(count)], "Confusion matrix")
     said = texts(figure)
     assert ("7" in said) == (count <= MOST_COUNTED)
     assert ("$kind_0 (8)" in said) == (count <= MOST_NAMED)
-    assert "$kind_0\n    taken for $kind_1\n    1 of 8 images (12 %)" in said
+    assert "$kind_0\n    predicted as $kind_1\n    1 of 8 images (12 %)" in said
     figure.canvas.draw()  # a $ in a class name does not start a formula
     plt.close(figure)

@@ -321,6 +321,6 @@ def test_images_are_prepared_as_another_network_takes_them(pets):
 
 
 def test_images_are_moved_by_as_much_of_them_at_another_size(data_dir, pets):
-    larger = load_stream("digits", data_dir=data_dir).at(56)
-    assert (larger.image_shape, larger.crop) == ((56, 56, 1), RandomShift(4))
+    larger = load_stream("digits", data_dir=data_dir).at(40)
+    assert (larger.image_shape, larger.crop) == ((40, 40, 1), RandomShift(4))
     assert (pets.at(16).image_shape, pets.at(16).crop) == ((16, 16, 3), pets.crop)

@@ -22,7 +22,7 @@ from mnv2_jax.models.names import ACTIVATIONS
 
 # fmt: off
 TINY = [
-    "--activation", "relu6", "--seeds", "2", "--epochs", "1", "--evaluations", "2", "--width-multiplier", "0.1",
+    "--activation", "relu6", "--seeds", "2", "--epochs", "1", "--batch-size", "16", "--evaluations", "2", "--width-multiplier", "0.1",
     "--unit-strides", "0", "--resolution", "12", "--train-images", "64", "--validation-images", "30",
 ]
 # fmt: on

@@ -36,7 +36,7 @@ def test_what_has_been_compiled_is_kept(command, made, tmp_path, capsys):
     kept = json.loads((RESULTS / "summary.json").read_text())
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == kept
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"figure.png", "figure.svg", "plans.json"}
-    assert "images a second, at most" in capsys.readouterr().out
+    assert "images per second, at most" in capsys.readouterr().out
 
 
 def test_another_slice_is_compiled_for(command, made, tmp_path):
@@ -50,11 +50,11 @@ def test_the_title_tells_whether_the_work_of_a_chip_stays_the_same():
     rows = json.loads((RESULTS / "summary.json").read_text())["plans"]
     assert (
         script.finding(rows)
-        == "From 1 to 256 chips, the work of each chip is the same; what it sends reaches 28.2 MB a step"
+        == "From 1 to 256 chips, the work of each chip is the same; what it sends reaches 28.2 MB per step"
     )
     grown = [rows[0], {**rows[1], "operations, GFLOP": 1.5 * rows[0]["operations, GFLOP"]}]
     assert "the work of each chip changes by 50 %" in script.finding(grown)
-    assert script.finding(rows[1:2]) == "Among 8 chips, a chip sends 24.8 MB a step"
+    assert script.finding(rows[1:2]) == "Among 8 chips, a chip sends 24.8 MB per step"
 
 
 def test_other_settings_are_another_plan(command, made, capsys):

@@ -7,14 +7,14 @@ from mnv2_jax.errors import UserError
 
 
 def test_widths_and_resolutions_of_both_networks(digits):
-    study = study_of("width_resolution", widths=(0.35, 0.5), resolutions=(20, 10))
+    study = study_of("width_resolution", widths=(0.35, 0.5), resolutions=(32, 16))
     assert study.arms[0].name == "V2 0.35 20"
-    assert len(study.arms) == 8
+    assert len(study.arms) == 9
     few = dataclasses.replace(study, arms=tuple(arm for arm in study.arms if " 0.5 " in arm.name))
     costs = costs_of(few, digits)
     # A quarter of the pixels, but the classifier costs the same and odd sizes round up.
-    assert costs["V2 0.5 10"][0] == pytest.approx(costs["V2 0.5 20"][0] / 4, rel=0.15)
-    assert costs["V1 0.5 10"][1] == costs["V1 0.5 20"][1]
+    assert costs["V2 0.5 16"][0] == pytest.approx(costs["V2 0.5 32"][0] / 4, rel=0.15)
+    assert costs["V1 0.5 16"][1] == costs["V1 0.5 32"][1]
     assert max(cost for _, cost, _ in study.published) == 582e6
 
 

@@ -142,8 +142,8 @@ def test_the_programs_of_a_study_are_planned_with_its_runs_side_by_side(monkeypa
     assert compiled[0] == "compiling program 1 of 3 for v5e:2x4 (linear, relu6; about a minute)"
     # Two seeds of two arms that share a program, then two seeds of each other arm.
     assert asked == [
-        ("linear, relu6", 4, 0.1, (28, 28, 1), 3, "train"),
-        ("wide", 2, 0.2, (28, 28, 1), 3, "train"),
+        ("linear, relu6", 4, 0.1, (20, 20, 1), 3, "train"),
+        ("wide", 2, 0.2, (20, 20, 1), 3, "train"),
         ("small", 2, 0.1, (14, 14, 1), 3, "train"),
     ]
 

@@ -35,14 +35,14 @@ def test_a_figure_says_what_was_trained_and_how():
     assert describe_training(summary) == (
         "mobilenet_v2 on Fashion-MNIST",
         "width 0.35, 28 pixels, seed 0",
-        "4 epochs of 54,000 images (3,372 steps of 64), SGD, learning rate 0.05",
+        "4 epochs of 54,000 images (3,372 steps, batch size 64), SGD, learning rate 0.05",
     )
     more = {"dataset": "folder", "weights": "hub/net", "freeze": "backbone", "images": 640, "optimizer": "adamw"}
     settings = {**summary["settings"], **more, "mixup": 0.2, "rand_augment": 2, "expansion": 3.0, "resolution": 96}
     assert describe_training({**summary, "settings": settings, "data_files": "/home/me/pets"}) == (
         "mobilenet_v2 on pets",
         "width 0.35, expansion 3, 96 pixels, from hub/net, backbone frozen, seed 0",
-        "640 images drawn from 54,000 (3,372 steps of 64), AdamW, learning rate 0.05, mixup 0.2, RandAugment 2",
+        "640 images drawn from 54,000 (3,372 steps, batch size 64), AdamW, learning rate 0.05, mixup 0.2, RandAugment 2",
     )
 
 
@@ -52,5 +52,5 @@ def test_a_figure_marks_the_best_step_and_the_test_split():
     figure = draw_run(records, summary, Classification.metric)
     labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert labels == ["training, mean of about 67 steps", "validation", "best 91.93 %", "test 91.23 %"]
-    assert figure.axes[0].get_ylabel() == "loss (nats an image)"
+    assert figure.axes[0].get_ylabel() == "loss (nats per image)"
     plt.close(figure)
