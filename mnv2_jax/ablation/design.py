@@ -298,7 +298,10 @@ class StudyOptions:
     seeds: int | None = None
     """Runs per arm; if not given, the smallest number with which every comparison can reach p < 0.05."""
     tune: bool = False
-    """First choose each arm's learning rate on the validation split: 0.5, 1 or 2 times --learning-rate."""
+    """First choose each arm's learning rate on the validation split, in runs of a quarter of the images: 0.5, 1 or 2
+    times --learning-rate, or beyond if the best is at an end."""
+    reuse: tuple[Path, ...] = ()
+    """Folders of other studies: runs that are the same there are taken over instead of trained again."""
     network: Annotated[SharedSettings, Flat] = SharedSettings(width_multiplier=0.35, expansion=6.0)
     """Settings that all networks share."""
     training: Annotated[Recipe, Flat] = RECIPE

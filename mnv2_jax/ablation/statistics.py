@@ -32,6 +32,8 @@ import scipy.stats
 
 LEVEL = 0.05
 """Probability of any false verdict among all comparisons of a study."""
+POWER = 0.8
+"""Probability with which a detectable difference is found."""
 EXACT_UP_TO = 16
 """Up to this number of seeds, all sign flips (65,536) are tried. Beyond it, as many random ones are, the same for
 p-values and intervals."""
@@ -58,6 +60,8 @@ class PairedComparison:
         p_holm: `p_value` corrected for the number of comparisons of the study.
         verdict: "better" or "worse" if the corrected p < 0.05.
         failed: number of failed runs of the "arm" and of the "baseline".
+        detectable: the mean difference that 80 % of studies with so many seeds and such a spread would decide; None for
+            the median, and if there are too few pairs.
     """
 
     n: int
@@ -69,6 +73,7 @@ class PairedComparison:
     p_holm: float
     verdict: Verdict
     failed: dict[str, int]
+    detectable: float | None = None
 
     @property
     def difference(self) -> float:
@@ -132,7 +137,15 @@ def _compare(
     p_value = _p_value(int(min(np.count_nonzero(~(typical > 0)), np.count_nonzero(~(typical < 0)))), n, estimand)
     mean, median = float(differences.mean()), float(np.median(differences))
     interval = _ends(typical, n, estimand, level)
-    return PairedComparison(n, estimand, mean, median, interval, p_value, p_value, "inconclusive", failed)
+    seen = _detectable(differences, level) if estimand == "mean" and interval is not None else None
+    return PairedComparison(n, estimand, mean, median, interval, p_value, p_value, "inconclusive", failed, seen)
+
+
+def _detectable(differences: np.ndarray, level: float) -> float:
+    """Return the true mean difference that a test at this level detects with probability `POWER`, as the t-test does."""
+    n = len(differences)
+    quantiles = scipy.stats.t.ppf([1 - level / 2, POWER], n - 1)
+    return float(quantiles.sum() * differences.std(ddof=1) / math.sqrt(n))
 
 
 def _decide(comparison: PairedComparison, p_holm: float, higher_is_better: bool) -> PairedComparison:

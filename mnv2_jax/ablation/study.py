@@ -1,8 +1,8 @@
 """Train a study, or resume it.
 
 A study's folder holds `config.json` (the study's settings), `metrics.jsonl` (every record of every run),
-`tensorboard/`, `timings.jsonl` (compile times), `tuning.jsonl` (the learning rates tried), `checkpoints/ARM-SEED` (the
-trained networks) and `running/` (the state of unfinished runs). `summary.json`, `figure.png`, `figure.svg` and
+`tensorboard/`, `timings.jsonl` (compile times), `tuning.jsonl` (the learning rates tried), `reused.jsonl` (the runs
+taken from other studies), `checkpoints/ARM-SEED` (the trained networks) and `running/` (the state of unfinished runs). `summary.json`, `figure.png`, `figure.svg` and
 `report.html` are made from these. A run is finished once its record of the test split exists. Running the same study
 again trains only unfinished runs, each from its last saved state.
 """
@@ -15,13 +15,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from mnv2_jax.ablation import tuning
+from mnv2_jax.ablation import reuse, tuning
 from mnv2_jax.ablation.arms import (
     batch_norm_notes,
     batch_notes,
@@ -69,7 +69,10 @@ from mnv2_jax.training.trainer import Trainer
 from mnv2_jax.wording import counted
 
 RUNNING, TIMINGS, REPORT = "running", "timings.jsonl", "report.html"
-CONTENTS = (METRICS, TIMINGS, tuning.FILE, SUMMARY, *FIGURES, REPORT, CHECKPOINTS, RUNNING, TENSORBOARD)
+CONTENTS = (METRICS, TIMINGS, tuning.FILE, reuse.FILE, SUMMARY, *FIGURES, REPORT, CHECKPOINTS, RUNNING, TENSORBOARD)
+
+EXTENDS = (ARM, reuse.RUN)
+"""Prefixes of settings that a study's folder may have more of: those of arms that --arms left out."""
 
 SAVE_SECONDS = 60
 """Minimum time between saves of a group's state, in seconds. It is saved at evaluations only."""
@@ -90,7 +93,7 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     folder = options.out or Path("runs") / name
     # Otherwise the settings depend on the weights or the images, and `run_study` checks the folder once they are known.
     if study.weights is None and study.dataset != FOLDER and len(study.batch_sizes) == 1:
-        check_folder(identity(study), folder, options.overwrite, "study", extends=ARM)
+        check_folder(identity(study), folder, options.overwrite, "study", extends=EXTENDS)
     spread_over_cores()
     console = create_console()
     console.print(f"{study.experiment} on {study.title}", markup=False)
@@ -105,7 +108,7 @@ def study_command(options: StudyOptions, study: Study, label: str = "") -> dict[
     for line in dataset.said:
         reporter.say(line)
     summary, records = run_study(
-        study, dataset, folder, reporter, options.overwrite, command_line(), environment(), start
+        study, dataset, folder, reporter, options.overwrite, command_line(), environment(), start, options.reuse
     )
     write_files(summary, records, folder)
     console.print()
@@ -151,6 +154,7 @@ def run_study(
     command: str = "",
     environment: Mapping[str, Any] | None = None,
     start: Network | None = None,
+    reused: Sequence[Path] = (),
 ) -> tuple[dict[str, Any], list[Record]]:
     """Train all unfinished runs and write `summary.json`; returns the summary and all records of its runs.
 
@@ -161,6 +165,7 @@ def run_study(
         overwrite: replace another study in the folder.
         command, environment: recorded in the summary.
         start: trained network for the arms that start from one.
+        reused: folders of studies whose runs are taken over where they are the same.
 
     Raises:
         UserError: for bad settings or an unusable folder, before anything is written.
@@ -179,21 +184,27 @@ def run_study(
     settings = {**identity(study), **data}
     if start is not None:
         settings["weights_sha256"] = tree_digest(start.variables)
-    check_folder(settings, folder, overwrite, "study", extends=ARM)
+    check_folder(settings, folder, overwrite, "study", extends=EXTENDS)
+    reuse.check_sources(reused)
+    digests = reuse.run_digests(study, dataset, settings.get("weights_sha256"))
+    metric = study_metric(study)
     began = time.perf_counter()
     with said_in_one_line(folder), watch_for_preemption() as should_stop, contextlib.ExitStack() as held:
         if jax.process_index() == 0:
-            held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, extends=ARM))
+            held.enter_context(claim_folder(settings, folder, overwrite, CONTENTS, EXTENDS, digests))
+            for line in reuse.take_runs(study, folder, reused, digests, metric):
+                reporter.say(line)
         wait_for_processes("folder")
         try:
             trained = StudyTrainer(study, dataset, folder, reporter, should_stop, start).train()
         finally:
             reporter.stop()
-        names, metric = {arm.name for arm in study.arms}, study_metric(study)
+        names = {arm.name for arm in study.arms}
         records = [r for r in read_records(folder / METRICS, metric.name) if r.arm in names and r.seed < study.seeds]
         rates = tuning.best_rates(tuning.read_trials(folder, metric), metric) if study.tune else None
         described = describe(study, dataset, rates, command, environment or {})
-        summary = summarize({**described, "notes": [*described["notes"], *notes], **data}, records)
+        notes = [*described["notes"], *notes, *reuse.reuse_notes(folder)]
+        summary = summarize({**described, "notes": notes, **data}, records)
         write_json(folder / SUMMARY, summary)
     reporter.say(f"{counted(trained, 'run')} trained in {time.perf_counter() - began:.0f} s, including compilation.")
     return summary, records
@@ -203,11 +214,14 @@ def run_study(
 
 
 class Family:
-    """Arms that share a compiled program, with their data, recipe and devices."""
+    """Arms that share a compiled program, with their data, recipe, devices and `pending` runs, (arm, seed) each."""
 
-    def __init__(self, owner: "StudyTrainer", arms: tuple[Arm, ...]):
-        self.arms, self.names, self.owner = arms, [arm.name for arm in arms], owner
-        study, whole = owner.study, owner.dataset
+    def __init__(
+        self, owner: "StudyTrainer", study: Study, arms: tuple[Arm, ...], pending: Sequence[tuple[str, int]] = ()
+    ):
+        self.study, self.arms, self.names, self.owner = study, arms, [arm.name for arm in arms], owner
+        self.pending = pending
+        whole = owner.dataset
         self.recipe = study.run(next((arm for arm in arms if arm.started), arms[0])).training
         self.dataset = data_of_arm(study, arms[0], whole, owner.start)
         alone = devices_a_run(self.recipe, self.dataset) > 1
@@ -223,10 +237,14 @@ class Family:
         """Split runs into groups that train side by side."""
         return run_groups(members, self._size)
 
+    def steps(self, members: Sequence[Member]) -> int:
+        """Return the number of steps of these runs, in groups."""
+        return len(self.groups(members)) * self.recipe.steps(self.dataset.train_images)
+
     def compile(self) -> Callable[[], None]:
         """Start compiling the family's programs; returns a function that waits for them. Call both before `train`."""
         self.owner.reporter.describe(f"{', '.join(self.names)}: compiling")
-        learner = learner_of(self.owner.study, self.arms, self.dataset, self._devices.per_run)
+        learner = learner_of(self.study, self.arms, self.dataset, self._devices.per_run)
         finish = trace_programs(learner, self.dataset, self.recipe, self._devices)
 
         def wait() -> None:
@@ -242,8 +260,8 @@ class Family:
     def _start(self) -> Start | None:
         if self.owner.start is None or not any(arm.started for arm in self.arms):
             return None
-        model = network_of_arm(self.owner.study, self.arms[0], self.dataset)
-        start = Start.of(self.owner.start, model, self.dataset.class_names, str(self.owner.study.weights))
+        model = network_of_arm(self.study, self.arms[0], self.dataset)
+        start = Start.of(self.owner.start, model, self.dataset.class_names, str(self.study.weights))
         for line in start.said:
             self.owner.reporter.say(line)
         return start
@@ -292,7 +310,7 @@ class Family:
             if member in group[:index] or jax.process_index() != 0:
                 continue
             own = jax.tree.map(lambda leaf, index=index: leaf[index], variables)
-            network = trained_network(self.owner.study, self.arms[self.names.index(member.arm)], self.dataset, own)
+            network = trained_network(self.study, self.arms[self.names.index(member.arm)], self.dataset, own)
             save_network(self.owner.folder / CHECKPOINTS / f"{member.arm}-{member.seed}", network)
 
 
@@ -316,39 +334,47 @@ class StudyTrainer:
         study, reporter = self.study, self.reporter
         records = read_records(self.folder / METRICS, study_metric(study).name)
         finished = {(r.arm, r.seed) for r in records if r.split == "test"}
-        tried = tuning.read_trials(self.folder, study_metric(study)) if study.tune else []
-        plan = []
+        metric = study_metric(study)
+        plan, trials = [], []
+        tried = tuning.read_trials(self.folder, metric) if study.tune else []
+        steps = count = 0
         for arms in families(study):
             # Seed by seed, so that runs that are compared train side by side.
             runs = [(arm.name, seed) for seed in range(study.seeds) for arm in arms]
             pending = [run for run in runs if run not in finished]
-            if pending:
-                plan.append((Family(self, arms), pending))
-        steps = 0
-        for family, pending in plan:
-            groups = family.groups([family.member(*run) for run in pending])
+            if not pending:
+                continue
+            plan.append(Family(self, study, arms, pending))
+            count += len(pending)
+            steps += plan[-1].steps([plan[-1].member(*run) for run in pending])
             if study.tune:
-                groups += family.groups(tuning.pending(family, tried))
-            steps += len(groups) * family.recipe.steps(family.dataset.train_images)
-        count, wanted = sum(len(pending) for _, pending in plan), len(study.arms) * study.seeds
+                trial = Family(self, tuning.shortened(study, self.dataset.train_images), arms)
+                if left := tuning.pending(trial, tried, metric):
+                    trials.append(trial)
+                    steps += trial.steps(left)
+        wanted = len(study.arms) * study.seeds
         if count < wanted:
             reporter.say(f"{wanted - count} of {counted(wanted, 'run')} are already finished.")
-        reporter.expect(steps, study_metric(study), several=True)
-        while plan:
-            together, plan = plan[: core_count()], plan[core_count() :]
-            # In parallel, since each compilation keeps only one core busy.
-            for wait in [family.compile() for family, _ in together]:
-                wait()
-            while together:
-                # Popped, so that its programs and images are freed after its turn.
-                family, pending = together.pop(0)
-                if study.tune:
-                    tuning.tune(family, tried, self.folder / tuning.FILE, study_metric(study))
-                best = tuning.best_rates(tried, study_metric(study))
-                for group in family.groups([family.member(*run, best.get(run[0], 1.0)) for run in pending]):
-                    family.train(group)
+        reporter.expect(steps, metric, several=True)
+        for family in compiled(trials):
+            tuning.tune(family, tried, self.folder / tuning.FILE, metric)
+        best = tuning.best_rates(tried, metric)
+        for family in compiled(plan):
+            for group in family.groups([family.member(*run, best.get(run[0], 1.0)) for run in family.pending]):
+                family.train(group)
         shutil.rmtree(self.folder / RUNNING, ignore_errors=True)
         return count
+
+
+def compiled(families: list[Family]) -> Iterator[Family]:
+    """Yield the families with their programs compiled, and empty the list, so that each can be freed after its turn."""
+    while families:
+        # Several at a time, since each compilation keeps only one core busy.
+        together, families[:] = families[: core_count()], families[core_count() :]
+        for wait in [family.compile() for family in together]:
+            wait()
+        while together:
+            yield together.pop(0)
 
 
 def study_metric(study: Study) -> Metric:

@@ -5,7 +5,7 @@ It can be remade from a study's files, without training.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median, stdev
+from statistics import fmean, linear_regression, median, stdev
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,12 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
             "ci95": mean_interval(values),
         }
         arms[name] = {**arm, **results}
+        arms[name].pop("last_tenth", None)  # of another metric, if the description is a summary
+        own = [record for record in records if record.arm == name and record.split == "validation"]
+        found = [_last_tenth([each for each in own if each.seed == seed], metric) for seed in described["seeds"]]
+        changes = [change for change in found if change is not None]
+        if len(changes) == len(found):
+            arms[name]["last_tenth"] = {"mean": fmean(changes), "ci95": mean_interval(changes)}
     baseline = described["baseline"]
     tested = f"test_{metric.name}"
     others = {name: arm[tested] for name, arm in arms.items() if name != baseline}
@@ -185,6 +191,20 @@ def summarize(described: Mapping[str, Any], records: Sequence[Record]) -> dict[s
         for name, comparison in compare_all(others, against, metric.higher_is_better, described.get("chance")).items()
     ]
     return plain({**described, "arms": arms, "comparisons": comparisons})
+
+
+def _last_tenth(validation: Sequence[Record], metric: Metric) -> float | None:
+    """Return how much a run's validation metric changes over the last tenth of training, by a straight line.
+
+    None if fewer than three evaluations are within it.
+    """
+    points = [(each.step, each.metrics[metric.name]) for each in validation if metric.name in each.metrics]
+    end = max((step for step, _ in points), default=0)
+    late = [(step, value) for step, value in points if step >= 0.9 * end]
+    if len(late) < 3:
+        return None
+    steps, values = zip(*late, strict=True)
+    return linear_regression(steps, values).slope * 0.1 * end
 
 
 TIMING = {"arms": [str], "compile_seconds": float}

@@ -54,8 +54,14 @@ def verdict(comparison: Mapping[str, Any]) -> str:
 
 
 def verdict_in(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
-    """Describe the verdict of one of a study's comparisons, with "; not trained" if the study is untrained."""
-    return verdict(comparison) + ("; not trained" if untrained(summary) else "")
+    """Describe the verdict of one of a study's comparisons, with "; not trained" if the study is untrained.
+
+    An inconclusive one names the difference that could have been seen: "inconclusive (detectable: 1.3)".
+    """
+    text, seen = verdict(comparison), comparison["detectable"]
+    if comparison["verdict"] == "inconclusive" and seen is not None:
+        text += f" (detectable: {metric_of(summary).scale * seen:.1f})"
+    return text + ("; not trained" if untrained(summary) else "")
 
 
 def p_value(comparison: Mapping[str, Any]) -> str:
@@ -74,6 +80,23 @@ def untrained(summary: Mapping[str, Any]) -> str:
         return ""
     which = "arms" if all(near) else f"{sum(near)} of {len(near)} arms"
     return f"not trained: {which} are near chance"
+
+
+def last_tenths(summary: Mapping[str, Any]) -> str:
+    """Describe how much each arm still changed at the end of training; empty if there were too few evaluations."""
+    metric = metric_of(summary)
+    changes = {name: arm["last_tenth"] for name, arm in summary["arms"].items() if "last_tenth" in arm}
+    if not changes:
+        return ""
+    each = [
+        f"{name} {metric.scale * change['mean']:+.2f}"
+        + (f" ({interval({**change, 'n': len(summary['seeds'])}, metric)})" if change["ci95"] else "")
+        for name, change in changes.items()
+    ]
+    return (
+        f"Change of validation {metric.title} over the last tenth of training, in {metric.difference_unit} with 95 % "
+        f"intervals: {', '.join(each)}."
+    )
 
 
 def peak_memory(summary: Mapping[str, Any]) -> str:
@@ -109,6 +132,11 @@ def sentence(comparison: Mapping[str, Any], metric: Metric, comparisons: int = 1
         needed = seeds_needed(comparisons)
         few = f" Fewer than {needed} seeds cannot reach p < 0.05 here." if n < needed else ""
         text = f"Inconclusive: {numbers}; chance alone can explain that.{few}"
+        if comparison["detectable"] is not None:
+            text += (
+                f" Of such studies, 80 % would detect a difference of {scale * comparison['detectable']:.2f} "
+                f"{metric.difference_unit}."
+            )
     else:
         text = f"{arm} is {comparison['verdict']} than {baseline}: {numbers}."
     if failed:
@@ -134,6 +162,8 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
         rule = "their medians are less than a tenth of the way from chance to perfect"
         told = "The differences show how soon each arm begins to learn, not what it can learn."
         found.insert(0, f"{stamp.capitalize()}: {rule}. {told}")
+    if slopes := last_tenths(summary):
+        found.append(slopes)
     if peak:
         found.append(f"{peak} (the input and output of one layer, one image, float32).")
     return found

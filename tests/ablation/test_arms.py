@@ -149,7 +149,7 @@ TOGETHER = {name: value for change in CHANGES.values() for name, value in change
 def test_what_an_arm_changes_in_its_training_is_in_its_program(tiny, name):
     arms = (Arm("base"), Arm("the same"), Arm(name, training=CHANGES[name]))
     owner = StudyTrainer(STUDY, tiny, Path(), silent())
-    base, same, changed = (program_text(Family(owner, (arm,)), tiny) for arm in arms)
+    base, same, changed = (program_text(Family(owner, owner.study, (arm,)), tiny) for arm in arms)
     assert base == same != changed
 
 

@@ -250,3 +250,17 @@ def test_holm_by_hand():
 @pytest.mark.parametrize(("comparisons", "seeds"), [(0, 6), (1, 6), (2, 7), (3, 7), (4, 8), (6, 8), (8, 9), (17, 10)])
 def test_the_seeds_that_a_corrected_verdict_takes(comparisons, seeds):
     assert seeds_needed(comparisons) == seeds
+
+
+def test_a_detectable_difference_is_decided_in_four_of_five_studies():
+    """Ten pairs of normal differences around the smallest difference that such a study can see."""
+    generator, n, studies = np.random.default_rng(0), 10, 400
+    noise = generator.normal(size=(studies, n))
+    spreads = [compare_paired(row, np.zeros(n)).detectable / row.std(ddof=1) for row in noise]
+    assert spreads == pytest.approx([spreads[0]] * studies)
+    decided = [compare_paired(row + spreads[0], np.zeros(n)).verdict == "better" for row in noise]
+    assert np.mean(decided) == pytest.approx(0.8, abs=0.05)
+    # It is the worst of several comparisons that matters, and five pairs see nothing.
+    both = compare_all({"a": noise[0], "b": noise[1]}, np.zeros(n))
+    assert both["a"].detectable > compare_paired(noise[0], np.zeros(n)).detectable
+    assert compare_paired(noise[0, :5], np.zeros(5)).detectable is None

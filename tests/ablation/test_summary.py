@@ -14,7 +14,7 @@ from mnv2_jax.ablation.report import read_study, write_files
 from mnv2_jax.ablation.study import study_metric
 from mnv2_jax.ablation.summary import describe, metric_of, speeds, summarize
 from mnv2_jax.ablation.tables import arms_table
-from mnv2_jax.ablation.verdicts import sentence
+from mnv2_jax.ablation.verdicts import last_tenths, sentence
 from mnv2_jax.errors import UserError
 from mnv2_jax.network import open_network
 from mnv2_jax.tasks.task import TASKS
@@ -193,3 +193,24 @@ def test_studies_know_of_no_tasks_metric_but_by_asking():
         if "accuracy" in line.lower() and "top-1 accuracy" not in line
     ]
     assert found == []
+
+
+def test_the_change_over_the_last_tenth_of_training(finished):
+    """A straight line through the evaluations from 90 % of the steps on; two of them are too few."""
+
+    def with_evaluations(steps, values):
+        found = [record for record in finished.records if record.split != "validation"]
+        for arm in finished.summary["arms"]:
+            for seed in finished.summary["seeds"]:
+                for step, value in zip(steps, values, strict=True):
+                    metrics = {"accuracy": value + 0.1 * seed, "loss": 1.0}
+                    found.append(Record(arm, seed, step, "validation", 0.0, metrics, 30))
+        return summarize(finished.summary, found)
+
+    summary = with_evaluations((50, 90, 95, 100), (0.2, 0.80, 0.81, 0.82))
+    assert summary["arms"]["linear"]["last_tenth"] == {"mean": pytest.approx(0.02), "ci95": None}
+    assert "over the last tenth of training, in percentage points" in last_tenths(summary)
+    assert "linear +2.00, relu6 +2.00" in last_tenths(summary)
+    few = with_evaluations((50, 90, 100), (0.2, 0.80, 0.82))
+    assert "last_tenth" not in few["arms"]["linear"]
+    assert last_tenths(few) == ""

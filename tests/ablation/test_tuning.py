@@ -28,8 +28,17 @@ def trials(*found):
     ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Tune with as many steps as a run has, since four are few enough, and only at the first rates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "BUDGET", 1.0)
+        patch.setattr(tuning, "LIMITS", (0.5, 2.0))
+        yield
+
+
 @pytest.fixture(scope="module")
-def tuned(tiny, tmp_path_factory):
+def tuned(tiny, small, tmp_path_factory):
     """Train a study with tuned learning rates; return (folder, `Trained`)."""
     folder = tmp_path_factory.mktemp("tuned") / "out"
     return folder, run(tiny, folder, TUNED)
@@ -82,11 +91,50 @@ def test_trials_that_were_interrupted_are_continued(tuned, tiny, tmp_path):
 
 def test_a_learning_rate_that_diverges_is_one_not_to_choose(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RATES", (1.0, 1e30))
+    monkeypatch.setattr(tuning, "LIMITS", (1.0, 1.0))
     monkeypatch.setattr(tuning, "SEEDS", (1000,))
     trained = run(tiny, tmp_path / "out", TUNED)
     for name in ("linear", "relu6"):
         assert f"{name} at learning rate 1e+28, seed 1000: diverged" in trained.log
         assert trained.summary["arms"][name]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("found", "next_rate"),
+    [
+        ({0.5: 0.7, 1.0: 0.9, 2.0: 0.8}, None),
+        ({0.5: 0.9, 1.0: 0.8, 2.0: 0.7}, 0.25),
+        ({0.5: 0.7, 1.0: 0.8, 2.0: 0.9}, 4.0),
+        ({0.5: 0.7, 1.0: 0.8, 2.0: 0.9, 4.0: 0.95}, 8.0),
+        ({0.5: 0.7, 1.0: 0.8, 2.0: 0.9, 4.0: 0.85}, None),
+        ({0.5: 0.7, 1.0: 0.8, 2.0: 0.9, 4.0: 0.95, 8.0: 0.96, 16.0: 0.97}, None),  # the highest there is
+    ],
+)
+def test_while_the_best_rate_is_at_an_end_the_next_is_tried(found, next_rate, monkeypatch):
+    class Arms:
+        names = ("a",)
+
+        def member(self, *member):
+            return Member(*member)
+
+    monkeypatch.setattr(tuning, "LIMITS", (1 / 16, 16.0))
+    tried = [
+        {**trial, "seed": seed} for seed in tuning.SEEDS for trial in trials(*((*each, 1.0) for each in found.items()))
+    ]
+    left = tuning.pending(Arms(), tried, ACCURACY)
+    assert [member[:3] for member in left] == ([("a", seed, next_rate) for seed in tuning.SEEDS] if next_rate else [])
+    # Before the first rates are all tried, no other is.
+    assert [member[:3] for member in tuning.pending(Arms(), tried[1:], ACCURACY)] == [("a", 1000, 0.5)]
+
+
+def test_tuning_runs_have_a_quarter_of_the_budget(monkeypatch):
+    monkeypatch.setattr(tuning, "BUDGET", 0.25)
+    study = dataclasses.replace(STUDY, training=dataclasses.replace(STUDY.training, epochs=8, batch_size=32))
+    short = tuning.shortened(study, 1000)  # 8 epochs of 31 steps
+    assert (short.training.steps(1000), short.training.evaluations) == (62, 1)
+    arms = (STUDY.arms[0], dataclasses.replace(STUDY.arms[1], training={"batch_size": 48}))
+    uneven = tuning.shortened(dataclasses.replace(study, arms=arms), 1000)
+    assert uneven.training.images == 1984 // 96 * 96 + 96  # the nearest whole number of batches of either size
 
 
 def test_a_factor_of_the_learning_rate_is_the_learning_rate(tiny, finished):
