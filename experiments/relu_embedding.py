@@ -331,7 +331,7 @@ def _draw_measures(lower: Any, summary: Mapping[str, Any], options: Options) -> 
     share.plot([], [], "o", color="0.3", label="trained decoder")
     share.plot([], [], "o", color="0.3", markerfacecolor="white", label="best affine decoder")
     share.set_title("Variance recovered by a decoder", fontsize=11)
-    share.set_ylabel("share, at points not fitted to")
+    share.set_ylabel("fraction, at points not fitted to")
     share.legend(handles=share.get_lines()[-2:], loc="lower right", frameon=False, fontsize=9.5)
     for axes in panels:
         axes.set_xscale("log")

@@ -232,13 +232,15 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     ):
         lost.plot([], [], color="0.3", linestyle=style, label=label)
     lost.plot([], [], color="0.6", linewidth=3, linestyle=(0, (6, 2)), label="its third, 2$^{-m/2}$, for large m")
-    lost.set(title="Collapsed share and the theorem's bounds on it", xlabel="m, channels", ylabel="collapsed share")
+    lost.set(
+        title="Collapsed fraction and the theorem's bounds on it", xlabel="m, channels", ylabel="collapsed fraction"
+    )
     lost.legend(fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     ratio.axvline(EXPANSION, color="0.4", linewidth=1, linestyle=":")
     ratio.annotate(
         f"the paper's t = {EXPANSION}", (EXPANSION, 1), (4, -12), textcoords="offset points", fontsize=10, color="0.3"
     )
-    ratio.set(title="Collapsed share against the expansion", xlabel="m / n, channels a dimension", ylabel="collapsed share", xlim=(0, 12.2))  # fmt: skip
+    ratio.set(title="Collapsed fraction against the expansion", xlabel="m / n, channels per dimension", ylabel="collapsed fraction", xlim=(0, 12.2))  # fmt: skip
     for axes in (lost, ratio):
         axes.set_yscale("log")
         axes.set_ylim(floor, 2)
@@ -248,7 +250,7 @@ def draw(summary: Mapping[str, Any], options: Options) -> "Figure":
     headline(
         figure,
         f"The paper's Theorem 1 agrees with samples at {summary['points_that_agree']} of {summary['points']} pairs of n and m",
-        "Share of the volume on which x can be told from ReLU(Bx), B with m rows and n columns (Appendix A): "
+        "Fraction of the volume on which x can be told from ReLU(Bx), B with m rows and n columns (Appendix A): "
         f"{options.samples:,} samples of (B, x) at each pair, exact intervals (95 % together).",
     )
     return figure

@@ -62,7 +62,7 @@ def comparison(difference, verdict, n=6, **changed):
     return {
         "arm": "relu6", "baseline": "linear", "n": n, "mean_difference": difference, "ci95": [-0.1, 0.1], "p_value": 0.03,
         "p_holm": 0.03, "baseline_spread": 0.01, "verdict": verdict, "paper": dataclasses.asdict(STUDY.arms[1].paper),
-        "estimand": "mean", "median_difference": -0.02, "failed": {"arm": 0, "baseline": 0}, **changed,
+        "estimand": "mean", "median_difference": -0.02, "failed": {"arm": 0, "baseline": 0}, "detectable": 0.05, **changed,
     }  # fmt: skip
 
 
