@@ -40,7 +40,7 @@ def test_runs_are_the_same_if_everything_that_determines_them_is(tiny):
         changed(images=48),
         dataclasses.replace(STUDY, tune=True),
         dataclasses.replace(STUDY, arms=(dataclasses.replace(LINEAR, training={"mixup": 0.1}),)),
-        dataclasses.replace(STUDY, arms=(dataclasses.replace(LINEAR, resolution=12),)),
+        dataclasses.replace(STUDY, arms=(dataclasses.replace(LINEAR, resolution=6),)),
         dataclasses.replace(STUDY, arms=(dataclasses.replace(LINEAR, model={"channel_divisor": 4}),)),
     ):
         assert run_digests(other, tiny, None)["run linear"] != own["run linear"]

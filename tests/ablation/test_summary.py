@@ -36,7 +36,7 @@ def test_a_summary_has_what_the_readers_of_it_expect(finished_folder):
         assert len(arm["test_accuracy"]) == len(arm["test_loss"]) == 2
     (comparison,) = summary["comparisons"]
     assert set(comparison) == {
-        "arm", "baseline", "metric", "n", "estimand", "mean_difference", "median_difference", "failed", "ci95", "p_value", "p_holm",
+        "arm", "baseline", "metric", "n", "estimand", "mean_difference", "median_difference", "failed", "detectable", "ci95", "p_value", "p_holm",
         "baseline_spread", "verdict", "paper",
     }  # fmt: skip
     assert comparison["metric"] == "test_accuracy"
