@@ -5,7 +5,7 @@ Question: how does the difference between linear and ReLU6 bottlenecks, or betwe
 Command:  python experiments/budget.py --claim bottleneck
           python experiments/budget.py --claim classic
 Cost:     36 runs (bottleneck) and 63 runs (classic).
-Expect:   one study per budget, in a folder named by its number of images, and a figure over all of them.
+Expect:   one study per budget, in the folder OUT-IMAGES, and in OUT a figure over all of them.
 
 Each budget is a study of its own: every run has the whole learning-rate schedule, and --tune chooses the learning rates
 for that budget. --reuse takes over runs that other studies have in common with these.
@@ -22,7 +22,7 @@ import ablate_residual
 from mnv2_jax import cli
 from mnv2_jax.ablation.design import Study, StudyOptions
 from mnv2_jax.errors import UserError
-from mnv2_jax.results import open_results, write_results
+from mnv2_jax.results import check_folder, open_results, write_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,12 @@ class Options(StudyOptions):
         super().__post_init__()
         if not self.budgets:
             raise UserError("--budgets must name at least one number of images")
+        for images in self.budgets:
+            if images < self.training.batch_size:
+                raise UserError(
+                    f"--budgets {images} is less than one batch of {self.training.batch_size}; use "
+                    f"{self.training.batch_size} or more"
+                )
         if self.training.images is not None:
             raise UserError("--images is set by --budgets; remove it")
 
@@ -178,10 +184,13 @@ def main(options: Options) -> None:
     folder = options.out or Path("runs") / f"budget_{options.claim}-{options.data.dataset}"
     budgets = sorted(dict.fromkeys(options.budgets))
     studies = {images: create(options, images) for images in budgets}
-    open_results({"experiment": "budget", "claim": options.claim, "dataset": options.data.dataset}, folder, False)
+    settings = {"experiment": "budget", "claim": options.claim, "dataset": options.data.dataset}
+    check_folder(settings, folder, options.overwrite, "computation")
     summaries = []
     for images, study in studies.items():
-        summaries.append(study_command(dataclasses.replace(options, out=folder / str(images)), study))
+        out = folder.with_name(f"{folder.name}-{images}")
+        summaries.append(study_command(dataclasses.replace(options, out=out), study))
+    open_results(settings, folder, options.overwrite)
     write_results(folder, {"experiment": "budget", "budgets": points(summaries)}, draw(summaries))
     console = create_console()
     console.print()

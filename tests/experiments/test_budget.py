@@ -26,6 +26,8 @@ def test_images_are_for_budgets_to_set():
         load("budget").Options(training=Recipe(1, 16, 0.1, images=32))
     with pytest.raises(UserError, match="--budgets must name at least one"):
         load("budget").Options(budgets=())
+    with pytest.raises(UserError, match="--budgets 16 is less than one batch of 32; use 32 or more"):
+        load("budget").Options(budgets=(640, 16))
 
 
 def test_the_figure_shows_every_budget_with_its_interval():
