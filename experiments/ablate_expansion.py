@@ -4,8 +4,9 @@ Question: how does accuracy depend on the expansion factor t, at equal width and
 Command:  python experiments/ablate_expansion.py --at width
           python experiments/ablate_expansion.py --at multiply_adds
           with --expansions 0.25 0.5 1 2 3 4 6 8 10 for the whole sweep
-Cost:     21 runs, 97 s (at width) and 140 s (at multiply_adds) on 2 CPU cores, from an empty compilation cache.
-Expect:   on digits, at equal width t=6 0.83, t=1 0.78, t=3 0.72 (t=0.5 0.38); at equal multiply-adds t=1 0.87.
+Cost:     21 runs; with --expansions 0.5 1 3, 28 runs in 330 CPU-seconds (at width) and 410 (at multiply_adds), some 3
+          to 4 minutes on 2 CPU cores with compilation.
+Expect:   on digits, at equal width t=6 0.95, t=3 0.93, t=1 0.94 (t=0.5 0.71); at equal multiply-adds t=1 0.96.
 
 The inner width of a block is t times its input channels, rounded. With t below 1 the block is narrower inside than at
 its ends, which the paper likens to the classic residual block. At equal width a larger t also costs more. At equal
