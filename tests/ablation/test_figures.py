@@ -176,7 +176,7 @@ def test_the_best_cell_of_a_grid_is_the_brightest(draw):
     ("folder", "panels"),
     [
         ("ablate_expansion_width_digits", ["Against t, the expansion factor", "Against multiply-adds"]),
-        ("compare_v1_v2_digits", ["Training", "At the end: every run", "V2 has the highest peak memory: 188 kB, 1.8 times the 103 kB of V1"]),
+        ("compare_v1_v2_digits", ["Training", "At the end: every run", "V2 has the highest peak memory: 96 kB, 1.8 times the 53 kB of V1"]),
         ("width_resolution_digits", ["Against multiply-adds", "Against parameters", "The paper, on ImageNet"]),
         ("expressiveness_digits", ["Mean test accuracy", "At the end: every run"]),
     ],
