@@ -111,7 +111,7 @@ def test_a_pickle_with_code_is_refused_unrun(wrap, tmp_path):
 
 def test_a_whole_pickled_module_is_refused(torch_network, tmp_path):
     torch.save(torch_network, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"Save the network's state_dict\(\) alone"):
+    with pytest.raises(UserError, match=r"save only the network's state_dict\(\)"):
         load_weights(tmp_path / "x.pth")
 
 
