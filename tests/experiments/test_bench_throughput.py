@@ -81,13 +81,6 @@ def test_rates_of_ours_alone(script, command, capsys, tmp_path, monkeypatch):
     assert found["results"][0]["images_per_second"] == {"ours": pytest.approx(20)}
 
 
-@pytest.mark.slow
-def test_rates_of_the_network_as_it_is_compiled_for_speed(command, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    assert command("bench_throughput", *TINY, "--json", "--out", "out") == 0
-    check(json.loads(capsys.readouterr().out), tmp_path / "out")
-
-
 def test_a_ratio_is_of_the_same_round(script):
     found = script.summarize({"ours": [10.0, 20.0, 30.0], "torch": [5.0, 40.0, 15.0]})
     assert found["ratio"] == {"torch": 2.0}

@@ -21,7 +21,7 @@ from mnv2_jax.models.blocks import (
     block_name,
     find_block,
 )
-from mnv2_jax.models.layers import ConvNorm
+from mnv2_jax.models.layers import ConvNorm, make_divisible
 from mnv2_jax.models.mobilenet_v2 import STAGES
 
 X = jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
@@ -142,13 +142,14 @@ SMALL = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
 
 
 def blocks():
-    """Return (input channels, output channels, t, stride) of the distinct blocks of MobileNetV2 1.0."""
-    channels, found = 32, {}
+    """Return (input channels, output channels, t, stride) of the distinct blocks of MobileNetV2 0.25."""
+    channels, found = 8, {}
     for stage in STAGES:
         for repeat in range(stage.repeats):
             stride = stage.stride if repeat == 0 else 1
-            found[channels, stage.channels, stage.expansion, stride] = None
-            channels = stage.channels
+            features = make_divisible(stage.channels * 0.25)
+            found[channels, features, stage.expansion, stride] = None
+            channels = features
     return list(found)
 
 
